@@ -1,0 +1,31 @@
+# `make quickstart` and `make test` need Python >= 3.11 and make; everything else they install into .venv.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+UV := $(shell command -v uv 2> /dev/null)
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.installed  ## train, test and look at a small detector, from nothing, in minutes
+	$(BIN)/python scripts/quickstart.py
+
+test: $(VENV)/.installed  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml
+ifneq ($(UV),)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --python $(BIN)/python --editable '.[dev]'
+else
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[dev]'
+endif
+	touch $@
+
+clean:  ## remove the environment, the runs and the generated data
+	rm -rf $(VENV) runs datasets

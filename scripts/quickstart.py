@@ -1,0 +1,79 @@
+"""`make quickstart`: make the shapes, train a small detector, test it, draw what it finds beside the truth.
+
+Every step is an ordinary command and is printed before it runs.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torchvision.io import write_jpeg
+
+from fpn import Predictor, load
+from fpn.data.coco import read_annotations, read_image
+from fpn.pictures import beside, draw, truth
+
+CONFIG = "configs/quickstart.yaml"
+RUNS = Path("runs/quickstart")
+SHAPES = Path("datasets/shapes")
+
+
+def main() -> None:
+    """Run the steps in the project's root."""
+    os.chdir(Path(__file__).resolve().parents[1])
+    start = time.monotonic()
+    fpn("fit", "--config", CONFIG)
+    checkpoint = newest("checkpoints/best.ckpt")
+    fpn("test", "--ckpt_path", str(checkpoint))
+    scores = newest("scores.json")
+    picture = scores.with_name("detections.jpg")
+    draw_examples(checkpoint, picture)
+    minutes = (time.monotonic() - start) / 60
+    print(
+        f"""
+Done in {minutes:.1f} minutes. Written:
+  {checkpoint}   the detector
+  {scores}   its scores; beside it its detections and proposals in COCO's format
+  {picture}   truth (left of each pair) and detections (right) on held-out images
+
+Try next:
+  .venv/bin/fpn predict --ckpt_path {checkpoint} --images {SHAPES}/val2017 --out predictions
+  .venv/bin/fpn fit --config {CONFIG} --model.detector.neck.top_down false     # an ablation
+  .venv/bin/fpn fit --config configs/base.yaml --data.root /path/to/coco       # the paper's detector"""
+    )
+
+
+def fpn(*arguments: str) -> None:
+    """Run a command of the project as a user would."""
+    print(f"\n$ fpn {' '.join(arguments)}", flush=True)
+    if code := subprocess.run([sys.executable, "-m", "fpn", *arguments], check=False).returncode:
+        sys.exit(code)
+
+
+def newest(name: str) -> Path:
+    """The file of that name in the newest of the quickstart's runs that has one."""
+    return max(RUNS.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
+
+
+def draw_examples(checkpoint: Path, picture: Path, number: int = 6) -> None:
+    """Held-out images in pairs: true boxes, and detections of at least half certainty."""
+    trained = load(checkpoint)
+    annotations = read_annotations(SHAPES / "annotations" / "instances_val2017.json")
+    images, left = [], []
+    for index in range(number):
+        image = read_image(SHAPES / "val2017" / str(annotations.file_names[index]))
+        targets = annotations.targets(index)
+        images.append(image)
+        left.append(draw(image, truth(targets.boxes, targets.labels), trained.categories))
+    found = Predictor.of(trained)(images)
+    right = [draw(i, f, trained.categories, 0.5) for i, f in zip(images, found, strict=True)]
+    sheet = beside(left, right)
+    # Small pictures: show every pixel as four, so that the letters can be read.
+    write_jpeg(torch.repeat_interleave(torch.repeat_interleave(sheet, 2, 1), 2, 2), str(picture))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m fpn` is `fpn`."""
+
+from fpn.lit.cli import main
+
+main()

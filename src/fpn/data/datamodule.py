@@ -1,0 +1,285 @@
+"""Data for Lightning: sets, samplers and loaders for any number of processes.
+
+The samplers shard by themselves and the loaders are never rebuilt, so the Trainer needs
+`use_distributed_sampler=False`; two processes that both saw all images would otherwise go unnoticed.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader
+
+from fpn.data.coco import Annotations, CocoDataset, read_annotations
+from fpn.data.loader import TrainLoader
+from fpn.data.samplers import AspectRatioBatches, ExactShards
+from fpn.data.shapes import CATEGORIES, generate_shapes
+from fpn.data.transforms import EvalTransform, ImageSettings, Sample, TrainTransform, Transform, collate
+from fpn.errors import InputError
+from fpn.types import Categories
+
+_INSTANCES = "annotations/instances_{}2017.json"
+_STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
+
+
+class CocoDataModule(LightningDataModule):
+    """Images and annotations in COCO's format.
+
+    Args:
+        root: Folder of the data set, laid out as COCO 2017 is; the six paths below default to what it holds.
+        train_images: Folder of the training images. Default: train2017 in root.
+        train_annotations: Their annotations. Default: annotations/instances_train2017.json in root.
+        val_images: Folder of the validation images. Default: val2017 in root.
+        val_annotations: Their annotations. Default: annotations/instances_val2017.json in root.
+        test_images: Folder of the test images. Default: the validation images.
+        test_annotations: Their annotations. Default: the validation annotations.
+        short_side: Pixels of an image's short side after resizing.
+        max_side: Most pixels of an image's long side after resizing; it wins over short_side.
+        train_short_sides: Short sides in pixels, one drawn for each training image. Default: short_side.
+        flip_probability: Share of the training images that are mirrored left to right, from 0 to 1.
+        antialias: Resize as PIL and Detectron2 do, rather than as torchvision's detection models do.
+        mean: Subtracted from red, green and blue values between 0 and 1.
+        std: Divides red, green and blue values once the mean is subtracted.
+        batch_size: Training images per process and step.
+        eval_batch_size: Validation and test images per process and step.
+        num_workers: Processes that load images, for each process that trains; 0 loads in that process itself.
+        keep_empty_images: Train on images without objects too; otherwise they are left out and counted.
+        seed: Determines the order of the training images and what is drawn for each, from 0 upwards.
+    """
+
+    def __init__(
+        self,
+        root: str = "datasets/coco",
+        train_images: str | None = None,
+        train_annotations: str | None = None,
+        val_images: str | None = None,
+        val_annotations: str | None = None,
+        test_images: str | None = None,
+        test_annotations: str | None = None,
+        short_side: int = 800,
+        max_side: int = 1333,
+        train_short_sides: list[int] | None = None,
+        flip_probability: float = 0.5,
+        antialias: bool = False,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        batch_size: int = 2,
+        eval_batch_size: int = 1,
+        num_workers: int = 4,
+        keep_empty_images: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sides = [short_side, max_side, *(train_short_sides or [])]
+        _require(min(sides) >= 1, f"short_side, max_side and train_short_sides are pixels, not {min(sides)}")
+        _require(0 <= flip_probability <= 1, f"flip_probability is a share, not {flip_probability}")
+        _require(batch_size >= 1, f"batch_size is {batch_size}, but a batch has an image at least")
+        _require(
+            eval_batch_size >= 1, f"eval_batch_size is {eval_batch_size}, but a batch has an image at least"
+        )
+        _require(num_workers >= 0, f"num_workers is {num_workers}; 0 loads without workers")
+        _require(seed >= 0, f"seed is {seed}, but must not be negative")
+        _require(min(std) > 0, f"std divides, so it must be positive, not {min(std)}")
+
+        # Ranks without a share of the validation images are legitimate: see ExactShards.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.image_settings = ImageSettings(short_side, max_side, antialias, mean, std)
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.keep_empty_images, self.seed = keep_empty_images, seed
+        self._train_transform = TrainTransform(
+            self.image_settings, tuple(train_short_sides or ()), flip_probability
+        )
+
+        folder = Path(root)
+        val_folder, val_file = (
+            val_images or folder / "val2017",
+            val_annotations or folder / _INSTANCES.format("val"),
+        )
+        self._folders = {
+            "train": Path(train_images or folder / "train2017"),
+            "val": Path(val_folder),
+            "test": Path(test_images or val_folder),
+        }
+        self._files = {
+            "train": Path(train_annotations or folder / _INSTANCES.format("train")),
+            "val": Path(val_file),
+            "test": Path(test_annotations or val_file),
+        }
+        self._read: dict[Path, Annotations] = {}
+        self._datasets: dict[str, CocoDataset] = {}
+
+    @property
+    def categories(self) -> Categories:
+        """The classes: those of the training annotations, or of the validation ones where there are none.
+
+        Raises:
+            InputError: if neither file can be read.
+        """
+        return self._annotations(self._reference).categories
+
+    @property
+    def val_annotations_path(self) -> Path:
+        """What validation is scored against."""
+        return self._files["val"]
+
+    @property
+    def test_annotations_path(self) -> Path:
+        """What testing is scored against."""
+        return self._files["test"]
+
+    def setup(self, stage: str) -> None:
+        """Read what a stage needs: "fit", "validate" or "test".
+
+        Raises:
+            InputError: if a file or folder is missing or wrong, or two splits list other categories.
+        """
+        for split in _STAGES[stage]:
+            if split not in self._datasets:
+                self._datasets[split] = self._dataset(split)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled batches of this process.
+
+        Raises:
+            InputError: if there are too few images for one step.
+        """
+        dataset = self._datasets["train"]
+        heights, widths = dataset.annotations.sizes.T
+        overfits = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
+        try:
+            batches = AspectRatioBatches(
+                widths / heights, self.batch_size, *self._place(), seed=self.seed, reshuffle=not overfits
+            )
+        except ValueError as error:
+            raise InputError(f"{dataset.annotations.path}: {error}; lower batch_size") from None
+        return TrainLoader(dataset, batches, self._first_batch, **self._loading())
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation images of this process, each once."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The test images of this process, each once."""
+        return self._evaluation("test")
+
+    @property
+    def _reference(self) -> str:
+        return "train" if self._files["train"].is_file() else "val"
+
+    def _annotations(self, split: str) -> Annotations:
+        path = self._files[split]
+        if path not in self._read:
+            if not path.is_file():
+                raise InputError(f"{path}: no such annotation file; root or {split}_annotations names it")
+            self._read[path] = read_annotations(path)
+        return self._read[path]
+
+    def _dataset(self, split: str) -> CocoDataset:
+        annotations, folder = self._annotations(split), self._folders[split]
+        if annotations.categories != self.categories:
+            raise InputError(
+                f"{annotations.path} and {self._files[self._reference]} list different categories:"
+                f" {_difference(annotations.categories, self.categories)}"
+            )
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such image folder; root or {split}_images names it")
+        has_objects = annotations.has_objects()
+        transform: Transform = EvalTransform(self.image_settings)
+        fate = "kept"
+        if split == "train":
+            transform = self._train_transform
+            if not self.keep_empty_images:
+                annotations, fate = annotations.select(has_objects), "left out"
+        crowds = int(annotations.crowd.sum())
+        rank_zero_info(
+            f"{split}: {len(annotations):,} images, {len(annotations.boxes) - crowds:,} objects,"
+            f" {crowds:,} crowd regions; {int((~has_objects).sum()):,} images without objects {fate},"
+            f" {annotations.degenerate:,} degenerate boxes dropped"
+        )
+        return CocoDataset(annotations, folder, transform)
+
+    def _evaluation(self, split: str) -> DataLoader[Sample]:
+        dataset = self._datasets[split]
+        shard = ExactShards(len(dataset), self.eval_batch_size, *self._place())
+        return DataLoader(dataset, batch_sampler=shard, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": partial(collate, divisor=self.image_settings.divisor),
+        }
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size."""
+        if self.trainer is None:
+            return 0, 1
+        connector = self.trainer._accelerator_connector
+        if connector.use_distributed_sampler and self.trainer.world_size > 1:
+            raise InputError("set trainer.use_distributed_sampler to false: the data module shards by itself")
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _first_batch(self) -> int:
+        if self.trainer is None or not self.trainer.fit_loop.epoch_loop.restarting:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+class ShapesDataModule(CocoDataModule):
+    """The embedded data set: pictures of shapes, drawn on first use.
+
+    Args:
+        root: Folder of the data set; it is made there when missing.
+        train_count: Training images to draw.
+        val_count: Validation images to draw.
+        drawing_seed: Determines what is drawn.
+        long_side: Pixels of the long side of what is drawn.
+        short_side: Pixels of an image's short side after resizing.
+        max_side: Most pixels of an image's long side after resizing; it wins over short_side.
+    """
+
+    def __init__(
+        self,
+        root: str = "datasets/shapes",
+        train_count: int = 2000,
+        val_count: int = 200,
+        drawing_seed: int = 0,
+        long_side: int = 256,
+        short_side: int = 256,
+        max_side: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root=root, short_side=short_side, max_side=max_side, **kwargs)
+        self._draw = partial(
+            generate_shapes,
+            Path(root),
+            train=train_count,
+            val=val_count,
+            seed=drawing_seed,
+            long_side=long_side,
+        )
+
+    @property
+    def categories(self) -> Categories:
+        """The classes of shapes, known before any is drawn."""
+        return CATEGORIES
+
+    def prepare_data(self) -> None:
+        """Draw the images unless they are there."""
+        self._draw()
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise InputError(message)
+
+
+def _difference(one: Categories, other: Categories) -> str:
+    mine, theirs = (dict(zip(ids, names, strict=True)) for ids, names in (one, other))
+    differing = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+    shown = [f"id {key} is {mine.get(key, 'absent')} / {theirs.get(key, 'absent')}" for key in differing[:3]]
+    return ", ".join(shown) + (", …" if len(differing) > 3 else "")

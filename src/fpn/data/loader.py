@@ -1,0 +1,65 @@
+"""A training loader that goes on where a stopped run left off."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from fpn.data.coco import CocoDataset
+from fpn.data.samplers import AspectRatioBatches
+from fpn.data.transforms import Sample
+from fpn.types import Batch
+
+
+class TrainLoader(DataLoader[Sample]):
+    """Training batches from where training stands.
+
+    A sample is a function of (seed, epoch, image): Lightning knows the epoch and `first_batch` the place in
+    it, so a checkpoint need hold nothing but what the order depends on, to tell when that has changed.
+
+    Args:
+        dataset: what to load from.
+        batch_sampler: which images make which batch.
+        first_batch: how many batches of the epoch are done, asked as an iteration starts.
+        settings: the other arguments of a DataLoader.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        batch_sampler: AspectRatioBatches,
+        first_batch: Callable[[], int],
+        **settings: Any,
+    ) -> None:
+        super().__init__(dataset, batch_sampler=batch_sampler, **settings)
+        self._batches = batch_sampler
+        self._first_batch = first_batch
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches of the sampler's epoch.
+
+        A generator, so that nothing starts before the first batch is asked for: Lightning makes the iterator
+        of a resumed run before it sets the epoch, and workers would load the beginning of another one.
+        """
+        self._batches.start = self._first_batch()
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, int]:
+        """What the order of the images depends on besides the epoch."""
+        batches = self._batches
+        return {
+            "seed": batches.seed,
+            "images": len(batches.landscape),
+            "batch_size": batches.batch_size,
+            "world_size": batches.world_size,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Warn if a run goes on in another order than the one it stopped in."""
+        now = self.state_dict()
+        changed = [f"{key} was {state.get(key)}, is {now[key]}" for key in now if state.get(key) != now[key]]
+        if changed:
+            warnings.warn(
+                f"An epoch begun before may repeat or miss images: {'; '.join(changed)}", stacklevel=2
+            )

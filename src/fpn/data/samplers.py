@@ -1,0 +1,132 @@
+"""Which images make which batch, for any number of processes.
+
+Symbols: I images, B images per batch and process, W processes (world size), rank 0…W-1.
+
+A batch sampler here hands out picks, not indices: an image and the seed of everything random about it. What a
+sample looks like therefore depends on (seed, epoch, image) only, whatever worker or process loads it.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+
+class Pick(NamedTuple):
+    """One image to load."""
+
+    image: int
+    """Position in the data set."""
+    seed: int
+    """Seeds the sample's random transforms; 0 for evaluation, which has none."""
+
+
+class AspectRatioBatches(Sampler[list[Pick]]):
+    """Shuffled training batches of images of like orientation, which pad each other little.
+
+    Each epoch shuffles the images and cuts the landscape ones (w ≥ h) and the portrait ones into batches of
+    B. What is left of both makes one mixed batch if there is enough. The ⌊I / B⌋ batches are shuffled and
+    dealt to the processes in turn, ⌊I / (B·W)⌋ to each. No image occurs twice in an epoch and fewer than B·W
+    are left out, other ones every time: the fewest that give all processes as many batches, all of them full.
+
+    Args:
+        aspect_ratios: (I,) width / height.
+        batch_size: B.
+        rank: the process whose batches these are.
+        world_size: W.
+        seed: with the epoch, it determines every batch and pick.
+        reshuffle: False repeats epoch 0 for ever, to overfit a few batches.
+
+    Raises:
+        ValueError: if there are fewer than B·W images, or the sizes make no sense.
+    """
+
+    def __init__(
+        self,
+        aspect_ratios: NDArray[np.floating],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        reshuffle: bool = True,
+    ) -> None:
+        _check(batch_size, rank, world_size)
+        if len(aspect_ratios) < batch_size * world_size:
+            raise ValueError(
+                f"{len(aspect_ratios)} images do not make one batch of {batch_size} for each of"
+                f" {world_size} processes"
+            )
+        self.landscape = np.asarray(aspect_ratios) >= 1
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.seed, self.reshuffle = seed, reshuffle
+        self.epoch = 0
+        self.start = 0
+        """Batches of this process to pass over, when training goes on in the middle of an epoch."""
+
+    @property
+    def sampler(self) -> "AspectRatioBatches":
+        """Itself: it is at `batch_sampler.sampler` that Lightning looks for a `set_epoch` to call."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the shuffle that the next iteration runs through."""
+        self.epoch = epoch if self.reshuffle else 0
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same in every process."""
+        return len(self.landscape) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        epoch = self.epoch
+        batches = self._all_batches(epoch)
+        for mine in range(self.start, len(self)):
+            batch = batches[mine * self.world_size + self.rank].tolist()
+            yield [Pick(image, sample_seed(self.seed, epoch, image)) for image in batch]
+
+    def _all_batches(self, epoch: int) -> NDArray[np.int64]:
+        """(⌊I / B⌋, B) indices: the batches of all processes, in order."""
+        rng = np.random.default_rng((self.seed, epoch))
+        shuffled = rng.permutation(len(self.landscape))
+        groups = [shuffled[self.landscape[shuffled]], shuffled[~self.landscape[shuffled]]]
+        full = [group[: len(group) // self.batch_size * self.batch_size] for group in groups]
+        left = np.concatenate([group[len(cut) :] for group, cut in zip(groups, full, strict=True)])
+        mixed = rng.permutation(left)[: len(left) // self.batch_size * self.batch_size]
+        return rng.permutation(np.concatenate([*full, mixed]).reshape(-1, self.batch_size))
+
+
+class ExactShards(Sampler[list[Pick]]):
+    """Every image exactly once over all processes: image i goes to rank i mod W, none is repeated to fill up.
+
+    Processes may have different numbers of batches, zero included, so a step must not wait for the others.
+
+    Args:
+        images: I.
+        batch_size: most images in a batch; the last one may have fewer.
+        rank: the process whose share this is.
+        world_size: W.
+    """
+
+    def __init__(self, images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        _check(batch_size, rank, world_size)
+        self.share = range(rank, images, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return -(-len(self.share) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        for first in range(0, len(self.share), self.batch_size):
+            yield [Pick(image, 0) for image in self.share[first : first + self.batch_size]]
+
+
+def sample_seed(seed: int, epoch: int, image: int) -> int:
+    """The seed of one sample: unrelated for neighbouring epochs and images, the same on every machine."""
+    return int(np.random.SeedSequence((seed, epoch, image)).generate_state(1)[0])
+
+
+def _check(batch_size: int, rank: int, world_size: int) -> None:
+    if batch_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"batch_size {batch_size}, rank {rank}, world_size {world_size}")

@@ -1,0 +1,168 @@
+"""From a decoded image and its boxes to a padded batch.
+
+Symbols: H × W pixels on disk, h × w pixels once resized, N images in a batch, G boxes.
+
+The arithmetic is that of torchvision's detection models, to the last bit: floats in [0, 1] are normalised,
+then resized by plain bilinear interpolation. `antialias` instead resizes the bytes first, with a filter that
+covers every pixel, as PIL (hence Detectron2) does.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as image_ops
+
+from fpn.ops.boxes import rescale_boxes
+from fpn.types import Batch, Size, Targets
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What every image goes through, in training, testing and prediction alike."""
+
+    short_side: int = 800
+    """Pixels of the short side after resizing …"""
+    max_side: int = 1333
+    """… unless the long side would have more pixels than this."""
+    antialias: bool = False
+    """Resize like PIL rather than like torchvision's detection models."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from RGB values in [0, 1]; ImageNet's."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divides them afterwards."""
+    divisor: int = 32
+    """A batch is padded to multiples of this many pixels: the coarsest stride of the network."""
+
+
+class Sample(NamedTuple):
+    """One image on its way into a batch."""
+
+    image: Tensor
+    """(3, h, w) float32, normalised."""
+    size: Size
+    """(h, w)."""
+    original_size: Size
+    """(H, W)."""
+    image_id: int
+    """That of the annotation file."""
+    target: Targets
+    """In pixels of the resized image."""
+
+
+class Transform(Protocol):
+    """(3, H, W) uint8 and its targets to (3, h, w) float32 and its targets; chance is the generator's."""
+
+    def __call__(
+        self, image: Tensor, target: Targets, generator: torch.Generator
+    ) -> tuple[Tensor, Targets]: ...
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize and normalise."""
+
+    settings: ImageSettings
+
+    def __call__(self, image: Tensor, target: Targets, generator: torch.Generator) -> tuple[Tensor, Targets]:
+        return _resize(image, target, self.settings, self.settings.short_side)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Resize to one of several short sides, normalise, flip left to right at random.
+
+    Args:
+        settings: what every image goes through.
+        short_sides: drawn from with equal chances; empty for `settings.short_side` alone.
+        flip_probability: in [0, 1].
+    """
+
+    settings: ImageSettings
+    short_sides: tuple[int, ...] = ()
+    flip_probability: float = 0.5
+
+    def __call__(self, image: Tensor, target: Targets, generator: torch.Generator) -> tuple[Tensor, Targets]:
+        short_sides = self.short_sides or (self.settings.short_side,)
+        drawn = int(torch.randint(len(short_sides), (), generator=generator))
+        flips = float(torch.rand((), generator=generator)) < self.flip_probability
+        image, target = _resize(image, target, self.settings, short_sides[drawn])
+        return flip(image, target) if flips else (image, target)
+
+
+def resized_size(size: Size, short_side: int, max_side: int) -> Size:
+    """The size of an image once its short side is `short_side`, or its long side `max_side` if that is less.
+
+    torchvision's rule, rounded down as there. A side never falls below one pixel, where torchvision fails.
+    """
+    scale = min(short_side / min(size), max_side / max(size))
+    return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
+
+
+def prepare_image(image: Tensor, settings: ImageSettings, short_side: int | None = None) -> Tensor:
+    """Resize and normalise one image.
+
+    Args:
+        image: (3, H, W) RGB, uint8 or float in [0, 1].
+        settings: how.
+        short_side: in pixels, in place of the settings'.
+
+    Returns:
+        (3, h, w) float32.
+    """
+    old = (image.shape[-2], image.shape[-1])
+    size = resized_size(old, short_side or settings.short_side, settings.max_side)
+    if settings.antialias:
+        image = image_ops.resize(image, list(size), antialias=True)
+    image = _normalise(image, settings)
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def flip(image: Tensor, target: Targets) -> tuple[Tensor, Targets]:
+    """Mirror (3, h, w) left to right, and its boxes and crowd regions with it."""
+    width = image.shape[-1]
+    return image.flip(-1), Targets(_flip(target.boxes, width), target.labels, _flip(target.crowds, width))
+
+
+def collate(samples: Sequence[Sample], divisor: int) -> Batch:
+    """Pad N images with zeros, at the right and bottom, to one size, a multiple of `divisor` pixels."""
+    height, width = (
+        math.ceil(max(sample.size[side] for sample in samples) / divisor) * divisor for side in (0, 1)
+    )
+    images = samples[0].image.new_zeros((len(samples), 3, height, width))
+    for padded, sample in zip(images, samples, strict=True):
+        padded[:, : sample.size[0], : sample.size[1]] = sample.image
+    return Batch(
+        images=images,
+        sizes=[sample.size for sample in samples],
+        original_sizes=[sample.original_size for sample in samples],
+        image_ids=[sample.image_id for sample in samples],
+        targets=[sample.target for sample in samples],
+    )
+
+
+def _resize(
+    image: Tensor, target: Targets, settings: ImageSettings, short_side: int
+) -> tuple[Tensor, Targets]:
+    old = (image.shape[-2], image.shape[-1])
+    image = prepare_image(image, settings, short_side)
+    new = (image.shape[-2], image.shape[-1])
+    boxes, crowds = rescale_boxes(target.boxes, old, new), rescale_boxes(target.crowds, old, new)
+    return image, Targets(boxes, target.labels, crowds)
+
+
+def _normalise(image: Tensor, settings: ImageSettings) -> Tensor:
+    image = image.float() if image.is_floating_point() else image.float() / 255
+    mean, std = image.new_tensor(settings.mean), image.new_tensor(settings.std)
+    return (image - mean[:, None, None]) / std[:, None, None]
+
+
+def _flip(boxes: Tensor, width: int) -> Tensor:
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=-1)

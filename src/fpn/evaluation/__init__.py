@@ -1,0 +1,26 @@
+"""COCO's numbers: of saved results (`scoring`), within a loop (`metrics`), and for the eye (`tables`)."""
+
+from fpn.evaluation.engines import Engine
+from fpn.evaluation.metrics import BoxAP, ProposalRecall
+from fpn.evaluation.scoring import (
+    BoxScores,
+    evaluate_boxes,
+    evaluate_categories,
+    evaluate_proposals,
+    score_boxes,
+)
+from fpn.evaluation.tables import box_table, category_table, proposal_table
+
+__all__ = [
+    "BoxAP",
+    "BoxScores",
+    "Engine",
+    "ProposalRecall",
+    "box_table",
+    "category_table",
+    "evaluate_boxes",
+    "evaluate_categories",
+    "evaluate_proposals",
+    "proposal_table",
+    "score_boxes",
+]

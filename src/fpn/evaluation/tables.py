@@ -1,0 +1,57 @@
+"""The numbers of `scoring` as tables for a terminal of 80 columns: percentages with one decimal.
+
+'–' is a number without ground truth; an empty cell is one that the COCO protocol does not have.
+"""
+
+import math
+from collections.abc import Mapping
+
+from rich.table import Table
+from rich.text import Text
+
+from fpn.evaluation.scoring import AREAS
+
+
+def box_table(scores: Mapping[str, float]) -> Table:
+    """COCO's twelve numbers, `evaluate_boxes`, by kind and area."""
+    table = _by_area("Boxes (%)")
+    for name in ("AP", "AP50", "AP75", "AR@1", "AR@10", "AR@100"):
+        # COCO's AR by area is at 100 detections and its key has no limit.
+        prefix = "AR" if name == "AR@100" else name
+        table.add_row(name, *(_percent(scores, f"{prefix}{area}" if area else name) for area in AREAS))
+    return table
+
+
+def proposal_table(scores: Mapping[str, float]) -> Table:
+    """Average recall of proposals, `evaluate_proposals`, by limit and area."""
+    table = _by_area("Proposals, class-agnostic (%)")
+    for name in (key for key in scores if "_" not in key):
+        table.add_row(name, *(_percent(scores, f"{name}{area}") for area in AREAS))
+    return table
+
+
+def category_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
+    """AP of each category, `evaluate_categories`, in the order given."""
+    table = Table(title="AP by category (%)")
+    table.add_column("category", overflow="fold")
+    for heading in ("AP", "AP50", "AP75", "small", "medium", "large"):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=4)
+    for category, row in scores.items():
+        keys = ("AP", "AP50", "AP75", *(f"AP{area}" for area in AREAS if area))
+        # A Text, because a name in square brackets would be read as markup.
+        table.add_row(Text(category), *(_percent(row, key) for key in keys))
+    return table
+
+
+def _by_area(title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("")
+    for area in AREAS:
+        table.add_column(area.removeprefix("_") or "all", justify="right", no_wrap=True)
+    return table
+
+
+def _percent(scores: Mapping[str, float], key: str) -> str:
+    if key not in scores:
+        return ""
+    return "–" if math.isnan(scores[key]) else f"{100 * scores[key]:.1f}"

@@ -1,0 +1,170 @@
+"""The command line: `fpn fit | validate | test` are Lightning's, the rest is in commands.py."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from fpn.checkpoints import forget_imagenet, remembered_config
+from fpn.data.datamodule import CocoDataModule
+from fpn.errors import InputError
+from fpn.lit.callbacks import BestCheckpoint, Scores, Throughput
+from fpn.lit.module import DetectionModule
+
+COMMANDS = {
+    "fit": "train a detector, validating as it goes",
+    "validate": "score a checkpoint on the validation images",
+    "test": "score a checkpoint on the test images: all tables, results in COCO's format",
+    "predict": "find objects in images with a checkpoint: COCO results and pictures",
+    "evaluate": "score a saved COCO results file",
+    "shapes": "make the embedded data set of generated shapes",
+}
+
+
+class DetectionCLI(LightningCLI):
+    """LightningCLI for a DetectionModule on a CocoDataModule.
+
+    What a checkpoint remembers of its model and data takes the place of the defaults: whatever is
+    given on the command line or in a configuration file wins over it.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of Lightning's commands that need a data module."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+            "test": {"model", "dataloaders", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the checkpoint callback, and the number of classes from the data."""
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "data": {"class_path": "fpn.data.datamodule.CocoDataModule"},
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("data", "model.classes", _number_of_classes, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; with a checkpoint, parse again on top of what it remembers."""
+        assert isinstance(args, list)
+        self.config = parser.parse_args(args)
+        subcommand = self.config.subcommand
+        path = self.config[subcommand].get("ckpt_path")
+        remembered = remembered_config(path) if path and path not in ("best", "last", "hpc") else None
+        if remembered is not None:
+            self.config = parser.parse_args([subcommand, "--config", remembered, *args[1:]])
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning's own would let the checkpoint's values win over those the user gives.
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """With a checkpoint at hand, ImageNet weights would only be overwritten: do not load them."""
+        config = self.config[self.subcommand]
+        if config.get("ckpt_path"):
+            forget_imagenet(config.model)
+
+    def after_instantiate_classes(self) -> None:
+        """Let the module keep its configuration, for its checkpoints."""
+        config = self.config[self.subcommand]
+        self.model.config = {"model": _plain(config.model), "data": _plain(config.data)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; a user's mistake ends in one line on standard error and exit status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _quiet()
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_usage())  # noqa: T201
+            return
+        command, *rest = arguments
+        if command not in COMMANDS:
+            raise InputError(f"fpn has no command {command!r}; it has {', '.join(COMMANDS)}")
+        if command in DetectionCLI.subcommands():
+            _run_lightning([command, *rest])
+        else:
+            from fpn.lit.commands import run
+
+            run(command, rest)
+    except InputError as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(_fail(f"{error.filename}: {error.strerror}"))
+
+
+def _run_lightning(arguments: list[str]) -> None:
+    DetectionCLI(
+        DetectionModule,
+        CocoDataModule,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        trainer_defaults={
+            "max_epochs": -1,
+            "use_distributed_sampler": False,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": "runs", "name": "fpn"},
+            },
+            "callbacks": [RichProgressBar(), LearningRateMonitor(), Throughput(), Scores()],
+        },
+        parser_kwargs={"prog": "fpn"},
+        auto_configure_optimizers=False,
+        args=arguments,
+    )
+
+
+def _number_of_classes(data: CocoDataModule) -> int:
+    return len(data.categories.ids)
+
+
+def _plain(value: Any) -> Any:
+    """Namespaces as dictionaries, tuples as lists: what a checkpoint may hold."""
+    if isinstance(value, Namespace):
+        return {key: _plain(item) for key, item in vars(value).items()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _fail(message: str) -> int:
+    print(f"fpn: {message}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fpn COMMAND [options]",
+            "",
+            "Feature Pyramid Networks for object detection.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "fpn COMMAND --help lists a command's options.",
+        ]
+    )
+
+
+def _quiet() -> None:
+    """Keep Lightning's advertising and its known false alarms off the terminal."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

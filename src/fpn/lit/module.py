@@ -1,0 +1,181 @@
+"""The training loop's view of a detector: losses, optimiser, scores. Everything else is Lightning's."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from fpn.checkpoints import check_weights
+from fpn.data.datamodule import CocoDataModule
+from fpn.errors import InputError
+from fpn.evaluation import BoxAP, Engine, ProposalRecall
+from fpn.lit.schedule import Schedule
+from fpn.models.detectors import Detector, FasterRCNN
+from fpn.types import Batch, Categories, Inference
+
+
+class NonFiniteLossError(InputError):
+    """A loss became infinite or not a number; going on would only spoil the weights."""
+
+
+class DetectionModule(LightningModule):
+    """A detector in training and testing.
+
+    Args:
+        classes: K, the number of object classes; the command line reads it from the data.
+        detector: which detector, made for that number of classes.
+        schedule: optimiser and learning rate.
+        engine: what computes COCO's scores; "pycocotools" is the slower reference.
+    """
+
+    datamodule: CocoDataModule
+
+    def __init__(
+        self,
+        classes: int,
+        detector: Callable[[int], Detector] = FasterRCNN,
+        schedule: Schedule = Schedule(),
+        engine: Engine = "faster",
+    ) -> None:
+        super().__init__()
+        self.detector = detector(classes)
+        self.schedule = schedule
+        self.engine: Engine = engine
+        self.config: dict[str, Any] = {}
+        """What the command line built this module from; kept in checkpoints."""
+
+    @property
+    def finds_objects(self) -> bool:
+        """Whether the detector ends in detections, and not in proposals."""
+        return isinstance(self.detector, FasterRCNN)
+
+    @property
+    def monitor(self) -> str:
+        """The score by which the best checkpoint is chosen."""
+        return "val/AP" if self.finds_objects else "val/proposal_AR@1000"
+
+    @property
+    def data(self) -> CocoDataModule:
+        """The data module of the running trainer."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, CocoDataModule):
+            raise InputError("this module trains and tests on a CocoDataModule; give one to the trainer")
+        return data
+
+    def forward(self, batch: Batch) -> Inference:
+        """Proposals and detections of a batch."""
+        result: Inference = self.detector(batch)
+        return result
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the detector's losses."""
+        losses = self.detector.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            names = ", ".join(f"{name} = {value.item():g}" for name, value in losses.items())
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {self.global_step} on images {batch.image_ids}: {names}; "
+                f"lower model.schedule.lr or check these images' boxes"
+            )
+        values = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(values, batch_size=len(batch.images))
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.images))
+        return total
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The schedule, at this run's number of images a step."""
+        images = self.data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        schedule = self.schedule.at(images)
+        rank_zero_info(f"schedule: {schedule}")
+        if self.trainer.max_steps == -1:
+            # The number of steps follows from the number of processes, which is known only now.
+            self.trainer.fit_loop.epoch_loop.max_steps = schedule.steps
+        optimizer, scheduler = schedule.optimizer(self.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def setup(self, stage: str) -> None:
+        """Make the scores for the annotations this stage is scored on."""
+        data = self.data
+        path = data.test_annotations_path if stage == "test" else data.val_annotations_path
+        self.recall = ProposalRecall(path, engine=self.engine)
+        self.ap = BoxAP(path, data.categories, engine=self.engine) if self.finds_objects else None
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect what is found."""
+        self._collect(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect what is found."""
+        self._collect(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an earlier epoch found."""
+        self._reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an earlier epoch found."""
+        self._reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Score what was found."""
+        self.log_dict(self.scores("val"))
+
+    def on_test_epoch_end(self) -> None:
+        """Score what was found."""
+        self.log_dict(self.scores("test"))
+
+    def scores(self, split: Literal["val", "test"]) -> dict[str, float]:
+        """The scores of the epoch just run: `val/AP`, …, and of its proposals `val/proposal_AR@1000`, …"""
+        scores = {f"{split}/proposal_{key}": value for key, value in self.recall.compute().items()}
+        if self.ap is not None:
+            scores |= {f"{split}/{key}": value for key, value in self.ap.compute().items()}
+        return scores
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is needed to use the weights without this run's configuration files."""
+        data = self.data
+        categories = data.categories
+        checkpoint["fpn"] = {
+            "config": self.config,
+            "categories": {"ids": list(categories.ids), "names": list(categories.names)},
+            "image": asdict(data.image_settings),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another detector, or one trained for other categories."""
+        check_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
+        kept = checkpoint.get("fpn", {}).get("categories")
+        if kept is None:
+            return
+        theirs, ours = Categories(tuple(kept["ids"]), tuple(kept["names"])), self.data.categories
+        if theirs != ours:
+            raise InputError(
+                f"the checkpoint was trained for other categories than the data has: "
+                f"{_differences(theirs, ours)}"
+            )
+
+    def _collect(self, batch: Batch) -> None:
+        found = self(batch)
+        self.recall.update(batch.image_ids, found.proposals)
+        if self.ap is not None:
+            self.ap.update(batch.image_ids, found.detections)
+
+    def _reset(self) -> None:
+        self.recall.reset()
+        if self.ap is not None:
+            self.ap.reset()
+
+
+def _differences(theirs: Categories, ours: Categories) -> str:
+    checkpoint = dict(zip(theirs.ids, theirs.names, strict=True))
+    data = dict(zip(ours.ids, ours.names, strict=True))
+    first = next(i for i in sorted(checkpoint.keys() | data.keys()) if checkpoint.get(i) != data.get(i))
+    return (
+        f"id {first} is {checkpoint.get(first, 'missing')!r} in the checkpoint and "
+        f"{data.get(first, 'missing')!r} in the data ({len(checkpoint)} and {len(data)} categories)"
+    )

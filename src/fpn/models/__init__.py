@@ -1,0 +1,1 @@
+"""The network, its targets, its losses and the selection of its boxes."""

@@ -1,0 +1,184 @@
+"""The detectors: one straight line from images to losses, one from images to boxes.
+
+    images → bottom_up → C2…C5 → neck → P2…P5 → rpn → proposals → roi_head → detections
+
+Symbols: N images, K classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpn.errors import InputError
+from fpn.models.losses import LossSettings, fast_rcnn_losses, rpn_losses
+from fpn.models.necks import FeaturePyramid, Neck
+from fpn.models.postprocess import DetectionSelection, ProposalSelection, select_detections, select_proposals
+from fpn.models.resnet import ResNet
+from fpn.models.roi_head import RoIHead
+from fpn.models.rpn import RegionProposalNetwork
+from fpn.models.targets import AnchorSampling, RoISampling, sample_anchors, sample_rois
+from fpn.ops.boxes import rescale_boxes
+from fpn.types import Batch, Detections, Features, Inference, RoIs, RPNOutput, Targets
+
+
+class Detector(nn.Module, ABC):
+    """What a training loop needs of a detector."""
+
+    bottom_up: ResNet
+
+    @abstractmethod
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The losses of a batch by name; their sum is to be minimised.
+
+        Args:
+            batch: images with their ground truth.
+            generator: source of the sampling's randomness, on the images' device.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Inference:
+        """All that is found in a batch, in pixels of the original images."""
+
+    @abstractmethod
+    def detect(self, batch: Batch) -> list[Detections]:
+        """The N results of the last stage, in pixels of the original images."""
+
+
+class ProposalNetwork(Detector):
+    """The region proposal network alone: Table 1.
+
+    Args:
+        classes: K of the data. Proposals are class-agnostic: every class is an object.
+        bottom_up: the bottom-up pathway.
+        neck: from the bottom-up's maps to those the RPN reads.
+        rpn: anchors and head.
+        anchor_sampling: which anchors the RPN learns from.
+        training_proposals: which boxes of the RPN are proposals in training.
+        testing_proposals: which boxes of the RPN are proposals in testing.
+        loss: shape of the box losses.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        bottom_up: Callable[[], ResNet] = ResNet,
+        neck: Callable[[Mapping[int, int]], Neck] = FeaturePyramid,
+        rpn: Callable[[Neck], RegionProposalNetwork] = RegionProposalNetwork,
+        anchor_sampling: AnchorSampling = AnchorSampling(),
+        training_proposals: ProposalSelection = ProposalSelection(2000, 2000),
+        testing_proposals: ProposalSelection = ProposalSelection(1000, 1000),
+        loss: LossSettings = LossSettings(),
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.bottom_up = bottom_up()
+        self.neck = neck(self.bottom_up.channels)
+        self.bottom_up.end_at(max(self.neck.inputs))
+        self.rpn = rpn(self.neck)
+        self.anchor_sampling = anchor_sampling
+        self.training_proposals, self.testing_proposals = training_proposals, testing_proposals
+        self.loss = loss
+
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """`rpn_objectness` and `rpn_box`."""
+        output = self.rpn(self._pyramid(batch), batch.images.shape[-2:])
+        return self._rpn_losses(output, batch, generator)
+
+    def forward(self, batch: Batch) -> Inference:
+        """Proposals only."""
+        return Inference(_to_original(self._propose(self._pyramid(batch), batch), batch), None)
+
+    def detect(self, batch: Batch) -> list[Detections]:
+        """The proposals of each image."""
+        return self.forward(batch).proposals
+
+    def _pyramid(self, batch: Batch) -> Features:
+        p: Features = self.neck(self.bottom_up(batch.images))
+        return p
+
+    def _propose(self, p: Features, batch: Batch) -> list[Detections]:
+        output = self.rpn(p, batch.images.shape[-2:])
+        return select_proposals(output, batch.sizes, self.rpn.box_weights, self.testing_proposals)
+
+    def _rpn_losses(
+        self, output: RPNOutput, batch: Batch, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        anchors = torch.cat(list(output.anchors.values()))
+        sampled = [
+            sample_anchors(anchors, target, size, self.anchor_sampling, self.rpn.box_weights, generator)
+            for target, size in zip(_ground_truth(batch), batch.sizes, strict=True)
+        ]
+        objectness = torch.cat(list(output.objectness.values()), dim=1)
+        deltas = torch.cat(list(output.deltas.values()), dim=1)
+        return rpn_losses(objectness, deltas, sampled, self.loss)
+
+
+class FasterRCNN(ProposalNetwork):
+    """RPN and Fast R-CNN on one pyramid, trained jointly: Tables 3 to 5.
+
+    Args:
+        classes: K of the data.
+        roi_head: RoI pooling, head and predictor.
+        roi_sampling: which RoIs the head learns from.
+        detections: which boxes of the head are detections.
+        **proposal_network: the arguments of `ProposalNetwork`.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        roi_head: Callable[[Neck, int], RoIHead] = RoIHead,
+        roi_sampling: RoISampling = RoISampling(),
+        detections: DetectionSelection = DetectionSelection(),
+        **proposal_network: Any,
+    ) -> None:
+        super().__init__(classes, **proposal_network)
+        self.roi_head = roi_head(self.neck, classes)
+        self.roi_sampling, self.detections = roi_sampling, detections
+
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """`rpn_objectness`, `rpn_box`, `roi_class` and `roi_box`."""
+        p = self._pyramid(batch)
+        output = self.rpn(p, batch.images.shape[-2:])
+        losses = self._rpn_losses(output, batch, generator)
+        proposals = select_proposals(output, batch.sizes, self.rpn.box_weights, self.training_proposals)
+        boxes = [proposal.boxes for proposal in proposals]
+        targets = sample_rois(
+            boxes, _ground_truth(batch), self.roi_sampling, self.roi_head.box_weights, generator
+        )
+        scores, deltas = self.roi_head(p, targets.rois)
+        return losses | fast_rcnn_losses(scores, deltas, targets, self.loss)
+
+    def forward(self, batch: Batch) -> Inference:
+        """Proposals and the detections made of them."""
+        p = self._pyramid(batch)
+        proposals = self._propose(p, batch)
+        boxes = [proposal.boxes for proposal in proposals]
+        image = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
+        scores, deltas = self.roi_head(p, RoIs(torch.cat(boxes), image))
+        detections = select_detections(
+            scores, deltas, boxes, batch.sizes, self.roi_head.box_weights, self.detections
+        )
+        return Inference(_to_original(proposals, batch), _to_original(detections, batch))
+
+    def detect(self, batch: Batch) -> list[Detections]:
+        """The detections in each image."""
+        detections = self.forward(batch).detections
+        assert detections is not None
+        return detections
+
+
+def _ground_truth(batch: Batch) -> list[Targets]:
+    if batch.targets is None:
+        raise InputError("this batch has no ground truth to learn from")
+    return batch.targets
+
+
+def _to_original(found: list[Detections], batch: Batch) -> list[Detections]:
+    return [
+        detections._replace(boxes=rescale_boxes(detections.boxes, size, original))
+        for detections, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
+    ]

@@ -1,0 +1,121 @@
+"""From the bottom-up's maps {C2…C5} to the maps that the heads read (Sec. 3, Fig. 3; the rows of Table 1).
+
+Every neck is built from the channels of the C levels and maps Features to Features.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import nn
+
+from fpn.errors import InputError
+from fpn.types import Features
+
+
+class Neck(nn.Module):
+    """What lies between bottom-up and heads.
+
+    Attributes:
+        inputs: the C levels it reads.
+        levels: the levels of its output, finest first.
+        channels: the channels of every level of its output.
+    """
+
+    inputs: tuple[int, ...]
+    levels: tuple[int, ...]
+    channels: int
+
+
+class FeaturePyramid(Neck):
+    """The feature pyramid: top-down pathway and lateral connections.
+
+    Args:
+        in_channels: channels of each C level.
+        channels: d, the channels of every P level.
+        levels: the P levels to give.
+        lateral: add the 1×1 of each C level to the map from above; without it only the top level
+            sees the bottom-up pathway: Table 1 (e).
+        top_down: add the upsampled map of the level above; without it each level stands alone:
+            the bottom-up pyramid of Table 1 (d).
+        smooth: a 3×3 convolution on each merged map, against the aliasing of upsampling.
+        nonlinearity: a ReLU after each extra convolution; the paper has none.
+
+    Raises:
+        InputError: no lateral connections and no top-down pathway, or levels that the bottom-up lacks.
+    """
+
+    def __init__(
+        self,
+        in_channels: Mapping[int, int],
+        channels: int = 256,
+        levels: Sequence[int] = (2, 3, 4, 5),
+        lateral: bool = True,
+        top_down: bool = True,
+        smooth: bool = True,
+        nonlinearity: bool = False,
+    ) -> None:
+        super().__init__()
+        self.levels, self.channels, self.top_down = tuple(sorted(levels)), channels, top_down
+        top = max(in_channels)
+        if not set(self.levels) <= set(in_channels) or not self.levels:
+            raise InputError(
+                f"neck.levels {list(levels)} are not among the bottom-up's {sorted(in_channels)}"
+            )
+        if not (lateral or top_down) and self.levels != (top,):
+            raise InputError(
+                "neck.lateral and neck.top_down are both false: the finer levels would have no input"
+            )
+        # Levels of the pathway, coarsest first: a top-down pathway to a fine level runs through all above it.
+        self.path = [
+            k for k in sorted(in_channels, reverse=True) if k in levels or (top_down and k > min(levels))
+        ]
+        after = [nn.ReLU()] if nonlinearity else []
+        self.inputs = tuple(k for k in self.path if lateral or k == top)
+        self.laterals = nn.ModuleDict(
+            {str(k): nn.Sequential(nn.Conv2d(in_channels[k], channels, 1), *after) for k in self.inputs}
+        )
+        self.smooths = nn.ModuleDict(
+            {str(k): nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), *after) for k in self.levels}
+            if smooth
+            else {}
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, c: Features) -> Features:
+        """From {k: C_k} to {k: P_k}, each (N, channels, h_k, w_k)."""
+        merged: Features = {}
+        above = None
+        for k in self.path:
+            x = self.laterals[str(k)](c[k]) if str(k) in self.laterals else None
+            if self.top_down and above is not None:
+                # To the finer map's own size: an odd map is not half of the next.
+                up = F.interpolate(above, size=c[k].shape[-2:], mode="nearest")
+                x = up if x is None else x + up
+            assert x is not None  # the constructor refuses a level without input
+            merged[k] = above = x
+        return {k: self.smooths[str(k)](merged[k]) if self.smooths else merged[k] for k in self.levels}
+
+
+class SingleLevel(Neck):
+    """One map of the bottom-up as it is: the baselines of Table 1 (a) and (b), Fig. 1 (b).
+
+    Args:
+        in_channels: channels of each C level.
+        level: which one.
+
+    Raises:
+        InputError: the bottom-up has no such level.
+    """
+
+    def __init__(self, in_channels: Mapping[int, int], level: int = 4) -> None:
+        super().__init__()
+        if level not in in_channels:
+            raise InputError(f"neck.level {level} is not among the bottom-up's levels {sorted(in_channels)}")
+        self.inputs, self.levels, self.channels = (level,), (level,), in_channels[level]
+
+    def forward(self, c: Features) -> Features:
+        """From {k: C_k} to {level: C_level}."""
+        return {self.levels[0]: c[self.levels[0]]}

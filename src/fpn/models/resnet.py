@@ -1,0 +1,198 @@
+"""The bottom-up pathway: a ResNet's last maps of conv2…conv5, {C2, C3, C4, C5} (Sec. 3).
+
+The blocks are torchvision's, and so are the names of the parameters: its ImageNet weights load as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FrozenBatchNorm2d
+
+from fpn.errors import InputError
+from fpn.types import Features
+from fpn.weights import read_tensors
+
+Norm = Literal["frozen", "batch", "group"]
+
+BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """A ResNet without its classifier, from pixels to {C2, …}.
+
+    Args:
+        name: resnet18, resnet34, resnet50 or resnet101.
+        weights: ImageNet weights to start from: a name of torchvision's, as IMAGENET1K_V1, or a file with a
+            ResNet's state dict; null starts from random ones.
+        norm: frozen (BatchNorm as a fixed scale and shift, for pretrained weights), batch, or group
+            (GroupNorm of 32 groups, from scratch).
+        norm_eps: epsilon of the norm.
+        frozen_stages: how many of conv1, conv2, …, conv5 are not trained, counted from the first.
+        stride_in_1x1: put a bottleneck's stride on its first 1×1 convolution, as the MSRA release the paper
+            starts from; torchvision's weights want it on the 3×3.
+        width: channels of conv1; all others scale with it. 64 is the published network.
+        stages: how many of conv2…conv5 are built; 4 ends at C5, 3 at C4.
+
+    Raises:
+        InputError: the weights do not exist or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50",
+        weights: str | None = None,
+        norm: Norm = "frozen",
+        norm_eps: float = 1e-5,
+        frozen_stages: int = 0,
+        stride_in_1x1: bool = False,
+        width: int = 64,
+        stages: int = 4,
+    ) -> None:
+        super().__init__()
+        if name not in BLOCKS:
+            raise InputError(f"bottom-up {name!r} is not known; choose one of {', '.join(BLOCKS)}")
+        if not 1 <= stages <= 4 or not 0 <= frozen_stages <= stages + 1:
+            raise InputError(
+                f"a bottom-up has 1 to 4 stages and freezes at most conv1 and these, "
+                f"not stages {stages} and frozen_stages {frozen_stages}"
+            )
+        block, depths = BLOCKS[name]
+        norm_layer = _norm_layer(norm, norm_eps)
+        self.name = name
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.channels: dict[int, int] = {}
+        in_channels = width
+        for stage in range(1, stages + 1):
+            planes = width * 2 ** (stage - 1)
+            self.add_module(
+                f"layer{stage}", _stage(block, in_channels, planes, depths[stage - 1], stage > 1, norm_layer)
+            )
+            in_channels = planes * block.expansion
+            self.channels[stage + 1] = in_channels
+        if stride_in_1x1:
+            _move_stride_to_first_convolution(self)
+        _initialise(self)
+        if weights is not None:
+            self.load_imagenet(weights)
+        self._freeze(frozen_stages)
+
+    def forward(self, images: Tensor) -> Features:
+        """From images (N, 3, H, W) to {k: C_k}, C_k of (N, channels[k], ⌈H / 2**k⌉, ⌈W / 2**k⌉)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features = {}
+        for level in self.channels:
+            x = features[level] = self.get_submodule(f"layer{level - 1}")(x)
+        return features
+
+    def load_imagenet(self, weights: str) -> None:
+        """Copy a classifier's weights into this bottom-up; its last layer has no place here and is left out.
+
+        Args:
+            weights: a name of torchvision's or a file, as for the class.
+
+        Raises:
+            InputError: no such name or file, or the weights are another network's.
+        """
+        state = _read_weights(self.name, weights)
+        wanted = self.state_dict()
+        counters = ("num_batches_tracked",)  # read by no inference; older files lack them
+        missing = [key for key in wanted if key not in state and not key.endswith(counters)]
+        wrong = [key for key in wanted if key in state and wanted[key].shape != state[key].shape]
+        if missing or wrong:
+            key = (missing or wrong)[0]
+            what = "has no" if missing else f"has a shape of {tuple(state[key].shape)} for"
+            raise InputError(f"weights {weights!r} do not fit {self.name}: the file {what} {key}")
+        self.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
+
+    def end_at(self, level: int) -> None:
+        """Take out the stages above C_level: where nothing reads them, nothing should train them."""
+        for k in [k for k in self.channels if k > level]:
+            delattr(self, f"layer{k - 1}")
+            del self.channels[k]
+
+    def train(self, mode: bool = True) -> "ResNet":
+        """As `nn.Module.train`, but frozen stages keep their running statistics too."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def _freeze(self, stages: int) -> None:
+        parts = [[self.conv1, self.bn1]] + [[self.get_submodule(f"layer{k - 1}")] for k in self.channels]
+        # A tuple, so that the modules are not registered a second time.
+        self._frozen = tuple(module for part in parts[:stages] for module in part)
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+
+def _norm_layer(norm: Norm, eps: float) -> Callable[[int], nn.Module]:
+    if norm == "group":
+        return lambda channels: nn.GroupNorm(min(32, channels), channels, eps=eps)
+    layer = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
+    return lambda channels: layer(channels, eps=eps)
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    in_channels: int,
+    planes: int,
+    depth: int,
+    halve: bool,
+    norm_layer: Callable[[int], nn.Module],
+) -> nn.Sequential:
+    stride = 2 if halve else 1
+    out_channels = planes * block.expansion
+    downsample = None
+    if halve or in_channels != out_channels:
+        downsample = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm_layer(out_channels)
+        )
+    # For a bottleneck, torchvision counts the width of the 3×3 in units of 64 channels: planes, here.
+    blocks = [block(in_channels, planes, stride, downsample, norm_layer=norm_layer)]
+    blocks += [block(out_channels, planes, norm_layer=norm_layer) for _ in range(depth - 1)]
+    return nn.Sequential(*blocks)
+
+
+def _move_stride_to_first_convolution(resnet: ResNet) -> None:
+    for module in resnet.modules():
+        if isinstance(module, Bottleneck):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
+
+
+def _initialise(resnet: ResNet) -> None:
+    for module in resnet.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _read_weights(name: str, weights: str) -> dict[str, Tensor]:
+    path = Path(weights)
+    if path.suffix or path.exists():
+        if not path.is_file():
+            raise InputError(f"weights file {weights} does not exist")
+        return read_tensors(path)
+    names: Sequence[str] = list(get_model_weights(name).__members__)
+    if weights not in names:
+        raise InputError(f"{name} has no weights {weights!r}; there are {', '.join(names)}, or give a file")
+    try:
+        state: dict[str, Tensor] = get_model_weights(name)[weights].get_state_dict(
+            progress=True, check_hash=True
+        )
+    except OSError as error:
+        raise InputError(
+            f"weights {weights} of {name} could not be downloaded ({error}); "
+            f"set model.detector.bottom_up.weights to a file, or to null for random ones"
+        ) from error
+    return state

@@ -1,0 +1,119 @@
+"""The region proposal network on a pyramid: anchors, and a head that slides over every level (Sec. 4.1).
+
+Symbols: N images, A_k anchors on level k, d channels of the pyramid.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fpn.errors import InputError
+from fpn.models.necks import Neck
+from fpn.ops.anchors import cell_anchors, grid_anchors
+from fpn.types import Features, RPNOutput, Size
+
+ANCHOR_SIZES: dict[int, list[float]] = {2: [32], 3: [64], 4: [128], 5: [256], 6: [512]}
+"""Square roots of the anchors' areas in pixels: one per level of {P2…P6}."""
+
+
+class RPNHead(nn.Module):
+    """A 3×3 convolution with ReLU, then sibling 1×1 convolutions for objectness and deltas.
+
+    Args:
+        channels: d, of the input and of the 3×3.
+        anchors: anchors at each position.
+    """
+
+    def __init__(self, channels: int, anchors: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, anchors, 1)
+        self.deltas = nn.Conv2d(channels, 4 * anchors, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """From (N, d, h, w) to logits (N, A) and deltas (N, A, 4), ordered as the A = h · w · anchors."""
+        n = len(p)
+        x = F.relu(self.conv(p))
+        objectness = self.objectness(x).permute(0, 2, 3, 1).reshape(n, -1)
+        deltas = self.deltas(x).permute(0, 2, 3, 1).reshape(n, -1, 4)
+        return objectness, deltas
+
+
+class RegionProposalNetwork(nn.Module):
+    """Anchors on every level, and what the head says of them.
+
+    A level above the neck's coarsest is made by stride-2 subsampling: P6 from P5. Only the RPN sees it.
+
+    Args:
+        neck: the neck whose maps it reads.
+        sizes: square roots of the anchors' areas in pixels, by level.
+        ratios: heights over widths of the anchors.
+        shared: one head for all levels; false builds one for each.
+        rounded: anchors with whole-pixel corners (torchvision); false keeps exact shapes (Detectron2).
+        grid: where anchors stand. "spread" divides the padded image evenly among a map's positions, which on
+            a P6 of odd size is under 64 pixels (torchvision); "stride" is always 2**k pixels (Detectron2).
+        box_weights: factors of the deltas dx, dy, dw, dh.
+
+    Raises:
+        InputError: levels the neck cannot give, or different numbers of anchors under a shared head.
+    """
+
+    def __init__(
+        self,
+        neck: Neck,
+        sizes: Mapping[int, Sequence[float]] = ANCHOR_SIZES,
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        shared: bool = True,
+        rounded: bool = True,
+        grid: Literal["spread", "stride"] = "spread",
+        box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.box_weights = tuple(box_weights)
+        self.levels = tuple(sorted(int(k) for k in sizes))
+        self.top, self.shared, self.grid = max(neck.levels), shared, grid
+        below_top = [k for k in self.levels if k <= self.top]
+        if not below_top or not set(below_top) <= set(neck.levels):
+            raise InputError(
+                f"rpn.sizes are for levels {list(self.levels)}, but the neck gives {list(neck.levels)}"
+            )
+        cells = {k: cell_anchors(sizes[k], ratios, rounded) for k in self.levels}
+        counts = {k: len(cell) for k, cell in cells.items()}
+        if shared and len(set(counts.values())) > 1:
+            raise InputError(
+                f"rpn.sizes give {counts} anchors by level: a shared head needs the same number on each"
+            )
+        for k, cell in cells.items():
+            self.register_buffer(f"cell{k}", cell, persistent=False)
+        # `head` holds one module under the key "shared", or one for each level under its number.
+        keys = ["shared"] if shared else [str(k) for k in self.levels]
+        self.head = nn.ModuleDict(
+            {key: RPNHead(neck.channels, counts[self.levels[i]]) for i, key in enumerate(keys)}
+        )
+
+    def forward(self, p: Features, image_size: Size) -> RPNOutput:
+        """Anchors, logits and deltas by level, from {k: P_k} of a batch padded to `image_size`."""
+        maps = {k: p[k] for k in self.levels if k <= self.top}
+        x = p[self.top]
+        for k in range(self.top + 1, max(self.levels) + 1):
+            x = F.max_pool2d(x, 1, stride=2)
+            if k in self.levels:
+                maps[k] = x
+        output = RPNOutput({}, {}, {})
+        for k, x in maps.items():
+            output.anchors[k] = self.anchors(k, x.shape[-2:], image_size)
+            objectness, deltas = self.head["shared" if self.shared else str(k)](x)
+            output.objectness[k], output.deltas[k] = objectness.float(), deltas.float()
+        return output
+
+    def anchors(self, level: int, map_size: Sequence[int], image_size: Size) -> Tensor:
+        """(A, 4) anchors of a level whose map is `map_size` in a batch of `image_size`."""
+        h, w = map_size
+        spread = self.grid == "spread"
+        stride = (image_size[0] // h, image_size[1] // w) if spread else (2**level, 2**level)
+        return grid_anchors(self.get_buffer(f"cell{level}"), (h, w), stride)

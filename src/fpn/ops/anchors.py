@@ -1,0 +1,46 @@
+"""Anchors: boxes of a few scales and shapes around every position of a feature map (Sec. 4.1).
+
+Symbols: A anchors of one position, h × w positions of a map. A ratio is height : width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool = True) -> Tensor:
+    """The anchors of one position, centred on the origin; each has the area size².
+
+    Args:
+        sizes: square roots of the areas, in pixels of the network's input.
+        ratios: heights over widths.
+        rounded: whole-pixel corners, as in torchvision; False keeps the exact shapes, as in Detectron2.
+
+    Returns:
+        (A, 4) float32, A = len(ratios) · len(sizes); the size runs fastest.
+    """
+    size = torch.tensor(sizes, dtype=torch.float32)
+    root = torch.tensor(ratios, dtype=torch.float32).sqrt()
+    w = (1 / root[:, None] * size[None, :]).flatten()
+    h = (root[:, None] * size[None, :]).flatten()
+    anchors = torch.stack((-w, -h, w, h), dim=1) / 2
+    return anchors.round() if rounded else anchors
+
+
+def grid_anchors(cell: Tensor, map_size: tuple[int, int], stride: tuple[float, float]) -> Tensor:
+    """A position's anchors repeated at every position of a map; position (0, 0) is the image's corner.
+
+    Args:
+        cell: (A, 4) anchors of one position.
+        map_size: (h, w) positions.
+        stride: pixels from one position to the next, down and across.
+
+    Returns:
+        (h · w · A, 4), row by row, the anchors of one position together.
+    """
+    y = torch.arange(map_size[0], device=cell.device) * stride[0]
+    x = torch.arange(map_size[1], device=cell.device) * stride[1]
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    corners = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+    return (corners + cell).reshape(-1, 4)

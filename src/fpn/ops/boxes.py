@@ -1,0 +1,88 @@
+"""Boxes and the deltas that move one onto another (Faster R-CNN, eq. 2).
+
+All of it runs in float32, whatever the precision of the network.
+
+Symbols: R boxes; a box is (x1, y1, x2, y2) in pixels, a width is x2 - x1. Deltas are (dx, dy, dw, dh).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+"""dw and dh are cut here before the exponential: no box grows by more than 62.5 in one step."""
+
+
+def encode_boxes(boxes: Tensor, references: Tensor, weights: Sequence[float]) -> Tensor:
+    """The deltas that turn references into boxes, times the weights.
+
+    Args:
+        boxes: (R, 4) targets.
+        references: (R, 4) anchors or RoIs, of positive width and height.
+        weights: four factors for dx, dy, dw, dh.
+
+    Returns:
+        (R, 4) float32 deltas.
+    """
+    x, y, w, h = _center_size(references.float())
+    target_x, target_y, target_w, target_h = _center_size(boxes.float())
+    wx, wy, ww, wh = weights
+    deltas = (
+        wx * (target_x - x) / w,
+        wy * (target_y - y) / h,
+        ww * torch.log(target_w / w),
+        wh * torch.log(target_h / h),
+    )
+    return torch.stack(deltas, dim=-1)
+
+
+def decode_boxes(deltas: Tensor, references: Tensor, weights: Sequence[float]) -> Tensor:
+    """The boxes that deltas make of references: the inverse of `encode_boxes`.
+
+    Args:
+        deltas: (..., 4).
+        references: (..., 4), of a shape that broadcasts with the deltas'.
+        weights: the factors the deltas were encoded with.
+
+    Returns:
+        (..., 4) float32 boxes.
+    """
+    x, y, w, h = _center_size(references.float())
+    dx, dy, dw, dh = deltas.float().unbind(-1)
+    wx, wy, ww, wh = weights
+    center_x = dx / wx * w + x
+    center_y = dy / wy * h + y
+    half_w = 0.5 * (torch.exp((dw / ww).clamp(max=MAX_LOG_SCALE)) * w)
+    half_h = 0.5 * (torch.exp((dh / wh).clamp(max=MAX_LOG_SCALE)) * h)
+    return torch.stack((center_x - half_w, center_y - half_h, center_x + half_w, center_y + half_h), dim=-1)
+
+
+def rescale_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Boxes (R, 4) of an image of size `old` (height, width), in pixels of the same image at size `new`."""
+    y, x = new[0] / old[0], new[1] / old[1]
+    return boxes * boxes.new_tensor((x, y, x, y))
+
+
+def intersection_over_own_area(boxes: Tensor, regions: Tensor) -> Tensor:
+    """The share of each box's own area that lies in each region.
+
+    Args:
+        boxes: (R, 4).
+        regions: (C, 4).
+
+    Returns:
+        (R, C) in [0, 1]; 0 for a box without area.
+    """
+    top_left = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
+    bottom_right = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1)
+    return torch.where(area[:, None] > 0, overlap / area[:, None], 0.0)
+
+
+def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    w, h = x2 - x1, y2 - y1
+    return x1 + 0.5 * w, y1 + 0.5 * h, w, h

@@ -1,0 +1,100 @@
+"""Images in, boxes in the pixels of these images out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from fpn.checkpoints import Trained
+from fpn.data.coco import read_image
+from fpn.data.transforms import ImageSettings, Sample, collate, prepare_image
+from fpn.errors import InputError
+from fpn.models.detectors import Detector
+from fpn.types import Batch, Detections, Targets
+
+Picture = Tensor | Image.Image | str | Path
+
+
+class Predictor:
+    """A detector made ready for images of any size.
+
+    Args:
+        detector: what finds the boxes; put into evaluation mode and moved to the device.
+        short_side: pixels of the short side that images are resized to …
+        max_side: … unless the long side would exceed this.
+        device: where it runs; None for the detector's own.
+        settings: further settings of image preparation; the sides above take precedence.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        short_side: int = 800,
+        max_side: int = 1333,
+        device: torch.device | str | None = None,
+        settings: ImageSettings = ImageSettings(),
+    ) -> None:
+        self.device = torch.device(device) if device is not None else next(detector.parameters()).device
+        self.detector = detector.to(self.device).eval()
+        self.settings = replace(settings, short_side=short_side, max_side=max_side)
+
+    @classmethod
+    def of(cls, trained: Trained, device: torch.device | str | None = None) -> "Predictor":
+        """A predictor of a loaded checkpoint, with the image size it was trained for."""
+        image = trained.image
+        return cls(trained.detector, image.short_side, image.max_side, device, image)
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Picture]) -> list[Detections]:
+        """What is found in each image, best first.
+
+        The images make one batch: they are padded to the largest of them, which moves results by a
+        trace, and must fit into memory together.
+
+        Args:
+            images: (3, H, W) uint8 tensors, or floating-point ones in [0, 1]; PIL images; or paths of files.
+
+        Returns:
+            For each image its detections on the CPU, boxes in pixels of the image as given.
+
+        Raises:
+            InputError: an image cannot be read, or has another shape, type or range.
+        """
+        if not isinstance(images, list | tuple):
+            raise InputError(f"Predictor takes a list of images, not a {type(images).__name__}")
+        if not images:
+            return []
+        found = self.detector.detect(self._batch([_tensor(image) for image in images]))
+        return [Detections(*(part.cpu() for part in detections)) for detections in found]
+
+    def _batch(self, images: Sequence[Tensor]) -> Batch:
+        nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+        samples = []
+        for index, image in enumerate(images):
+            prepared = prepare_image(image.to(self.device), self.settings)
+            height, width = prepared.shape[-2:]
+            samples.append(
+                Sample(prepared, (height, width), (image.shape[-2], image.shape[-1]), index, nothing)
+            )
+        return collate(samples, self.settings.divisor)._replace(targets=None)
+
+
+def _tensor(image: Picture) -> Tensor:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return pil_to_tensor(image.convert("RGB"))
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise InputError(f"an image tensor has the shape (3, height, width), not {tuple(image.shape)}")
+    if image.dtype != torch.uint8:
+        if not image.is_floating_point():
+            raise InputError(f"an image tensor is uint8 or floating point in [0, 1], not {image.dtype}")
+        if image.max() > 16:
+            raise InputError(
+                f"a floating-point image is in [0, 1], not up to {image.max():g}: divide it by 255"
+            )
+    return image

@@ -1,0 +1,94 @@
+"""What passes between the parts of the project.
+
+Symbols used in every docstring: N images in a batch, H × W pixels of the padded batch, G ground-truth
+boxes, A anchors, R regions of interest (RoIs), D detections, K object classes (background not counted),
+d channels of the pyramid. Boxes are float32 (x1, y1, x2, y2) in pixels. A size is (height, width).
+
+Levels are the paper's numbers (Sec. 3): `c[4]` is C4, `p[2]` is P2, and level k has a stride of 2**k pixels.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+Features = dict[int, Tensor]
+"""Feature maps by level: level k is (N, channels, ⌈H / 2**k⌉, ⌈W / 2**k⌉)."""
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+class Categories(NamedTuple):
+    """The classes of a data set: label i of the network (1…K) is `ids[i - 1]` in its annotation file.
+
+    Category ids may have gaps (COCO's run from 1 to 90 for 80 classes), labels have none.
+    """
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+class Targets(NamedTuple):
+    """The ground truth of one image, in pixels of the network's input."""
+
+    boxes: Tensor
+    """(G, 4) boxes of single objects."""
+    labels: Tensor
+    """(G,) int64 in 1…K; 0 is the background."""
+    crowds: Tensor
+    """(·, 4) regions that hold many objects: neither object nor background."""
+
+
+class Batch(NamedTuple):
+    """Images of different sizes, padded at the right and bottom to one."""
+
+    images: Tensor
+    """(N, 3, H, W) normalised images, padded with zeros."""
+    sizes: list[Size]
+    """N sizes of the resized images, before padding."""
+    original_sizes: list[Size]
+    """N sizes of the images as they lie on disk."""
+    image_ids: list[int]
+    """N ids, those of the annotation file."""
+    targets: list[Targets] | None = None
+    """N ground truths, or None where there are none to learn from."""
+
+
+class RPNOutput(NamedTuple):
+    """What the RPN says of each anchor, by level."""
+
+    anchors: dict[int, Tensor]
+    """Level k: (A_k, 4), the same for every image of the batch."""
+    objectness: dict[int, Tensor]
+    """Level k: (N, A_k) logits."""
+    deltas: dict[int, Tensor]
+    """Level k: (N, A_k, 4) box deltas."""
+
+
+class RoIs(NamedTuple):
+    """Regions of interest of a whole batch, image after image."""
+
+    boxes: Tensor
+    """(R, 4) in pixels of the network's input."""
+    image: Tensor
+    """(R,) int64, the index in the batch."""
+
+
+class Detections(NamedTuple):
+    """Boxes found in one image, best first."""
+
+    boxes: Tensor
+    """(D, 4)."""
+    scores: Tensor
+    """(D,) in [0, 1]."""
+    labels: Tensor
+    """(D,) int64 in 1…K. Proposals, which have no class, are labelled 1: 'object'."""
+
+
+class Inference(NamedTuple):
+    """All that a detector says of a batch, in pixels of the original images."""
+
+    proposals: list[Detections]
+    """N sets of class-agnostic proposals."""
+    detections: list[Detections] | None
+    """N sets of detections; None from a detector that only proposes."""

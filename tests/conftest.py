@@ -1,0 +1,31 @@
+"""Fixtures shared by the whole suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    """The root of a small excerpt of COCO 2017 in COCO's own layout."""
+    root = Path(os.environ.get("COCO_MINI", REPOSITORY.parent / "shared" / "coco-mini"))
+    if not (root / "annotations" / "instances_val2017.json").is_file():
+        pytest.skip(f"no COCO excerpt at {root}; set COCO_MINI to its folder")
+    return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

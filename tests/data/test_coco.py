@@ -1,0 +1,332 @@
+"""Reading COCO-format files, against hand-made files and pycocotools; decoding, against PIL."""
+
+import json
+import pickle
+import pickletools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torch.utils.data import DataLoader
+
+from fpn.data.coco import CocoDataset, read_annotations, read_image
+from fpn.data.samplers import ExactShards, Pick
+from fpn.data.transforms import EvalTransform, ImageSettings
+from fpn.errors import InputError
+
+Json = dict[str, Any]
+
+
+def content(boxes: Sequence[Sequence[float]] | None = None, **changes: Any) -> Json:
+    """Two images of 40 × 30 pixels (ids 12, 5), categories 9 and 3, and the given boxes, all in image 5."""
+    return {
+        "images": [
+            {"id": 12, "file_name": "b.png", "height": 30, "width": 40},
+            {"id": 5, "file_name": "sub/a.png", "height": 30, "width": 40},
+        ],
+        "annotations": [
+            {"id": 100 + place, "image_id": 5, "category_id": 9, "bbox": box, "iscrowd": 0, "area": 1}
+            for place, box in enumerate([[1, 2, 3, 4]] if boxes is None else boxes)
+        ],
+        "categories": [{"id": 9, "name": "zebra"}, {"id": 3, "name": "ant"}],
+    } | changes
+
+
+def written(folder: Path, data: Any) -> Path:
+    path = folder / "instances.json"
+    path.write_text(data if isinstance(data, str) else json.dumps(data))
+    return path
+
+
+def dataset(folder: Path, data: Json) -> CocoDataset:
+    return CocoDataset(read_annotations(written(folder, data)), folder, EvalTransform(ImageSettings(30, 40)))
+
+
+def picture(height: int = 30, width: int = 40) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 255, (-(-height // 6), -(-width // 6), 3), dtype=np.uint8)
+    return Image.fromarray(coarse.repeat(6, 0).repeat(6, 1)[:height, :width])
+
+
+def test_a_hand_made_file(tmp_path: Path) -> None:
+    data = content([[1, 2, 3, 4], [30, 20, 50, 50], [-5, -5, 10, 10], [2.5, 3.5, 1, 1]])
+    data["annotations"][3] |= {"category_id": 3, "image_id": 12}
+    data["annotations"][1] |= {"iscrowd": 1}
+    del data["annotations"][0]["iscrowd"]
+    found = read_annotations(written(tmp_path, data))
+    assert found.categories.ids == (3, 9)
+    assert found.categories.names == ("ant", "zebra")
+    assert found.image_ids.tolist() == [12, 5]
+    assert found.file_names.tolist() == ["b.png", "sub/a.png"]
+    assert found.sizes.tolist() == [[30, 40], [30, 40]]
+    assert found.offsets.tolist() == [0, 1, 4]
+    assert found.boxes.tolist() == [[2.5, 3.5, 3.5, 4.5], [1, 2, 4, 6], [30, 20, 40, 30], [0, 0, 5, 5]]
+    assert found.labels.tolist() == [1, 2, 2, 2]
+    assert found.crowd.tolist() == [False, False, True, False]
+    assert found.degenerate == 0
+    target = found.targets(1)
+    assert target.boxes.tolist() == [[1, 2, 4, 6], [0, 0, 5, 5]]
+    assert target.labels.tolist() == [2, 2]
+    assert target.crowds.tolist() == [[30, 20, 40, 30]]
+
+
+@pytest.mark.coco_mini
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_annotations_are_pycocotools(coco_mini: Path, split: str) -> None:
+    path = coco_mini / "annotations" / f"instances_{split}.json"
+    found, truth = read_annotations(path), COCO(str(path))
+    assert found.categories.ids == tuple(sorted(truth.getCatIds()))
+    assert found.image_ids.tolist() == list(truth.imgs)
+    assert len(found.boxes) == len(truth.anns)
+    for index, image_id in enumerate(found.image_ids.tolist()):
+        entries = truth.loadAnns(truth.getAnnIds(image_id))
+        target = found.targets(index)
+        singles = [entry for entry in entries if not entry["iscrowd"]]
+        assert [found.categories.ids[i - 1] for i in target.labels] == [e["category_id"] for e in singles]
+        assert len(target.crowds) == len(entries) - len(singles)
+        for box, entry in zip(target.boxes.tolist(), singles, strict=True):
+            x, y, w, h = entry["bbox"]
+            assert box == pytest.approx([x, y, x + w, y + h], abs=0.02)
+
+
+@pytest.mark.coco_mini
+def test_real_images_load_in_workers_without_python_objects(coco_mini: Path) -> None:
+    annotations = read_annotations(coco_mini / "annotations" / "instances_val2017.json")
+    data = CocoDataset(annotations, coco_mini / "val2017", EvalTransform(ImageSettings(64, 96)))
+    loader = DataLoader(data, batch_sampler=ExactShards(6, 2), num_workers=1, collate_fn=list)
+    ids = [sample.image_id for batch in loader for sample in batch]
+    assert ids == annotations.image_ids[:6].tolist()
+
+
+def test_a_data_set_holds_no_python_object_per_image_or_box(tmp_path: Path) -> None:
+    def objects(count: int) -> int:
+        data = content([[1, 2, 3, 4]] * count)
+        data["images"] += [
+            {"id": 1000 + i, "file_name": f"{i:012}.jpg", "height": 30, "width": 40} for i in range(count)
+        ]
+        # An array is a few opcodes, however long; every other object has at least one of its own.
+        return sum(1 for _ in pickletools.genops(pickle.dumps(dataset(tmp_path, data))))
+
+    assert objects(2000) - objects(10) < 10
+
+
+def test_degenerate_boxes_are_dropped_and_counted(tmp_path: Path) -> None:
+    good = [[1, 2, 3, 4]] * 5
+    found = read_annotations(written(tmp_path, content([*good, [5, 5, 0, 4], [5, 5, 4, -1]])))
+    assert found.degenerate == 2
+    assert len(found.boxes) == 5
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[5, 5, 0, 0], [5, 5, 3, 0.001], [40, 3, 5, 5], [-9, 3, 5, 5], ["NaN", 1, 2, 3], [1, 1, "Infinity", 5]],
+)
+def test_what_counts_as_degenerate(tmp_path: Path, box: list[Any]) -> None:
+    text = (
+        json.dumps(content([[0, 0, 40, 30], box])).replace('"NaN"', "NaN").replace('"Infinity"', "Infinity")
+    )
+    found = read_annotations(written(tmp_path, text))
+    assert found.degenerate == 1
+    assert found.boxes.tolist() == [[0, 0, 40, 30]]
+
+
+def test_boxes_in_another_convention_are_an_error(tmp_path: Path) -> None:
+    path = written(tmp_path, content([[1, 2, 3, 4]] * 10 + [[60, 60, 70, 70]] * 7))
+    with pytest.raises(InputError, match=r"7 of 17 boxes .*annotations 110, 111, 112, 113, 114, …") as caught:
+        read_annotations(path)
+    assert str(path) in str(caught.value)
+    kept = read_annotations(written(tmp_path, content([[1, 2, 3, 4]] * 3000 + [[60, 60, 70, 70]] * 3)))
+    assert kept.degenerate == 3
+
+
+def without(kind: str, field: str) -> Json:
+    data = content()
+    del data[kind][0][field]
+    return data
+
+
+def changed(kind: str, field: str, value: Any) -> Json:
+    data = content()
+    data[kind][0][field] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{", "not a JSON file"),
+        ("\0", "not a JSON file"),
+        ("[]", "'images' is not a list"),
+        ("{}", "'images' is not a list"),
+        (content(images=[]), "'images' is empty"),
+        (content(categories=[]), "'categories' is empty"),
+        (content(annotations={}), "'annotations' is not a list"),
+        (content(annotations=[3]), "'annotations' is not a list of objects"),
+        (content(annotations=None), "'annotations' is not a list"),
+        (content(categories=None), "'categories' is not a list"),
+        (without("images", "id"), "images: 'id' of entry 0 is missing"),
+        (without("images", "height"), "'height' of entry 0 is missing"),
+        (without("images", "file_name"), "'file_name' of entry 0 is missing"),
+        (without("annotations", "bbox"), "'bbox' of entry 0 is missing"),
+        (without("annotations", "id"), "annotations: 'id' of entry 0 is missing"),
+        (without("annotations", "category_id"), "'category_id' of entry 0 is missing"),
+        (without("categories", "name"), "'name' of entry 0 is missing"),
+        (changed("images", "id", "12"), "'id' of entry 0 is '12', not an integer"),
+        (changed("images", "id", 10**30), "not an integer"),
+        (changed("images", "width", 40.5), "40.5, not an integer"),
+        (changed("images", "width", 0), "image 12 has no pixels"),
+        (changed("images", "file_name", 7), "7, not a string"),
+        (changed("images", "file_name", ""), "not a path inside"),
+        (changed("images", "file_name", "/etc/passwd"), "not a path inside"),
+        (changed("images", "file_name", "a/../../b.png"), "not a path inside"),
+        (changed("images", "file_name", "..\\b.png"), "not a path inside"),
+        (changed("images", "file_name", "C:\\b.png"), "not a path inside"),
+        (changed("images", "id", 5), "image id 5 occurs more than once"),
+        (changed("categories", "id", 3), "category id 3 occurs more than once"),
+        (content(annotations=content()["annotations"] * 2), "annotation id 100 occurs more than once"),
+        (changed("annotations", "image_id", 6), "annotation 100 is of image 6, which is not listed"),
+        (changed("annotations", "image_id", 99), "annotation 100 is of image 99, which is not listed"),
+        (changed("annotations", "category_id", 4), "annotation 100 is of category 4, which is not listed"),
+        (changed("annotations", "bbox", [1, 2, 3]), "not four numbers"),
+        (changed("annotations", "bbox", [1, 2, 3, None]), "not four numbers"),
+        (changed("annotations", "bbox", [1, 2, 3, "4"]), "not four numbers"),
+        (changed("annotations", "bbox", [1, 2, 3, 10**400]), "not four numbers"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, data: Any, message: str) -> None:
+    path = written(tmp_path, data)
+    with pytest.raises(InputError) as caught:
+        read_annotations(path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_or_a_folder_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such annotation file"):
+        read_annotations(tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_annotations(tmp_path)
+
+
+def test_no_annotations_at_all(tmp_path: Path) -> None:
+    data = content([])
+    picture().save(tmp_path / "b.png")
+    found = dataset(tmp_path, data)
+    assert found.annotations.has_objects().tolist() == [False, False]
+    sample = found[Pick(0, 0)]
+    assert [part.shape for part in sample.target] == [(0, 4), (0,), (0, 4)]
+    assert sample.image_id == 12
+
+
+def test_an_image_of_crowds_alone_has_no_objects(tmp_path: Path) -> None:
+    data = content([[1, 2, 3, 4], [5, 5, 0, 5]])
+    data["annotations"][0]["iscrowd"] = 1
+    annotations = read_annotations(written(tmp_path, data))
+    assert annotations.has_objects().tolist() == [False, False]
+    assert annotations.targets(1).crowds.tolist() == [[1, 2, 4, 6]]
+    assert len(annotations.targets(1).boxes) == 0
+
+
+def test_selecting_images_keeps_their_boxes(tmp_path: Path) -> None:
+    data = content([[1, 2, 3, 4], [2, 2, 3, 4], [3, 2, 3, 4]])
+    data["images"].append({"id": 7, "file_name": "c.png", "height": 30, "width": 40})
+    data["annotations"][2]["image_id"] = 7
+    annotations = read_annotations(written(tmp_path, data))
+    assert annotations.has_objects().tolist() == [False, True, True]
+    kept = annotations.select(annotations.has_objects())
+    assert kept.image_ids.tolist() == [5, 7]
+    assert kept.targets(0).boxes[:, 0].tolist() == [1, 2]
+    assert kept.targets(1).boxes[:, 0].tolist() == [3]
+    assert len(annotations.select(np.array([True, False, False])).boxes) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpegs_decode_as_pil_does(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "image.jpg"
+    picture().convert(mode).save(path, quality=95)
+    expected = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    found = read_image(path)
+    assert found.dtype == torch.uint8
+    assert np.abs(found.permute(1, 2, 0).numpy() - expected).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L"])
+def test_pngs_have_three_channels(tmp_path: Path, mode: str) -> None:
+    picture().convert(mode).save(tmp_path / "image.png")
+    assert read_image(tmp_path / "image.png").shape == (3, 30, 40)
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    data = content([[0, 0, 1, 1]])
+    data["images"][1] |= {"height": 1, "width": 1}
+    (tmp_path / "sub").mkdir()
+    picture(1, 1).save(tmp_path / "sub" / "a.png")
+    sample = dataset(tmp_path, data)[Pick(1, 0)]
+    assert sample.image.shape == (3, 30, 30)
+    assert sample.target.boxes.tolist() == [[0, 0, 30, 30]]
+    assert sample.original_size == (1, 1)
+
+
+def test_exif_orientation_is_not_applied_and_rotated_sizes_are_an_error(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture().save(tmp_path / "b.jpg", exif=exif, quality=95)
+    data = changed("images", "file_name", "b.jpg")
+    assert dataset(tmp_path, data)[Pick(0, 0)].original_size == (30, 40)
+    data["images"][0] |= {"height": 40, "width": 30}
+    with pytest.raises(InputError, match=r"b\.jpg: 40 × 30 pixels as stored .* says 30 × 40"):
+        dataset(tmp_path, data)[Pick(0, 0)]
+
+
+def broken_files(folder: Path) -> dict[str, str]:
+    picture().save(folder / "whole.jpg", quality=95)
+    whole = (folder / "whole.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("hello" * 10)
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "folder.jpg").mkdir()
+    Image.fromarray(np.zeros((30, 40), dtype=np.uint16)).save(folder / "deep.png")
+    return {
+        "cut.jpg": "truncated",
+        "text.jpg": "Unsupported image file",
+        "empty.jpg": "non empty",
+        "folder.jpg": "no such image",
+        "deep.png": "8 bits",
+        "none.jpg": "no such image",
+    }
+
+
+def test_a_broken_image_is_one_line_that_names_it(tmp_path: Path) -> None:
+    for name, message in broken_files(tmp_path).items():
+        with pytest.raises(InputError) as caught:
+            dataset(tmp_path, changed("images", "file_name", name))[Pick(0, 0)]
+        assert message in str(caught.value)
+        assert str(caught.value).startswith(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_an_input_error_in_a_worker_stays_one(tmp_path: Path) -> None:
+    loader = DataLoader(
+        dataset(tmp_path, content()), batch_sampler=ExactShards(1, 1), num_workers=1, collate_fn=list
+    )
+    with pytest.raises(InputError) as caught:
+        list(loader)
+    assert str(caught.value).strip().splitlines()[-1] == (
+        f"fpn.errors.InputError: {tmp_path / 'b.png'}: no such image file"
+    )
+
+
+def test_all_randomness_is_the_picks(tmp_path: Path) -> None:
+    picture().save(tmp_path / "b.png")
+
+    def noise(image: torch.Tensor, target: Any, generator: torch.Generator) -> tuple[torch.Tensor, Any]:
+        return torch.rand(3, 4, 4, generator=generator), target
+
+    data = CocoDataset(read_annotations(written(tmp_path, content())), tmp_path, noise)
+    assert torch.equal(data[Pick(0, 5)].image, data[Pick(0, 5)].image)
+    assert not torch.equal(data[Pick(0, 5)].image, data[Pick(0, 6)].image)

@@ -1,0 +1,308 @@
+"""The data module through real Trainers: what each process sees, in which order, also after a restart."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from PIL import Image
+from torch import Tensor, nn
+
+from fpn.data.datamodule import CocoDataModule, ShapesDataModule
+from fpn.data.shapes import CATEGORIES
+from fpn.errors import InputError
+from fpn.types import Batch
+
+SMALL: dict[str, Any] = {"short_side": 32, "max_side": 48, "num_workers": 0}
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+def write_split(root: Path, split: str, images: int, names: dict[int, str], empty: int = 0) -> None:
+    """Images of alternating orientation with one box each but for the last `empty`, ids from 1."""
+    (root / f"{split}2017").mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    entries, annotations = [], []
+    for image_id in range(1, images + 1):
+        width, height = (40, 30) if image_id % 2 else (30, 40)
+        pixels = np.full((height, width, 3), image_id, dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{split}2017" / f"{image_id}.png")
+        entries.append({"id": image_id, "file_name": f"{image_id}.png", "width": width, "height": height})
+        if image_id <= images - empty:
+            box = {"bbox": [1, 2, 10, 10], "area": 100, "iscrowd": 0}
+            annotations.append({"id": image_id, "image_id": image_id, "category_id": min(names), **box})
+    content = {
+        "images": entries,
+        "annotations": annotations,
+        "categories": [{"id": key, "name": name} for key, name in names.items()],
+    }
+    (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """14 training images, of which 13 and 14 are empty, and 5 validation images."""
+    write_split(tmp_path / "set", "train", 14, {7: "cat", 2: "dog"}, empty=2)
+    write_split(tmp_path / "set", "val", 5, {2: "dog", 7: "cat"})
+    return tmp_path / "set"
+
+
+class Recorder(LightningModule):
+    """Learns one number and records every training batch: (epoch, image ids, pixel sum)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, tuple[int, ...], float]] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        weighted = batch.images * torch.arange(batch.images.shape[-1])
+        self.seen.append((self.current_epoch, tuple(batch.image_ids), float(weighted.sum())))
+        return self.weight * 1.0
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.validated += batch.image_ids
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(root: Path, epochs: int, resume: Path | None = None, workers: int = 0, **trainer: Any) -> Recorder:
+    recorder = Recorder()
+    data = CocoDataModule(str(root), **(SMALL | {"num_workers": workers}))
+    trainer = {"enable_checkpointing": False} | trainer
+    Trainer(max_epochs=epochs, **QUIET, **trainer).fit(recorder, datamodule=data, ckpt_path=resume)
+    return recorder
+
+
+class Interrupt(Callback):
+    """Saves in the middle of a training step and stops, as a preempted job does."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_index: int) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+
+def test_epochs_differ_and_a_second_run_is_the_same(root: Path) -> None:
+    first, second = train(root, 3), train(root, 3, workers=1)
+    assert first.seen == second.seen
+    epochs = [[ids for epoch, ids, _ in first.seen if epoch == wanted] for wanted in range(3)]
+    assert len({tuple(batches) for batches in epochs}) == 3
+    for batches in epochs:
+        assert sorted(image for ids in batches for image in ids) == list(range(1, 13))
+    assert first.validated == [1, 2, 3, 4, 5] * 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"every_n_train_steps": 8},
+        {"every_n_train_steps": 12},
+        {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+        {"every_n_epochs": 1, "save_on_train_epoch_end": False},
+    ],
+    ids=["in an epoch", "at the last batch", "after an epoch", "after validation"],
+)
+def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(
+    root: Path, tmp_path: Path, when: dict[str, Any], workers: int
+) -> None:
+    whole = train(root, 3)
+    saver = ModelCheckpoint(tmp_path / "saved", filename="{step}", save_top_k=-1, **when)
+    train(root, 2, enable_checkpointing=True, callbacks=[saver])
+    for path in (tmp_path / "saved").iterdir():
+        done = torch.load(path, weights_only=True)["global_step"]
+        resumed = train(root, 3, resume=path, workers=workers)
+        assert [ids for _, ids, _ in resumed.seen] == [ids for _, ids, _ in whole.seen[done:]], path.name
+        assert [pixels for *_, pixels in resumed.seen] == [pixels for *_, pixels in whole.seen[done:]]
+
+
+def test_a_run_stopped_within_a_step_repeats_that_step(root: Path, tmp_path: Path) -> None:
+    whole = train(root, 3)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(root, 3, callbacks=[Interrupt(tmp_path / "stopped.ckpt", 9)])
+    resumed = train(root, 3, resume=tmp_path / "stopped.ckpt", workers=1)
+    assert [item[1:] for item in resumed.seen] == [item[1:] for item in whole.seen[9:]]
+
+
+def test_resuming_with_another_batch_size_warns(root: Path, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=2)
+    train(root, 1, enable_checkpointing=True, callbacks=[saver], max_steps=2)
+    data = CocoDataModule(str(root), batch_size=3, **SMALL)
+    trainer = Trainer(max_epochs=1, **QUIET, enable_checkpointing=False)
+    with pytest.warns(UserWarning, match="batch_size was 2, is 3"):
+        trainer.fit(Recorder(), datamodule=data, ckpt_path=next((tmp_path / "saved").iterdir()))
+
+
+def test_overfitting_repeats_the_same_batches(root: Path) -> None:
+    recorder = train(root, 3, overfit_batches=2)
+    assert [item[1:] for item in recorder.seen[:2]] == [item[1:] for item in recorder.seen[2:4]]
+    assert len(recorder.seen) == 6
+
+
+def test_two_processes_share_every_image_exactly(root: Path, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, str(script), str(root), str(tmp_path), "2"]
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    for epoch in ("train0", "train1"):
+        batches = [seen[epoch] for seen in ranks]
+        assert [[len(ids) for ids in own] for own in batches] == [[2, 2, 2], [2, 2, 2]]
+        assert sorted(image for own in batches for ids in own for image in ids) == list(range(1, 13))
+    assert ranks[0]["train0"] != ranks[0]["train1"]
+    for stage in ("val0", "val1", "test2"):
+        assert [seen[stage] for seen in ranks] == [[[1, 3], [5]], [[2, 4]]]
+
+
+def test_lightnings_own_sharding_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = CocoDataModule(str(root), **SMALL)
+    data.setup("fit")
+    data.trainer = Trainer(**QUIET)
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    with pytest.raises(InputError, match="use_distributed_sampler"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize(("keep", "images"), [(False, 12), (True, 14)])
+def test_images_without_objects_are_left_out_or_kept_and_counted(
+    root: Path, keep: bool, images: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = CocoDataModule(str(root), keep_empty_images=keep, **SMALL)
+    with caplog.at_level(logging.INFO):
+        data.setup("fit")
+    assert len(data.train_dataloader()) == images // 2
+    fate = "kept" if keep else "left out"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"train: {images} images, 12 objects, 0 crowd regions; 2 images without objects {fate},"
+        " 0 degenerate boxes dropped",
+        "val: 5 images, 5 objects, 0 crowd regions; 0 images without objects kept,"
+        " 0 degenerate boxes dropped",
+    ]
+
+
+def batches(loader: Any) -> Iterator[Batch]:
+    yield from loader
+
+
+def test_testing_takes_the_validation_set_unless_told_otherwise(root: Path) -> None:
+    data = CocoDataModule(str(root), eval_batch_size=2, **SMALL)
+    data.setup("test")
+    assert [batch.image_ids for batch in batches(data.test_dataloader())] == [[1, 2], [3, 4], [5]]
+    assert data.test_annotations_path == data.val_annotations_path
+    folder = root / "train2017"
+    annotations = root / "annotations" / "instances_train2017.json"
+    other = CocoDataModule(str(root), test_images=str(folder), test_annotations=str(annotations), **SMALL)
+    other.setup("test")
+    assert [batch.image_ids for batch in batches(other.test_dataloader())] == [[i] for i in range(1, 15)]
+    assert other.test_annotations_path == annotations
+
+
+def test_categories_need_no_setup_and_no_training_file(root: Path) -> None:
+    assert CocoDataModule(str(root)).categories == ((2, 7), ("dog", "cat"))
+    (root / "annotations" / "instances_train2017.json").unlink()
+    data = CocoDataModule(str(root), **SMALL)
+    assert data.categories == ((2, 7), ("dog", "cat"))
+    data.setup("validate")
+    assert len(data.val_dataloader()) == 5
+    with pytest.raises(InputError, match=r"instances_train2017\.json: no such .* train_annotations"):
+        data.setup("fit")
+
+
+def test_splits_of_different_categories_are_an_error(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", 4, {1: "cat"})
+    write_split(tmp_path, "val", 2, {1: "dog", 3: "cat"})
+    with pytest.raises(InputError, match=r"id 1 is dog / cat, id 3 is cat / absent") as caught:
+        CocoDataModule(str(tmp_path), **SMALL).setup("fit")
+    for split in ("train", "val"):
+        assert str(tmp_path / "annotations" / f"instances_{split}2017.json") in str(caught.value)
+
+
+def test_missing_things_are_named_with_their_argument(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none: no such image folder; root or val_images"):
+        CocoDataModule(str(root), val_images=str(tmp_path / "none"), **SMALL).setup("validate")
+    with pytest.raises(InputError, match=r"no such annotation file; root or val_annotations"):
+        _ = CocoDataModule(str(tmp_path / "none")).categories
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"batch_size": 0},
+        {"eval_batch_size": 0},
+        {"num_workers": -1},
+        {"flip_probability": 1.5},
+        {"short_side": 0},
+        {"train_short_sides": [600, -1]},
+        {"seed": -1},
+        {"std": (1.0, 0.0, 1.0)},
+    ],
+)
+def test_impossible_values_are_named(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(arguments))):
+        CocoDataModule(**arguments)
+
+
+def test_too_few_images_for_a_step_is_an_input_error(root: Path) -> None:
+    data = CocoDataModule(str(root), batch_size=13, **SMALL)
+    data.setup("fit")
+    with pytest.raises(InputError, match="12 images do not make one batch of 13"):
+        data.train_dataloader()
+
+
+def test_settings_reach_the_images(root: Path) -> None:
+    data = CocoDataModule(str(root), train_short_sides=[32, 64], flip_probability=0.0, batch_size=1, **SMALL)
+    data.setup("fit")
+    assert data.image_settings.short_side == 32
+    sides = {min(batch.sizes[0]) for batch in batches(data.train_dataloader())}
+    # max_side wins over the short side of 64: 48 · 30 / 40.
+    assert sides == {32, 36}
+    assert {min(batch.sizes[0]) for batch in batches(data.val_dataloader())} == {32}
+
+
+def test_shapes_are_drawn_once_and_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "shapes"
+    data = ShapesDataModule(str(folder), train_count=6, val_count=3, batch_size=3, num_workers=0, seed=4)
+    assert data.categories == CATEGORIES
+    assert not folder.exists()
+    Trainer(max_epochs=1, **QUIET, enable_checkpointing=False).fit(recorder := Recorder(), datamodule=data)
+    assert len(recorder.seen) == 2
+    assert len(recorder.validated) == 3
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    data.prepare_data()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
+
+
+@pytest.mark.parametrize("kind", [CocoDataModule, ShapesDataModule])
+def test_every_argument_shows_its_help(kind: type) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(kind, "data")
+    text = " ".join(parser.format_help().split())
+    described = {
+        "batch_size": "Training images per process and step.",
+        "flip_probability": "mirrored left to right",
+        "keep_empty_images": "otherwise they are left out",
+    }
+    for name, help_text in described.items():
+        assert f"--data.{name}" in text
+        assert help_text in text
+    assert all(action.help for action in parser._actions)

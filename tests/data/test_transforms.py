@@ -1,0 +1,183 @@
+"""Image arithmetic against torchvision's detection transform and PIL, boxes against the pixels they frame."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, _resize_image_and_masks
+
+from fpn.data.transforms import (
+    EvalTransform,
+    ImageSettings,
+    Sample,
+    TrainTransform,
+    collate,
+    flip,
+    prepare_image,
+    resized_size,
+)
+from fpn.types import Size, Targets
+
+UNNORMALISED: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def torchvision_size(size: Size, short_side: int, max_side: int) -> Size:
+    image, _ = _resize_image_and_masks(torch.zeros((1, *size)), short_side, max_side)
+    return image.shape[-2], image.shape[-1]
+
+
+def targets(boxes: list[list[float]], crowds: list[list[float]] | None = None) -> Targets:
+    return Targets(
+        torch.tensor(boxes).reshape(-1, 4),
+        torch.ones(len(boxes), dtype=torch.int64),
+        torch.tensor(crowds or []).reshape(-1, 4),
+    )
+
+
+def test_resized_size_is_torchvisions_for_every_small_size() -> None:
+    for size in itertools.product(range(20, 90), range(20, 90)):
+        assert resized_size(size, 80, 133) == torchvision_size(size, 80, 133)
+
+
+def test_resized_size_is_torchvisions_for_cocos_sizes() -> None:
+    for longer in [*range(300, 641, 20), 640, 639, 427, 500]:
+        for size in ((640, longer), (longer, 640), (longer, 480), (500, longer)):
+            assert resized_size(size, 800, 1333) == torchvision_size(size, 800, 1333)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 2500), st.integers(1, 2500), st.integers(1, 900), st.integers(1, 1400))
+def test_resized_size_is_torchvisions_for_any_size(height: int, width: int, short: int, longest: int) -> None:
+    scale = min(short / min(height, width), longest / max(height, width))
+    if min(height, width) * scale < 1:
+        assert min(resized_size((height, width), short, longest)) == 1
+    else:
+        expected = torchvision_size((height, width), short, longest)
+        assert resized_size((height, width), short, longest) == expected
+
+
+@pytest.mark.parametrize(
+    "size", [(48, 64), (480, 640), (427, 640), (33, 17), (1, 1), (100, 500), (61, 60), (64, 64)]
+)
+@pytest.mark.parametrize(("short_side", "max_side"), [(80, 133), (64, 1000), (17, 33)])
+def test_prepared_images_and_boxes_are_torchvisions_to_the_bit(
+    size: Size, short_side: int, max_side: int
+) -> None:
+    ours = ImageSettings(short_side, max_side)
+    theirs = GeneralizedRCNNTransform(short_side, max_side, list(ours.mean), list(ours.std)).eval()
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    boxes = torch.rand(5, 4) * 30
+    batch, expected = theirs([image / 255], [{"boxes": boxes}])
+    found, target = EvalTransform(ours)(image, targets(boxes.tolist(), boxes[:2].tolist()), torch.Generator())
+    assert found.shape[-2:] == batch.image_sizes[0]
+    sample = Sample(found, batch.image_sizes[0], size, 1, target)
+    assert torch.equal(collate([sample], 32).images, batch.tensors)
+    assert torch.equal(prepare_image(image / 255, ours), found)
+    assert torch.equal(target.boxes, expected[0]["boxes"])
+    assert torch.equal(target.crowds, expected[0]["boxes"][:2])
+
+
+@pytest.mark.parametrize("size", [(120, 90), (31, 77)])
+@pytest.mark.parametrize("short_side", [20, 200])
+def test_antialiased_resizing_is_pils(size: Size, short_side: int) -> None:
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    found = prepare_image(image, ImageSettings(short_side, 1000, antialias=True, **UNNORMALISED)) * 255
+    height, width = resized_size(size, short_side, 1000)
+    pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BILINEAR)
+    expected = torch.from_numpy(np.asarray(pil).copy()).permute(2, 0, 1)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= 1.001
+
+
+def test_a_size_that_is_right_already_leaves_the_pixels_alone() -> None:
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    for antialias in (False, True):
+        settings = ImageSettings(40, 60, antialias=antialias, **UNNORMALISED)
+        assert torch.equal(prepare_image(image, settings), image / 255)
+
+
+def test_a_short_side_takes_the_place_of_the_settings() -> None:
+    assert prepare_image(torch.zeros(3, 40, 50), ImageSettings(), short_side=80).shape == (3, 80, 100)
+
+
+def test_a_flipped_box_frames_the_same_pixels() -> None:
+    image = torch.zeros(3, 10, 21)
+    image[:, 2:5, 3:9] = 1
+    image[:, 6:9, 20:21] = 1
+    flipped, found = flip(image, targets([[3, 2, 9, 5]], [[20, 6, 21, 9]]))
+    for x1, y1, x2, y2 in torch.cat([found.boxes, found.crowds]).int().tolist():
+        assert flipped[:, y1:y2, x1:x2].min() == 1
+    assert flipped.sum() == image.sum()
+    assert found.boxes.tolist() == [[12, 2, 18, 5]]
+    assert found.crowds.tolist() == [[0, 6, 1, 9]]
+
+
+def test_flipping_twice_gives_all_back() -> None:
+    image, target = torch.rand(3, 7, 9), targets([[1, 2, 3, 4]], [[0, 0, 9, 7]])
+    again, boxes = flip(*flip(image, target))
+    assert torch.equal(again, image)
+    assert all(torch.equal(one, other) for one, other in zip(boxes, target, strict=True))
+
+
+def test_training_draws_from_the_generator_alone() -> None:
+    train = TrainTransform(ImageSettings(30, 100), (20, 30, 40), 0.5)
+    image, target = torch.randint(0, 256, (3, 30, 37), dtype=torch.uint8), targets([[1, 2, 3, 4]])
+    seen, flips = [], 0
+    for seed in range(300):
+        torch.manual_seed(seed % 7)
+        found, boxes = train(image, target, torch.Generator().manual_seed(seed))
+        again, boxes_again = train(image, target, torch.Generator().manual_seed(seed))
+        assert torch.equal(found, again)
+        assert torch.equal(boxes.boxes, boxes_again.boxes)
+        seen.append(found.shape[1])
+        flips += bool(boxes.boxes[0, 0] > found.shape[2] / 2)
+    # Three standard deviations of fair draws.
+    assert all(abs(seen.count(side) - 100) < 25 for side in (20, 30, 40))
+    assert abs(flips - 150) < 26
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 20)])
+def test_flip_probability_bounds_are_never_and_always(probability: float, expected: int) -> None:
+    train = TrainTransform(ImageSettings(30, 100), flip_probability=probability)
+    image = torch.zeros(3, 30, 40)
+    boxes = [
+        train(image, targets([[0, 0, 5, 5]]), torch.Generator().manual_seed(seed))[1].boxes
+        for seed in range(20)
+    ]
+    assert sum(bool(found[0, 0] == 35) for found in boxes) == expected
+
+
+def test_images_without_boxes_pass_through_everything() -> None:
+    train = TrainTransform(ImageSettings(30, 100), flip_probability=1)
+    image, target = train(torch.zeros(3, 1, 1, dtype=torch.uint8), targets([]), torch.Generator())
+    assert image.shape == (3, 30, 30)
+    assert [part.shape for part in target] == [(0, 4), (0,), (0, 4)]
+
+
+def test_collate_pads_right_and_bottom_with_zeros() -> None:
+    sizes = [(33, 20), (10, 64), (32, 32)]
+    samples = [
+        Sample(torch.rand(3, *size) + 1, size, (size[0] * 2, size[1] * 2), 7 + place, targets([[0, 0, 1, 1]]))
+        for place, size in enumerate(sizes)
+    ]
+    batch = collate(samples, 32)
+    assert batch.images.shape == (3, 3, 64, 64)
+    assert batch.sizes == sizes
+    assert batch.original_sizes == [(66, 40), (20, 128), (64, 64)]
+    assert batch.image_ids == [7, 8, 9]
+    for padded, sample in zip(batch.images, samples, strict=True):
+        height, width = sample.size
+        assert torch.equal(padded[:, :height, :width], sample.image)
+        assert padded.count_nonzero() == sample.image.numel()
+    assert batch.targets is not None
+    assert batch.targets[1] is samples[1].target
+
+
+def test_collate_with_divisor_one_pads_to_the_largest_only() -> None:
+    sample = Sample(torch.rand(3, 5, 7), (5, 7), (5, 7), 1, targets([]))
+    assert collate([sample], 1).images.shape == (1, 3, 5, 7)

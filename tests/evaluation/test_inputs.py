@@ -1,0 +1,178 @@
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fpn.errors import InputError
+from fpn.evaluation import evaluate_boxes, evaluate_proposals
+
+TRUTH: dict[str, Any] = {
+    "images": [{"id": 5}, {"id": 6}],
+    "categories": [{"id": 3, "name": "cat"}],
+    "annotations": [
+        {"id": 1, "image_id": 5, "category_id": 3, "bbox": [0, 0, 8, 8], "area": 60, "iscrowd": 0}
+    ],
+}
+RESULT: dict[str, Any] = {"image_id": 5, "category_id": 3, "bbox": [0, 0, 8, 8], "score": 0.5}
+
+
+def refused(annotations: Any, results: Any, *parts: str, **options: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        evaluate_boxes(annotations, results, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["no such annotations file", "check the path"]),
+        (b"{", ["not JSON", "COCO annotations file"]),
+        (b"\xff\xfe{", ["not JSON"]),
+        (b"[" * 100_000, ["not JSON"]),
+        (b"[]", ["a list", "object is expected"]),
+        (b'{"images": [], "annotations": []}', ["'categories'", "nothing"]),
+        (b'{"images": {}, "annotations": [], "categories": []}', ["'images'", "an object"]),
+    ],
+)
+def test_annotation_files_that_are_not_coco(tmp_path: Path, content: bytes | None, parts: list[str]) -> None:
+    path = tmp_path / "truth.json"
+    if content is not None:
+        path.write_bytes(content)
+    refused(path, [], "truth.json", *parts)
+    refused(str(path), [], "truth.json", *parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["no such results file", "check the path"]),
+        (b"", ["not JSON", "COCO results file"]),
+        (b'{"annotations": []}', ["an object", "list of results"]),
+        (b'[{"image_id": 5, "category_id": 3, "bbox": [0, 0, 1, 1], "score": NaN}]', ["results[0]", "score"]),
+    ],
+)
+def test_results_files_that_are_no_results(tmp_path: Path, content: bytes | None, parts: list[str]) -> None:
+    path = tmp_path / "found.json"
+    if content is not None:
+        path.write_bytes(content)
+    refused(TRUTH, path, "found.json", *parts)
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    refused(tmp_path, [], str(tmp_path), "readable")
+
+
+def put(*path: Any) -> Callable[[dict[str, Any]], None]:
+    """Sets the last of `path` where the others lead."""
+    *keys, last, value = path
+
+    def change(data: dict[str, Any]) -> None:
+        place: Any = data
+        for key in keys:
+            place = place[key]
+        place[last] = value
+
+    return change
+
+
+def drop(*path: Any) -> Callable[[dict[str, Any]], None]:
+    *keys, last = path
+
+    def change(data: dict[str, Any]) -> None:
+        place: Any = data
+        for key in keys:
+            place = place[key]
+        del place[last]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (drop("images", 0, "id"), ["images[0]", "'id' is missing"]),
+        (put("images", 1, "id", 5), ["images", "1 (5)", "more than once"]),
+        (put("images", 1, "id", "6"), ["images[1]", "id is '6'", "integer"]),
+        (put("images", 1, "id", True), ["images[1]", "integer"]),
+        (put("images", 1, "id", 2**64), ["images[1]", "integer"]),
+        (put("images", 1, 7), ["images[1]", "a number"]),
+        (drop("categories", 0, "name"), ["categories[0]", "'name' is missing"]),
+        (drop("annotations", 0, "image_id"), ["annotations[0]", "'image_id' is missing"]),
+        (drop("annotations", 0, "category_id"), ["annotations[0]", "'category_id' is missing"]),
+        (drop("annotations", 0, "bbox"), ["annotations[0]", "'bbox' is missing"]),
+        (put("annotations", 0, "bbox", [1, 2, 3]), ["annotations[0]", "bbox is [1, 2, 3]"]),
+        (put("annotations", 0, "image_id", 9), ["annotations[0]", "image_id 9", "'images'"]),
+        (put("annotations", 0, "category_id", 9), ["annotations[0]", "category_id 9", "'categories'"]),
+        (put("annotations", 0, "area", None), ["annotations[0]", "area is None", "finite number"]),
+        (put("annotations", 0, "iscrowd", "no"), ["annotations[0]", "iscrowd is 'no'", "0 or 1"]),
+    ],
+)
+def test_annotations_that_cannot_be_scored(change: Callable[[Any], None], parts: list[str]) -> None:
+    data = copy.deepcopy(TRUTH)
+    change(data)
+    refused(data, [], "annotations", *parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (drop("image_id"), ["'image_id' is missing"]),
+        (drop("category_id"), ["'category_id' is missing"]),
+        (drop("bbox"), ["'bbox' is missing"]),
+        (drop("score"), ["'score' is missing"]),
+        (put("image_id", 5.0), ["image_id is 5.0", "integer"]),
+        (put("bbox", [0, 0, float("nan"), 1]), ["bbox is [0, 0, nan, 1]", "finite"]),
+        (put("bbox", [0, 0, float("inf"), 1]), ["finite"]),
+        (put("bbox", [0, 0, 10**400, 1]), ["finite"]),
+        (put("bbox", [0, 0, "1", 1]), ["finite"]),
+        (put("bbox", 4), ["bbox is 4"]),
+        (put("bbox", list(range(5000))), ["bbox is [0, 1"]),
+        (put("score", float("inf")), ["score is inf", "finite"]),
+        (put("score", "high"), ["score is 'high'", "finite"]),
+        (put("image_id", 77), ["image ids", "1 (77)", "annotation file"]),
+        (put("category_id", 77), ["category ids", "1 (77)", "annotation file"]),
+    ],
+)
+def test_results_that_cannot_be_scored(change: Callable[[Any], None], parts: list[str]) -> None:
+    entry = copy.deepcopy(RESULT)
+    change(entry)
+    where = [] if "ids" in parts[0] else ["results[1]"]
+    refused(TRUTH, [RESULT, entry], "results", *where, *parts)
+
+
+def test_unknown_images_are_counted_and_both_files_named(tmp_path: Path) -> None:
+    annotations, results = tmp_path / "truth.json", tmp_path / "found.json"
+    annotations.write_text(json.dumps(TRUTH))
+    results.write_text(json.dumps([RESULT | {"image_id": 100 + i % 7} for i in range(30)]))
+    refused(annotations, results, "found.json", "7 (100, 101, 102, …)", "truth.json")
+    with pytest.raises(InputError, match=re.escape("7 (100")):
+        evaluate_proposals(annotations, results)
+
+
+def test_unknown_images_to_score_and_unknown_engine() -> None:
+    refused(TRUTH, [], "1 (8)", image_ids=[5, 8])
+    refused(TRUTH, [], "'fast'", "faster, pycocotools", engine="fast")
+    with pytest.raises(InputError, match="limits"):
+        evaluate_proposals(TRUTH, [], limits=[0])
+
+
+def test_no_images_to_score_is_not_all_images() -> None:
+    assert np.isnan(evaluate_boxes(TRUTH, [RESULT], image_ids=[])["AP"])
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    entry = {
+        "image_id": np.int64(5),
+        "category_id": np.int32(3),
+        "bbox": np.array([0, 0, 8, 8], dtype=np.float32),
+        "score": np.float32(0.5),
+    }
+    assert evaluate_boxes(TRUTH, [entry]) == pytest.approx(evaluate_boxes(TRUTH, [RESULT]), nan_ok=True)

@@ -1,0 +1,115 @@
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from fpn.models.postprocess import (
+    DetectionSelection,
+    ProposalSelection,
+    select_detections,
+    select_proposals,
+)
+from fpn.types import RPNOutput
+
+ONES = (1.0, 1.0, 1.0, 1.0)
+
+
+def greedy(boxes: Tensor, scores: Tensor, threshold: float) -> list[int]:
+    """Non-maximum suppression by definition."""
+    kept: list[int] = []
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        if all(box_iou(boxes[i : i + 1], boxes[j : j + 1]).item() <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+def some_boxes(number: int) -> Tensor:
+    corner = torch.rand(number, 2) * 80 - 10
+    return torch.cat((corner, corner + torch.rand(number, 2) * 40 + 1), dim=1)
+
+
+def output(images: int, per_level: dict[int, int]) -> RPNOutput:
+    return RPNOutput(
+        {k: some_boxes(n) for k, n in per_level.items()},
+        {k: torch.randn(images, n) for k, n in per_level.items()},
+        {k: torch.randn(images, n, 4) * 0.1 for k, n in per_level.items()},
+    )
+
+
+def test_proposals_by_loop() -> None:
+    out = output(2, {2: 60, 3: 20})
+    selection = ProposalSelection(pre_nms_top_n=25, post_nms_top_n=30, nms_iou=0.5)
+    sizes = [(70, 90), (40, 60)]
+    for n, (found, (height, width)) in enumerate(
+        zip(select_proposals(out, sizes, ONES, selection), sizes, strict=True)
+    ):
+        expected: list[tuple[float, list[float]]] = []
+        for k in (2, 3):
+            best = out.objectness[k][n].argsort(descending=True)[:25]
+            candidates = []
+            for i in best.tolist():
+                x1, y1, x2, y2 = out.anchors[k][i].tolist()
+                dx, dy, dw, dh = out.deltas[k][n, i].tolist()
+                w, h = x2 - x1, y2 - y1
+                cx, cy = x1 + w / 2 + dx * w, y1 + h / 2 + dy * h
+                w, h = w * 2.718281828459045**dw, h * 2.718281828459045**dh
+                box = [
+                    min(max(cx - w / 2, 0), width),
+                    min(max(cy - h / 2, 0), height),
+                    min(max(cx + w / 2, 0), width),
+                    min(max(cy + h / 2, 0), height),
+                ]
+                if box[2] - box[0] >= 1e-3 and box[3] - box[1] >= 1e-3:
+                    candidates.append((torch.sigmoid(out.objectness[k][n, i]).item(), box))
+            boxes = torch.tensor([box for _, box in candidates])
+            scores = torch.tensor([score for score, _ in candidates])
+            expected += [candidates[i] for i in greedy(boxes, scores, 0.5)]
+        expected = sorted(expected, key=lambda item: -item[0])[:30]
+        torch.testing.assert_close(found.scores, torch.tensor([s for s, _ in expected]))
+        torch.testing.assert_close(found.boxes, torch.tensor([b for _, b in expected]), atol=1e-3, rtol=1e-4)
+
+
+def test_numbers_are_per_image() -> None:
+    """An image's proposals do not change with its neighbours, however many better ones these have."""
+    alone = output(1, {2: 200, 3: 50})
+    loud = RPNOutput(
+        alone.anchors,
+        {k: torch.cat((x, x + 100, x + 200)) for k, x in alone.objectness.items()},
+        {k: x.repeat(3, 1, 1) for k, x in alone.deltas.items()},
+    )
+    selection = ProposalSelection(100, 40)
+    one = select_proposals(alone, [(70, 90)], ONES, selection)[0]
+    first, *others = select_proposals(loud, [(70, 90)] * 3, ONES, selection)
+    assert torch.equal(first.boxes, one.boxes)
+    assert torch.equal(first.scores, one.scores)
+    assert [len(o.boxes) for o in others] == [40, 40]
+
+
+def test_detections_by_loop() -> None:
+    numbers, classes = [30, 0, 20], 4
+    proposals = [some_boxes(n).clamp(min=0) for n in numbers]
+    scores = torch.randn(50, classes + 1) * 2
+    deltas = torch.zeros(50, classes + 1, 4)
+    selection = DetectionSelection(score_threshold=0.2, nms_iou=0.4, max_detections=12)
+    found = select_detections(scores, deltas, proposals, [(300, 300)] * 3, ONES, selection)
+    probability = scores.softmax(1).split(numbers)
+    for n, boxes in enumerate(proposals):
+        expected = []
+        for label in range(1, classes + 1):
+            score = probability[n][:, label] if len(boxes) else torch.zeros(0)
+            certain = torch.where(score > 0.2)[0]
+            for i in greedy(boxes[certain], score[certain], 0.4):
+                expected.append((score[certain[i]].item(), label, boxes[certain[i]].tolist()))
+        expected = sorted(expected, key=lambda item: -item[0])[:12]
+        assert found[n].labels.tolist() == [label for _, label, _ in expected]
+        torch.testing.assert_close(found[n].scores, torch.tensor([s for s, _, _ in expected]))
+        wanted = torch.tensor([b for _, _, b in expected]).reshape(-1, 4)
+        torch.testing.assert_close(found[n].boxes, wanted, atol=1e-3, rtol=1e-4)
+
+
+def test_boxes_without_area_are_no_detections() -> None:
+    scores = torch.tensor([[0.0, 9.0]])
+    outside = torch.tensor([[200.0, 200.0, 220.0, 230.0]])
+    found = select_detections(
+        scores, torch.zeros(1, 2, 4), [outside], [(100, 100)], ONES, DetectionSelection()
+    )
+    assert len(found[0].boxes) == 0
