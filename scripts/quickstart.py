@@ -27,7 +27,7 @@ def main() -> None:
     start = time.monotonic()
     fpn("fit", "--config", CONFIG)
     checkpoint = newest("checkpoints/best.ckpt")
-    fpn("test", "--ckpt_path", str(checkpoint))
+    fpn("test", "--config", CONFIG, "--ckpt_path", str(checkpoint))
     scores = newest("scores.json")
     picture = scores.with_name("detections.jpg")
     draw_examples(checkpoint, picture)

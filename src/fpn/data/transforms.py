@@ -38,6 +38,12 @@ class ImageSettings:
     divisor: int = 32
     """A batch is padded to multiples of this many pixels: the coarsest stride of the network."""
 
+    def restore(self, image: Tensor, size: Size) -> Tensor:
+        """The uint8 picture (3, h, w) of an image of a batch: without its padding, normalisation undone."""
+        mean, std = (image.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        picture = image[:, : size[0], : size[1]] * std + mean
+        return (picture * 255).round().clamp(0, 255).to(torch.uint8)
+
 
 class Sample(NamedTuple):
     """One image on its way into a batch."""

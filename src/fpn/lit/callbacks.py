@@ -1,12 +1,14 @@
 """What accompanies a run: the best checkpoint, the speed, the tables of scores and the files of a test."""
 
 import json
+import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from rich.console import Console
 
 from fpn.evaluation.tables import box_table, category_table, proposal_table
@@ -15,13 +17,23 @@ from fpn.types import Batch
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the last checkpoint and the best by validation AP, or AR@1000 of a proposal network."""
+    """Keeps the best checkpoint by validation AP, or AR@1000 of a proposal network, as best.ckpt."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the score to watch from the module, unless the user named one."""
         if self.monitor is None and isinstance(pl_module, DetectionModule):
             self.monitor = pl_module.monitor
         super().setup(trainer, pl_module, stage)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest checkpoint, from which a run is resumed, as last.ckpt.
+
+    One callback for both would not do: Lightning's `save_last` is only written when the best one is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
 
 class Throughput(Callback):
@@ -49,6 +61,46 @@ class Throughput(Callback):
             self.images, self.since = 0, now
 
 
+class Bar(RichProgressBar):
+    """Lightning's progress bar, with the number of epochs that the steps amount to."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_steps / max(float(self.trainer.num_training_batches), 1)
+        return f"Epoch {current_epoch + 1}" + (f" of {math.ceil(epochs)}" if epochs > 0 else "")
+
+
+class PlainProgress(ProgressBar):
+    """A line of losses and remaining time every few steps, where there is no terminal to draw a bar on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = 0.0
+        self.first_step = 0
+
+    def disable(self) -> None:
+        """Other processes than the first print nothing anyway."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.start, self.first_step = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Print at the trainer's own interval."""
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        seconds = time.perf_counter() - self.start
+        line = f"epoch {trainer.current_epoch}, step {step:,}"
+        if trainer.max_steps > 0:
+            left = seconds / max(step - self.first_step, 1) * (trainer.max_steps - step)
+            line += f" of {trainer.max_steps:,} ({timedelta(seconds=round(left))} left)"
+        losses = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
+        values = "  ".join(f"{key.removeprefix('train/')} {value:.3g}" for key, value in losses.items())
+        Console().print(f"{line}: {values}", highlight=False, soft_wrap=True)
+
+
 class Scores(Callback):
     """Prints scores after every validation, and all tables after a test.
 
@@ -64,7 +116,7 @@ class Scores(Callback):
         if trainer.is_global_zero:
             names = ["AP", "AP50", "AP_small", "AP_medium", "AP_large", "proposal_AR@100", "proposal_AR@1000"]
             line = "  ".join(f"{n} {100 * scores[f'val/{n}']:.1f}" for n in names if f"val/{n}" in scores)
-            Console().print(f"step {trainer.global_step:,}: {line}", highlight=False)
+            Console().print(f"step {trainer.global_step:,}: {line}", highlight=False, soft_wrap=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All tables, and the files."""

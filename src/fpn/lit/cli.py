@@ -1,18 +1,20 @@
 """The command line: `fpn fit | validate | test` are Lightning's, the rest is in commands.py."""
 
+import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from fpn.checkpoints import forget_imagenet, remembered_config
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
-from fpn.lit.callbacks import BestCheckpoint, Scores, Throughput
+from fpn.lit.callbacks import Bar, BestCheckpoint, LastCheckpoint, PlainProgress, Scores, Throughput
 from fpn.lit.module import DetectionModule
 
 COMMANDS = {
@@ -48,7 +50,6 @@ class DetectionCLI(LightningCLI):
             {
                 "data": {"class_path": "fpn.data.datamodule.CocoDataModule"},
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }
@@ -98,15 +99,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from fpn.lit.commands import run
 
             run(command, rest)
-    except InputError as error:
-        sys.exit(_fail(str(error)))
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        message = _mistake(error)
+        if message is None:
             raise
-        sys.exit(_fail(f"{error.filename}: {error.strerror}"))
+        print(f"fpn: {message}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def _mistake(error: BaseException | None) -> str | None:
+    """The message of a user's mistake, wherever in a chain of errors it lies; None if it is our fault."""
+    while error is not None:
+        if isinstance(error, InputError):
+            # From a loading process comes that process's traceback; its last line is the message.
+            return str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
+        if isinstance(error, OSError) and error.filename is not None:
+            return f"{error.filename}: {error.strerror}"
+        error = error.__cause__
+    return None
 
 
 def _run_lightning(arguments: list[str]) -> None:
+    progress = Bar() if sys.stdout.isatty() else PlainProgress()
     DetectionCLI(
         DetectionModule,
         CocoDataModule,
@@ -119,7 +133,7 @@ def _run_lightning(arguments: list[str]) -> None:
                 "class_path": "lightning.pytorch.loggers.CSVLogger",
                 "init_args": {"save_dir": "runs", "name": "fpn"},
             },
-            "callbacks": [RichProgressBar(), LearningRateMonitor(), Throughput(), Scores()],
+            "callbacks": [LearningRateMonitor(), Throughput(), Scores(), LastCheckpoint(), progress],
         },
         parser_kwargs={"prog": "fpn"},
         auto_configure_optimizers=False,
@@ -142,11 +156,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _fail(message: str) -> int:
-    print(f"fpn: {message}", file=sys.stderr)  # noqa: T201
-    return 2
-
-
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
@@ -166,5 +175,8 @@ def _usage() -> str:
 
 def _quiet() -> None:
     """Keep Lightning's advertising and its known false alarms off the terminal."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not the user's
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "💡" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

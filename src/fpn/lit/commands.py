@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif", ".heic"}
 
 def predict(
     ckpt_path: str,
-    images: list[str],
+    images: str | list[str],
     out: str = "predictions",
     score_threshold: float = 0.5,
     pictures: bool = True,
@@ -40,14 +40,14 @@ def predict(
 
     Args:
         ckpt_path: a checkpoint written by `fpn fit`.
-        images: image files, or folders of them.
+        images: an image file, a folder of them, or a list of both.
         out: the folder to write to; made if it is missing.
         score_threshold: only boxes with this score are drawn.
         pictures: write pictures with the boxes drawn.
         batch_size: images that go through the network together.
         device: where the network runs, as cpu, cuda or cuda:1.
     """
-    paths = _image_files(images)
+    paths = _image_files([images] if isinstance(images, str) else images)
     trained = load(ckpt_path)
     predictor = Predictor.of(trained, device)
     folder = Path(out)

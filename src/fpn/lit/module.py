@@ -6,9 +6,12 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import SGD
+from torch.optim.optimizer import ParamsT
 
 from fpn.checkpoints import check_weights
 from fpn.data.datamodule import CocoDataModule
@@ -23,28 +26,47 @@ class NonFiniteLossError(InputError):
     """A loss became infinite or not a number; going on would only spoil the weights."""
 
 
+class PaperSGD(SGD):
+    """SGD as the paper has it (Sec. 5.1).
+
+    Args:
+        params: what is trained.
+        lr: learning rate.
+        momentum: share of the last step that is kept.
+        weight_decay: on every parameter.
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float = 0.02, momentum: float = 0.9, weight_decay: float = 1e-4
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
 class DetectionModule(LightningModule):
     """A detector in training and testing.
 
     Args:
         classes: K, the number of object classes; the command line reads it from the data.
         detector: which detector, made for that number of classes.
-        schedule: optimiser and learning rate.
+        optimizer: of the trained parameters; its learning rate is meant for schedule.reference_images.
+        schedule: number of steps, and how the learning rate changes.
         engine: what computes COCO's scores; "pycocotools" is the slower reference.
     """
 
-    datamodule: CocoDataModule
+    last_found: Inference
+    """What the last validation or test step found."""
 
     def __init__(
         self,
         classes: int,
         detector: Callable[[int], Detector] = FasterRCNN,
+        optimizer: OptimizerCallable = PaperSGD,
         schedule: Schedule = Schedule(),
         engine: Engine = "faster",
     ) -> None:
         super().__init__()
         self.detector = detector(classes)
-        self.schedule = schedule
+        self.optimizer, self.schedule = optimizer, schedule
         self.engine: Engine = engine
         self.config: dict[str, Any] = {}
         """What the command line built this module from; kept in checkpoints."""
@@ -80,22 +102,28 @@ class DetectionModule(LightningModule):
             names = ", ".join(f"{name} = {value.item():g}" for name, value in losses.items())
             raise NonFiniteLossError(
                 f"the loss is not finite at step {self.global_step} on images {batch.image_ids}: {names}; "
-                f"lower model.schedule.lr or check these images' boxes"
+                f"lower model.optimizer.lr or check these images' boxes"
             )
         values = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(values, batch_size=len(batch.images))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.images))
         return total
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Have the last step validated even where it ends no epoch."""
+        if 0 < self.trainer.max_steps <= self.global_step:
+            self.trainer.should_stop = True
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The schedule, at this run's number of images a step."""
         images = self.data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        schedule = self.schedule.at(images)
-        rank_zero_info(f"schedule: {schedule}")
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        schedule, scheduler = self.schedule.attach(optimizer, images)
+        name, rate = type(optimizer).__name__, scheduler.base_lrs[0]
+        rank_zero_info(f"schedule: {schedule}; {name}, learning rate {rate:.4g}")
         if self.trainer.max_steps == -1:
             # The number of steps follows from the number of processes, which is known only now.
             self.trainer.fit_loop.epoch_loop.max_steps = schedule.steps
-        optimizer, scheduler = schedule.optimizer(self.parameters())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
@@ -161,6 +189,7 @@ class DetectionModule(LightningModule):
 
     def _collect(self, batch: Batch) -> None:
         found = self(batch)
+        self.last_found = found
         self.recall.update(batch.image_ids, found.proposals)
         if self.ap is not None:
             self.ap.update(batch.image_ids, found.detections)

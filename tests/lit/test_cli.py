@@ -1,0 +1,272 @@
+"""The real command line, on tiny data: what a user does, and the mistakes a user makes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fpn.lit.cli import COMMANDS, main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is printed on standard error by a command that must end with status 2 and without a traceback."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def only(pattern: str) -> Path:
+    (path,) = Path().glob(pattern)
+    return path
+
+
+@pytest.fixture
+def trained(config: str) -> tuple[str, str]:
+    """The configuration and the checkpoint of a finished run."""
+    main(["fit", "--config", config])
+    return config, str(only("runs/tiny/version_0/checkpoints/best.ckpt"))
+
+
+def test_fit_test_predict_evaluate(
+    config: str, shapes: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    main(["fit", "--config", config])
+    printed = capsys.readouterr().out + caplog.text
+    assert "4 steps of 2 images, warm-up of 2" in printed
+    assert "PaperSGD, learning rate 0.02" in printed
+    assert "step 4: AP " in printed
+    checkpoint = str(only("runs/tiny/version_0/checkpoints/best.ckpt"))
+    rows = list(csv.DictReader(Path("runs/tiny/version_0/metrics.csv").read_text().splitlines()))
+    columns = {name for row in rows for name, value in row.items() if value}
+    names = {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "loss", "images_per_second"}
+    assert {f"train/{name}" for name in names} <= columns
+    assert {"val/AP", "val/AP_small", "val/proposal_AR@100", "val/proposal_AR@1000", "lr-PaperSGD"} <= columns
+    assert Path("runs/tiny/version_0/checkpoints/last.ckpt").is_file()
+
+    # A checkpoint is all that a test needs; its run has a folder of its own.
+    main(["test", "--ckpt_path", checkpoint])
+    tables = capsys.readouterr().out
+    for word in ("AP50", "AR@1000", "crescent", "medium"):
+        assert word in tables
+    folder = Path("runs/fpn/version_0")
+    scores = json.loads((folder / "scores.json").read_text())
+    detections = json.loads((folder / "detections.json").read_text())
+    truth = shapes / "annotations" / "instances_val2017.json"
+    ids = {image["id"] for image in json.loads(truth.read_text())["images"]}
+    assert {d["image_id"] for d in detections} == ids
+    assert {d["category_id"] for d in detections} <= set(map(int, (1, 2, 4, 5, 7, 8, 11, 13, 16, 19)))
+
+    from fpn.evaluation import evaluate_boxes, evaluate_proposals
+
+    again = evaluate_boxes(truth, folder / "detections.json", engine="pycocotools")
+    assert {key: scores[key] for key in again} == pytest.approx(again, abs=1e-12, nan_ok=True)
+    recall = evaluate_proposals(truth, folder / "proposals.json")
+    assert {key: scores[f"proposal_{key}"] for key in recall} == pytest.approx(recall, nan_ok=True)
+
+    for flags in ([], ["--proposals"]):
+        name = "proposals.json" if flags else "detections.json"
+        main(["evaluate", "--annotations", str(truth), "--results", str(folder / name), *flags])
+        assert "AR@100" in capsys.readouterr().out
+
+    main(
+        ["predict", "--ckpt_path", checkpoint, "--images", str(shapes / "val2017"), "--score_threshold", "0"]
+    )
+    results = json.loads(Path("predictions/detections.json").read_text())
+    listed = json.loads(Path("predictions/images.json").read_text())
+    assert len(listed) == 5
+    assert {r["image_id"] for r in results} <= {image["id"] for image in listed}
+    assert len(list(Path("predictions").glob("*.jpg"))) == 5
+    by_name = {Path(i["file_name"]).name: i["id"] for i in listed}
+    for image in json.loads(truth.read_text())["images"]:
+        mine = [r["score"] for r in results if r["image_id"] == by_name[image["file_name"]]]
+        tested = [d["score"] for d in detections if d["image_id"] == image["id"]]
+        assert mine == pytest.approx(tested, abs=1e-5)
+
+
+def test_what_the_user_gives_wins_over_the_checkpoint(trained: tuple[str, str]) -> None:
+    _, checkpoint = trained
+    limit = {"model": {"detector": {"detections": {"max_detections": 1}}}}
+    Path("one.yaml").write_text(yaml.safe_dump(limit))
+    for version, given in enumerate(
+        (["--config", "one.yaml"], ["--model.detector.detections.max_detections", "2"])
+    ):
+        main(["test", "--ckpt_path", checkpoint, *given])
+        detections = json.loads(Path(f"runs/fpn/version_{version}/detections.json").read_text())
+        counts = [sum(d["image_id"] == i for d in detections) for i in {d["image_id"] for d in detections}]
+        assert max(counts) == version + 1
+
+
+def test_a_run_can_be_resumed(trained: tuple[str, str]) -> None:
+    config, _ = trained
+    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    main(["fit", "--config", config, "--model.schedule.steps", "6", "--ckpt_path", last])
+    rows = list(csv.DictReader(Path("runs/tiny/version_1/metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [4, 5]
+    state = torch.load("runs/tiny/version_1/checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 6
+
+
+def test_proposal_network(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load(Path(config).read_text())
+    detector = content["model"]["detector"]
+    for key in ("roi_head", "roi_sampling", "detections"):
+        del detector[key]
+    content["model"]["detector"] = {"class_path": "fpn.ProposalNetwork", "init_args": detector}
+    Path(config).write_text(yaml.safe_dump(content))
+    main(["fit", "--config", config])
+    checkpoint = str(only("runs/tiny/version_0/checkpoints/best.ckpt"))
+    main(["test", "--ckpt_path", checkpoint])
+    assert "Proposals" in capsys.readouterr().out
+    assert not Path("runs/fpn/version_0/detections.json").exists()
+    assert "proposal_AR@1000" in json.loads(Path("runs/fpn/version_0/scores.json").read_text())
+
+
+def test_wandb_without_an_account(config: str, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(Path("absent").absolute()))
+    main(["fit", "--config", config, "--config", str(REPOSITORY / "configs/wandb.yaml")])
+    (run,) = Path("runs/wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    pictures = list(run.glob("files/media/images/val/pictures_*.png"))
+    assert len(pictures) == 5
+    layers = [json.loads(p.read_text()) for p in run.glob("files/media/metadata/boxes2D/val/*.json")]
+    truth = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())["annotations"]
+    drawn = [len(layer["box_data"]) for layer in layers if layer["box_data"]]
+    assert sum(drawn) == sum(not a["iscrowd"] for a in truth)
+
+
+@pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])
+def test_help_pages(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if command:
+        with pytest.raises(SystemExit) as caught:
+            main([*command, "--help"])
+        assert caught.value.code == 0
+    else:
+        main(["--help"])
+    page = capsys.readouterr().out
+    assert "usage: fpn" in page
+    assert "help: " not in page.lower().replace(".help", "")
+    if not command:
+        assert all(name in page for name in COMMANDS)
+    if command and command[0] in ("fit", "validate", "test"):
+        for option in ("--model.detector", "--model.schedule.steps", "--data", "--ckpt_path", "--config"):
+            assert option in page
+
+
+def test_mistakes_end_in_one_line(config: str, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fit(*given: str) -> str:
+        return refused(capsys, "fit", "--config", config, *given)
+
+    assert "top_dwn" in fit("--model.detector.neck.top_dwn", "false")
+    assert "stepz" in fit("--model.schedule.stepz", "3")
+    assert "fpn has no command 'train'" in refused(capsys, "train")
+    assert "absent.yaml" in refused(capsys, "fit", "--config", "absent.yaml")
+    assert "both false" in fit("--model.detector.neck", '{"lateral": false, "top_down": false}')
+    message = fit("--data.root", "nowhere")
+    assert "nowhere/annotations/instances_" in message
+    assert len(message.strip().splitlines()) == 1
+    Path("no.json").write_text("[1, 2]")
+    message = fit("--data.train_annotations", "no.json")
+    assert "no.json" in message
+    assert len(message.strip().splitlines()) == 1
+    Path("torn.json").write_text('{"images": [')
+    assert "torn.json" in fit("--data.val_annotations", "torn.json")
+    assert "absent.ckpt" in fit("--ckpt_path", "absent.ckpt")
+    truth = str(shapes / "annotations" / "instances_val2017.json")
+    assert "absent.json" in refused(capsys, "evaluate", "--annotations", truth, "--results", "absent.json")
+    assert "torn.json" in refused(capsys, "evaluate", "--annotations", truth, "--results", "torn.json")
+
+
+def test_a_checkpoint_of_another_model(trained: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, checkpoint = trained
+    message = refused(capsys, "test", "--ckpt_path", checkpoint, "--model.detector.neck.channels", "12")
+    assert "has a shape of" in message
+    assert len(message.strip().splitlines()) == 1
+    torch.save({"state_dict": {}}, "foreign.ckpt")
+    for command in ("test", "fit"):
+        assert "not a checkpoint of this project" in refused(capsys, command, "--ckpt_path", "foreign.ckpt")
+    assert "no images" in refused(capsys, "predict", "--ckpt_path", checkpoint, "--images", "runs")
+    assert "neither" in refused(capsys, "predict", "--ckpt_path", checkpoint, "--images", "nothing")
+
+
+def test_a_checkpoint_for_other_categories(
+    trained: tuple[str, str], shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, checkpoint = trained
+    annotations = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())
+    annotations["categories"][2]["name"] = "tesseract"
+    Path("other.json").write_text(json.dumps(annotations))
+    given = ["--data.train_annotations", "other.json", "--data.val_annotations", "other.json"]
+    message = refused(capsys, "test", "--ckpt_path", checkpoint, *given)
+    assert "'tesseract' in the data" in message
+    assert "'square' in the checkpoint" in message
+
+
+def test_a_corrupt_image_is_named(
+    config: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(shapes, copy)
+    victim = sorted((copy / "val2017").iterdir())[3]
+    victim.write_bytes(b"\xff\xd8 torn")
+    for workers in ("0", "1"):
+        message = refused(
+            capsys, "validate", "--config", config, "--data.root", str(copy), "--data.num_workers", workers
+        )
+        assert victim.name in message
+        assert len(message.strip().splitlines()) == 1
+
+
+def test_python_m_fpn_and_a_seed_fixes_all(config: str) -> None:
+    """Two processes with one seed train the same weights, bit for bit."""
+    states: list[dict[str, Any]] = []
+    for version in range(2):
+        run = subprocess.run(
+            [sys.executable, "-m", "fpn", "fit", "--config", config],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        path = f"runs/tiny/version_{version}/checkpoints/last.ckpt"
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_two_processes_score_as_one(trained: tuple[str, str]) -> None:
+    """Five images over two processes: every image once, the very same numbers; and training runs."""
+    config, checkpoint = trained
+    main(["test", "--ckpt_path", checkpoint])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    for command in (["test", "--ckpt_path", checkpoint, *two], ["fit", "--config", config, *two]):
+        run = subprocess.run(
+            [sys.executable, "-m", "fpn", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+    one, other = (json.loads(Path(f"runs/fpn/version_{v}/scores.json").read_text()) for v in (0, 1))
+    categories = one.pop("by_category"), other.pop("by_category")
+    assert one == pytest.approx(other, abs=1e-6, nan_ok=True)
+    assert categories[0].keys() == categories[1].keys()
+    # Four images a step are twice the schedule's two: half the steps.
+    state = torch.load("runs/tiny/version_1/checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 2

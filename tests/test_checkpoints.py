@@ -1,0 +1,82 @@
+import pickle
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from fpn import InputError, load, load_torchvision
+from fpn.checkpoints import check_weights
+from fpn.models.resnet import ResNet
+from fpn.weights import read_checkpoint, read_tensors
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("exploded"),)  # type: ignore[return-value]
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.zeros(1), "more": Bomb()}, "bomb.pth")
+    Path("bomb.pkl").write_bytes(pickle.dumps({"weight": Bomb()}))
+    for name in ("bomb.pth", "bomb.pkl"):
+        for read in (read_checkpoint, load, load_torchvision):
+            with pytest.raises(InputError, match=rf"{name}"):
+                read(name)
+    assert not Path("exploded").exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    good = tmp_path / "good.pth"
+    torch.save({"weight": torch.zeros(1000)}, good)
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(good.read_bytes()[:500])
+    text = tmp_path / "text.pth"
+    text.write_text("not a checkpoint")
+    for path in (cut, text, tmp_path / "absent.pth"):
+        with pytest.raises(InputError) as caught:
+            read_checkpoint(path)
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+    listed = tmp_path / "list.pth"
+    torch.save([1, 2], listed)
+    with pytest.raises(InputError, match="holds a list"):
+        read_checkpoint(listed)
+    nested = tmp_path / "nested.pth"
+    torch.save({"state": {"weight": torch.zeros(1)}}, nested)
+    with pytest.raises(InputError, match="'state' is not a tensor"):
+        read_tensors(nested)
+    with pytest.raises(InputError, match="not a checkpoint of this project"):
+        load(good)
+
+
+def test_first_misfit_is_named() -> None:
+    wanted = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    check_weights(wanted, wanted, "it")
+    with pytest.raises(InputError, match="it does not fit this detector: it has no b"):
+        check_weights(wanted, {"a": torch.zeros(2)}, "it")
+    with pytest.raises(InputError, match="which has no c"):
+        check_weights(wanted, {**wanted, "c": torch.zeros(1)}, "it")
+    with pytest.raises(InputError, match=r"b has a shape of \(4,\), not \(3,\)"):
+        check_weights(wanted, {"a": torch.zeros(2), "b": torch.zeros(4)}, "it")
+
+
+def test_other_models_of_torchvision_are_refused() -> None:
+    from torchvision.models import resnet18
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, retinanet_resnet50_fpn
+
+    for make in (partial(resnet18), partial(retinanet_resnet50_fpn, weights_backbone=None)):
+        with pytest.raises(InputError, match="box_predictor"):
+            load_torchvision(make(weights=None).state_dict())
+    mobile = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None)
+    with pytest.raises(InputError, match="the state dict does not fit this detector"):
+        load_torchvision(mobile.state_dict())
+
+
+def test_resnet_weights_file_is_read_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": Bomb()}, "bomb.pth")
+    with pytest.raises(InputError, match="refused"):
+        ResNet("resnet18", weights="bomb.pth")
+    assert not Path("exploded").exists()

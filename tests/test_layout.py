@@ -1,0 +1,66 @@
+"""Imports point one way, and nothing but its one home imports Lightning or W&B."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "fpn"
+
+NETWORK = {"models.resnet", "models.necks", "models.rpn", "models.roi_head"}
+CRITERIA = {"models.targets", "models.losses", "models.postprocess"}
+GROUND = {"types", "errors", "weights"}
+
+# What a module may import of the project, by the longest prefix that fits its name.
+ALLOWED: dict[str, set[str]] = {
+    "types": set(),
+    "errors": set(),
+    "weights": {"errors"},
+    "ops": {"ops"},
+    **{name: GROUND | {"ops"} | NETWORK for name in NETWORK},
+    **{name: GROUND | {"ops"} | CRITERIA for name in CRITERIA},
+    "models.detectors": GROUND | {"ops", "models"},
+    "data": GROUND | {"ops", "data"},
+    "evaluation": GROUND | {"ops", "evaluation"},
+    "pictures": GROUND,
+    "checkpoints": GROUND | {"ops", "models", "data"},
+    "predictor": GROUND | {"ops", "models", "data", "checkpoints"},
+    "": {""},  # lit and the package itself see all
+}
+ONLY_IN = {"lightning": ("lit", "data.datamodule"), "wandb": ("lit.wandb",), "pycocotools": ("evaluation",)}
+
+
+def modules() -> dict[str, Path]:
+    paths = SOURCE.rglob("*.py")
+    return {".".join(p.relative_to(SOURCE).with_suffix("").parts): p for p in paths if p.stem != "__init__"}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def within(name: str, prefix: str) -> bool:
+    return not prefix or name == prefix or name.startswith(prefix + ".")
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_point_one_way(name: str) -> None:
+    rule = max((prefix for prefix in ALLOWED if within(name, prefix)), key=len)
+    for other in imported(modules()[name]):
+        package, _, rest = other.partition(".")
+        if package == "fpn":
+            assert any(within(rest, prefix) for prefix in ALLOWED[rule]), f"{name} imports {other}"
+        elif package in ONLY_IN:
+            assert any(within(name, home) for home in ONLY_IN[package]), f"{name} imports {other}"
+
+
+def test_no_file_without_a_docstring() -> None:
+    for name, path in modules().items():
+        assert ast.get_docstring(ast.parse(path.read_text())), name
