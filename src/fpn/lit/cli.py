@@ -135,7 +135,8 @@ def _run_lightning(arguments: list[str]) -> None:
             },
             "callbacks": [LearningRateMonitor(), Throughput(), Scores(), LastCheckpoint(), progress],
         },
-        parser_kwargs={"prog": "fpn"},
+        parser_kwargs={"prog": "fpn"}
+        | {name: {"description": _description(name)} for name in DetectionCLI.subcommands()},
         auto_configure_optimizers=False,
         args=arguments,
     )
@@ -154,6 +155,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _description(command: str) -> str:
+    text = COMMANDS[command]
+    return (
+        f"{text[0].upper()}{text[1:]}. "
+        f"The options of a detector are listed by `fpn {command} --model.detector.help FasterRCNN` "
+        f"(or ProposalNetwork), "
+        f"those of its parts by `--model.detector.neck.help FeaturePyramid` and the like, "
+        f"those of the data by `fpn {command} --data.help CocoDataModule`."
+    )
 
 
 def _usage() -> str:

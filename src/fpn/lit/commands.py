@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import track
@@ -31,7 +32,7 @@ def predict(
     score_threshold: float = 0.5,
     pictures: bool = True,
     batch_size: int = 1,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> None:
     """Find objects in images with a trained detector.
 
@@ -45,11 +46,11 @@ def predict(
         score_threshold: only boxes with this score are drawn.
         pictures: write pictures with the boxes drawn.
         batch_size: images that go through the network together.
-        device: where the network runs, as cpu, cuda or cuda:1.
+        device: where the network runs, as cpu or cuda:1; by default on a GPU where there is one.
     """
     paths = _image_files([images] if isinstance(images, str) else images)
     trained = load(ckpt_path)
-    predictor = Predictor.of(trained, device)
+    predictor = Predictor.of(trained, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
@@ -114,7 +115,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def run(command: str, arguments: Sequence[str]) -> None:
     """Run one of the commands with the words that follow it on the command line."""
-    auto_cli(COMMANDS[command], args=list(arguments), as_positional=False, prog=f"fpn {command}")
+    # `fpn shapes OUT` has one thing to name; the others have several, which are better named.
+    auto_cli(
+        COMMANDS[command], args=list(arguments), as_positional=command == "shapes", prog=f"fpn {command}"
+    )
 
 
 def _image_files(names: Sequence[str]) -> list[Path]:
