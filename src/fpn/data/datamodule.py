@@ -230,33 +230,33 @@ class CocoDataModule(LightningDataModule):
 
 
 class ShapesDataModule(CocoDataModule):
-    """The embedded data set: pictures of shapes, drawn on first use.
+    """The embedded data set: pictures of shapes, drawn on first use and never resized.
+
+    No argument shares its name but not its default with one of `CocoDataModule`: where this class takes the
+    other's place in a configuration, what has the same name keeps its value.
 
     Args:
-        root: Folder of the data set; it is made there when missing.
+        folder: Folder of the data set; it is made there when missing.
         train_count: Training images to draw.
         val_count: Validation images to draw.
         drawing_seed: Determines what is drawn.
         long_side: Pixels of the long side of what is drawn.
-        short_side: Pixels of an image's short side after resizing.
-        max_side: Most pixels of an image's long side after resizing; it wins over short_side.
+        **kwargs: Arguments of `CocoDataModule` about batches and loading.
     """
 
     def __init__(
         self,
-        root: str = "datasets/shapes",
+        folder: str = "datasets/shapes",
         train_count: int = 2000,
         val_count: int = 200,
         drawing_seed: int = 0,
         long_side: int = 256,
-        short_side: int = 256,
-        max_side: int = 256,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root=root, short_side=short_side, max_side=max_side, **kwargs)
+        super().__init__(root=folder, short_side=long_side, max_side=long_side, **kwargs)
         self._draw = partial(
             generate_shapes,
-            Path(root),
+            Path(folder),
             train=train_count,
             val=val_count,
             seed=drawing_seed,
