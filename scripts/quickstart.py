@@ -26,7 +26,7 @@ def main() -> None:
     os.chdir(Path(__file__).resolve().parents[1])
     start = time.monotonic()
     fpn("fit", "--config", CONFIG)
-    checkpoint = newest("checkpoints/best.ckpt")
+    checkpoint = newest("checkpoints/last.ckpt")
     fpn("test", "--config", CONFIG, "--ckpt_path", str(checkpoint))
     scores = newest("scores.json")
     picture = scores.with_name("detections.jpg")
@@ -67,12 +67,15 @@ def draw_examples(checkpoint: Path, picture: Path, number: int = 6) -> None:
         image = read_image(SHAPES / "val2017" / str(annotations.file_names[index]))
         targets = annotations.targets(index)
         images.append(image)
-        left.append(draw(image, truth(targets.boxes, targets.labels), trained.categories))
-    found = Predictor.of(trained)(images)
-    right = [draw(i, f, trained.categories, 0.5) for i, f in zip(images, found, strict=True)]
-    sheet = beside(left, right)
-    # Small pictures: show every pixel as four, so that the letters can be read.
-    write_jpeg(torch.repeat_interleave(torch.repeat_interleave(sheet, 2, 1), 2, 2), str(picture))
+        left.append(draw(enlarged(image), truth(2 * targets.boxes, targets.labels), trained.categories))
+    found = [f._replace(boxes=2 * f.boxes) for f in Predictor.of(trained)(images)]
+    right = [draw(enlarged(i), f, trained.categories, 0.5) for i, f in zip(images, found, strict=True)]
+    write_jpeg(beside(left, right), str(picture))
+
+
+def enlarged(image: torch.Tensor) -> torch.Tensor:
+    """Every pixel as four: in pictures this small, letters would hide the objects."""
+    return image.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def load(path: str | Path) -> Trained:
     checkpoint = read_checkpoint(path)
     kept = _kept(checkpoint, path)
     categories = Categories(tuple(kept["categories"]["ids"]), tuple(kept["categories"]["names"]))
+    if not kept["config"]:
+        raise InputError(f"{path} was not trained from the command line and does not tell its model")
     detector = _detector(kept["config"]["model"], len(categories.ids), path)
     prefix = "detector."
     state = {
@@ -112,7 +114,8 @@ def load_torchvision(
         score_threshold: only detections with a higher score are given.
         norm_eps: epsilon of the BatchNorm, which no file tells. None takes 1e-5, torchvision's default, where
             the weights count batches, as an ordinary BatchNorm does, and 0 where they do not: its published
-            COCO weights were trained with a frozen BatchNorm of epsilon 0.
+            COCO weights were trained with a frozen BatchNorm of epsilon 0. (A frozen one of another origin
+            has 1e-5 and must be named.)
         **faster_rcnn: further arguments of `FasterRCNN`.
 
     Returns:

@@ -42,6 +42,8 @@ def draw(image: Tensor, found: Detections, categories: Categories, score_thresho
         boxes,
         texts,
         colors=[_colour(label) for label in labels.tolist()],
+        label_colors="white",
+        fill_labels=True,
         width=max(1, round(side / 300)),
         font=font_manager.findfont("DejaVu Sans"),
         font_size=max(9, round(side / 45)),

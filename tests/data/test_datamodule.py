@@ -231,7 +231,7 @@ def test_categories_need_no_setup_and_no_training_file(root: Path) -> None:
 def test_splits_of_different_categories_are_an_error(tmp_path: Path) -> None:
     write_split(tmp_path, "train", 4, {1: "cat"})
     write_split(tmp_path, "val", 2, {1: "dog", 3: "cat"})
-    with pytest.raises(InputError, match=r"id 1 is dog / cat, id 3 is cat / absent") as caught:
+    with pytest.raises(InputError, match=r"id 1 is cat / dog, id 3 is absent / cat") as caught:
         CocoDataModule(str(tmp_path), **SMALL).setup("fit")
     for split in ("train", "val"):
         assert str(tmp_path / "annotations" / f"instances_{split}2017.json") in str(caught.value)

@@ -237,7 +237,7 @@ def test_long_side_scales_frames_and_the_largest_objects(tmp_path: Path) -> None
     assert 70 < max(np.sqrt(np.prod(found["bbox"][2:])) for found in _objects(coco)) < 97
 
 
-def test_complete_sets_are_kept_and_others_replaced(tmp_path: Path) -> None:
+def test_complete_sets_are_kept_and_others_refused(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "set"
     few = {"train": 2, "val": 1}
     assert not shapes_are_complete(out, **few)
@@ -250,9 +250,9 @@ def test_complete_sets_are_kept_and_others_replaced(tmp_path: Path) -> None:
     image.write_bytes(b"still here")
     generate_shapes(out, **few)
     assert image.read_bytes() == b"still here"
-    generate_shapes(out, train=3, val=1)
-    assert shapes_are_complete(out, train=3, val=1)
-    assert len(list((out / "train2017").iterdir())) == 3
+    with pytest.raises(InputError, match="shapes of other parameters: remove it"):
+        generate_shapes(out, train=3, val=1)
+    assert image.read_bytes() == b"still here"
     assert list(out.parent.iterdir()) == [out]
 
 
@@ -264,16 +264,11 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
         return draw(rng, index, long_side)
 
-    generate_shapes(tmp_path / "older", train=1, val=1)
-    before = _files(tmp_path / "older")
     monkeypatch.setattr(shapes, "_draw", interrupted)
-    for name in ("new", "older"):
-        with pytest.raises(KeyboardInterrupt):
-            generate_shapes(tmp_path / name, train=4, val=1)
-        assert not shapes_are_complete(tmp_path / name, train=4, val=1)
-
-    assert [path.name for path in tmp_path.iterdir()] == ["older"]
-    assert _files(tmp_path / "older") == before
+    with pytest.raises(KeyboardInterrupt):
+        generate_shapes(tmp_path / "new", train=4, val=1)
+    assert not shapes_are_complete(tmp_path / "new", train=4, val=1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not JSON", '["a list"]'])

@@ -135,6 +135,15 @@ def test_odd_and_tiny_images(size: tuple[int, int]) -> None:
     assert len(detector.eval().detect(data)) == 1
 
 
+def test_levels_that_no_head_reads_are_refused() -> None:
+    with pytest.raises(InputError, match="no head reads level 2"):
+        small(ProposalNetwork, rpn=partial(RegionProposalNetwork, sizes={3: [16.0], 4: [32.0], 5: [64.0]}))
+    only_p6 = partial(RegionProposalNetwork, sizes={6: [128.0]})
+    with pytest.raises(InputError, match="but the neck gives"):
+        small(rpn=only_p6)
+    small(rpn=partial(RegionProposalNetwork, sizes={3: [16.0], 4: [32.0], 5: [64.0]}))
+
+
 def test_no_ground_truth_to_learn_from() -> None:
     with pytest.raises(InputError, match="no ground truth"):
         small().losses(batch(None))

@@ -84,8 +84,6 @@ class CocoDataModule(LightningDataModule):
         _require(seed >= 0, f"seed is {seed}, but must not be negative")
         _require(min(std) > 0, f"std divides, so it must be positive, not {min(std)}")
 
-        # Ranks without a share of the validation images are legitimate: see ExactShards.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.image_settings = ImageSettings(short_side, max_side, antialias, mean, std)
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.keep_empty_images, self.seed = keep_empty_images, seed
@@ -113,7 +111,7 @@ class CocoDataModule(LightningDataModule):
 
     @property
     def categories(self) -> Categories:
-        """The classes: those of the training annotations, or of the validation ones where there are none.
+        """The classes: those of the validation annotations, or of the others where there are none.
 
         Raises:
             InputError: if neither file can be read.
@@ -155,7 +153,7 @@ class CocoDataModule(LightningDataModule):
             )
         except ValueError as error:
             raise InputError(f"{dataset.annotations.path}: {error}; lower batch_size") from None
-        return TrainLoader(dataset, batches, self._first_batch, **self._loading())
+        return TrainLoader(dataset, batches, self._position, **self._loading())
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation images of this process, each once."""
@@ -167,7 +165,8 @@ class CocoDataModule(LightningDataModule):
 
     @property
     def _reference(self) -> str:
-        return "train" if self._files["train"].is_file() else "val"
+        # The validation file is much the smaller one of COCO's.
+        return next((split for split in ("val", "train", "test") if self._files[split].is_file()), "val")
 
     def _annotations(self, split: str) -> Annotations:
         path = self._files[split]
@@ -203,7 +202,14 @@ class CocoDataModule(LightningDataModule):
 
     def _evaluation(self, split: str) -> DataLoader[Sample]:
         dataset = self._datasets[split]
-        shard = ExactShards(len(dataset), self.eval_batch_size, *self._place())
+        rank, world_size = self._place()
+        if len(dataset) < world_size:
+            # Lightning skips the evaluation of a process without batches, and the others would wait for it.
+            raise InputError(
+                f"{dataset.annotations.path}: {len(dataset)} images cannot be scored by {world_size} "
+                "processes; use fewer devices"
+            )
+        shard = ExactShards(len(dataset), self.eval_batch_size, rank, world_size)
         return DataLoader(dataset, batch_sampler=shard, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
@@ -223,10 +229,12 @@ class CocoDataModule(LightningDataModule):
             raise InputError("set trainer.use_distributed_sampler to false: the data module shards by itself")
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _first_batch(self) -> int:
-        if self.trainer is None or not self.trainer.fit_loop.epoch_loop.restarting:
-            return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    def _position(self) -> tuple[int, int]:
+        """The epoch, and how many of its batches are done."""
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop.epoch_loop
+        return self.trainer.current_epoch, loop.batch_progress.current.ready if loop.restarting else 0
 
 
 class ShapesDataModule(CocoDataModule):
@@ -270,6 +278,8 @@ class ShapesDataModule(CocoDataModule):
 
     def prepare_data(self) -> None:
         """Draw the images unless they are there."""
+        if not Path(self._draw.args[0]).exists():
+            rank_zero_info(f"drawing the shapes into {self._draw.args[0]}")
         self._draw()
 
 

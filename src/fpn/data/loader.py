@@ -15,13 +15,13 @@ from fpn.types import Batch
 class TrainLoader(DataLoader[Sample]):
     """Training batches from where training stands.
 
-    A sample is a function of (seed, epoch, image): Lightning knows the epoch and `first_batch` the place in
-    it, so a checkpoint need hold nothing but what the order depends on, to tell when that has changed.
+    A sample is a function of (seed, epoch, image), and Lightning knows the place in the epoch: a checkpoint
+    need hold nothing but what the order depends on, to tell when that has changed.
 
     Args:
         dataset: what to load from.
         batch_sampler: which images make which batch.
-        first_batch: how many batches of the epoch are done, asked as an iteration starts.
+        position: the epoch, and how many of its batches are done, asked as an iteration starts.
         settings: the other arguments of a DataLoader.
     """
 
@@ -29,12 +29,12 @@ class TrainLoader(DataLoader[Sample]):
         self,
         dataset: CocoDataset,
         batch_sampler: AspectRatioBatches,
-        first_batch: Callable[[], int],
+        position: Callable[[], tuple[int, int]],
         **settings: Any,
     ) -> None:
         super().__init__(dataset, batch_sampler=batch_sampler, **settings)
         self._batches = batch_sampler
-        self._first_batch = first_batch
+        self._position = position
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches of the sampler's epoch.
@@ -42,7 +42,9 @@ class TrainLoader(DataLoader[Sample]):
         A generator, so that nothing starts before the first batch is asked for: Lightning makes the iterator
         of a resumed run before it sets the epoch, and workers would load the beginning of another one.
         """
-        self._batches.start = self._first_batch()
+        epoch, self._batches.start = self._position()
+        # Lightning sets an epoch too, but one too many in a run resumed from an epoch's end.
+        self._batches.set_epoch(epoch)
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:

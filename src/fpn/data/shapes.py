@@ -51,7 +51,7 @@ Annotation = dict[str, Any]
 def generate_shapes(
     out: Path, *, train: int = 2000, val: int = 200, seed: int = 0, long_side: int = 256
 ) -> None:
-    """Write the data set, unless it is there already with the same parameters; one with others is replaced.
+    """Write the data set, unless it is there already with the same parameters.
 
     The folder appears under its name only when all of it has been written.
 
@@ -63,7 +63,7 @@ def generate_shapes(
         long_side: Greatest width or height of an image, in pixels, at least 64.
 
     Raises:
-        InputError: A parameter is out of range, or `out` holds something that is no such data set.
+        InputError: A parameter is out of range, or `out` holds something else, or shapes of other parameters.
     """
     for name, value, least in (("train", train, 1), ("val", val, 1), ("seed", seed, 0)):
         if value < least:
@@ -74,7 +74,9 @@ def generate_shapes(
     found = _read_manifest(out)
     if found == manifest:
         return
-    if out.exists() and found is None and (not out.is_dir() or any(out.iterdir())):
+    if found is not None:
+        raise InputError(f"{out} holds shapes of other parameters: remove it or name another folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something other than a shapes data set: name another folder")
 
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,21 +19,43 @@ from fpn.types import Batch
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the best checkpoint by validation AP, or AR@1000 of a proposal network, as best.ckpt."""
 
+    def __init__(self) -> None:
+        super().__init__(filename="best", mode="max", enable_version_counter=False)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the score to watch from the module, unless the user named one."""
-        if self.monitor is None and isinstance(pl_module, DetectionModule):
+        """Take the score to watch from the module."""
+        if isinstance(pl_module, DetectionModule):
             self.monitor = pl_module.monitor
         super().setup(trainer, pl_module, stage)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(Callback):
     """Keeps the newest checkpoint, from which a run is resumed, as last.ckpt.
 
-    One callback for both would not do: Lightning's `save_last` is only written when the best one is.
+    Lightning's own `save_last` is only written when the best one is.
+
+    Args:
+        every_n_steps: it is written after so many steps, and after every epoch.
     """
 
-    def __init__(self) -> None:
-        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    def __init__(self, every_n_steps: int = 1000) -> None:
+        self.every_n_steps = every_n_steps
+        self.path = Path()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the run's folder, which all processes have to do together."""
+        self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Write, every so many steps."""
+        if (batch_idx + 1) % (self.every_n_steps * trainer.accumulate_grad_batches) == 0:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write."""
+        trainer.save_checkpoint(self.path)
 
 
 class Throughput(Callback):
@@ -87,25 +109,56 @@ class PlainProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Print at the trainer's own interval."""
-        step = trainer.global_step
-        if step % trainer.log_every_n_steps or not trainer.is_global_zero:  # type: ignore[attr-defined]
+        """Print the first step, and then at the trainer's own interval."""
+        step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = step % interval == 0 or step == self.first_step + 1
+        if not due or (batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
             return
         seconds = time.perf_counter() - self.start
-        line = f"epoch {trainer.current_epoch}, step {step:,}"
+        line = f"epoch {trainer.current_epoch + 1}, step {step:,}"
         if trainer.max_steps > 0:
             left = seconds / max(step - self.first_step, 1) * (trainer.max_steps - step)
             line += f" of {trainer.max_steps:,} ({timedelta(seconds=round(left))} left)"
         losses = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
         values = "  ".join(f"{key.removeprefix('train/')} {value:.3g}" for key, value in losses.items())
-        Console().print(f"{line}: {values}", highlight=False, soft_wrap=True)
+        _say(f"{line}: {values}")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Print a line for each tenth of a validation."""
+        if not trainer.sanity_checking:
+            self._tenths(trainer, "validated", batch_idx, trainer.num_val_batches)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Print a line for each tenth of a test."""
+        self._tenths(trainer, "tested", batch_idx, trainer.num_test_batches)
+
+    def _tenths(self, trainer: Trainer, done: str, batch_idx: int, batches: list[int | float]) -> None:
+        tenth = max(int(sum(batches)) // 10, 1)
+        if trainer.is_global_zero and (batch_idx + 1) % tenth == 0:
+            _say(f"{done} {batch_idx + 1} of {int(sum(batches))} batches")
 
 
 class Scores(Callback):
     """Prints scores after every validation, and all tables after a test.
 
-    A test writes to the run's folder `scores.json` (all numbers, and AP by category), `detections.json` and
-    `proposals.json` (COCO results).
+    A test writes to the run's folder `scores.json` (all numbers, and AP by category) and, as COCO results,
+    `detections.json`, or `proposals.json` of a proposal network.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,7 +169,7 @@ class Scores(Callback):
         if trainer.is_global_zero:
             names = ["AP", "AP50", "AP_small", "AP_medium", "AP_large", "proposal_AR@100", "proposal_AR@1000"]
             line = "  ".join(f"{n} {100 * scores[f'val/{n}']:.1f}" for n in names if f"val/{n}" in scores)
-            Console().print(f"step {trainer.global_step:,}: {line}", highlight=False, soft_wrap=True)
+            _say(f"step {trainer.global_step:,}: {line}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All tables, and the files."""
@@ -128,23 +181,23 @@ class Scores(Callback):
             return
         console = Console()
         report: dict[str, Any] = {key.removeprefix("test/"): value for key, value in scores.items()}
-        results = {"proposals.json": pl_module.recall.results()}
+        name, results = "proposals.json", pl_module.recall.results
         if pl_module.ap is not None:
+            name, results = "detections.json", pl_module.ap.results
             boxes = {key: value for key, value in report.items() if not key.startswith("proposal_")}
             console.print(category_table(pl_module.ap.by_category), box_table(boxes))
             report["by_category"] = pl_module.ap.by_category
-            results["detections.json"] = pl_module.ap.results()
-        proposals = {
-            key.removeprefix("proposal_"): value for key, value in scores_of_proposals(report).items()
-        }
-        console.print(proposal_table(proposals))
+        prefix = "proposal_"
+        console.print(
+            proposal_table({k.removeprefix(prefix): v for k, v in report.items() if k.startswith(prefix)})
+        )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scores.json").write_text(json.dumps(report, indent=2))
-        for name, entries in results.items():
-            (folder / name).write_text(json.dumps(entries))
-        console.print(f"written to {folder}: scores.json, {', '.join(results)}", highlight=False)
+        (folder / name).write_text(json.dumps(results()))
+        if sum(trainer.num_test_batches) < len(trainer.test_dataloaders or ()):
+            _say("only a part of the images was scored, as trainer.limit_test_batches says")
+        _say(f"written to {folder}: scores.json, {name}")
 
 
-def scores_of_proposals(report: dict[str, Any]) -> dict[str, float]:
-    """The part of a report that is about proposals."""
-    return {key: value for key, value in report.items() if key.startswith("proposal_")}
+def _say(line: str) -> None:
+    Console().print(line, highlight=False, soft_wrap=True)

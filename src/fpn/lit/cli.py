@@ -1,15 +1,20 @@
 """The command line: `fpn fit | validate | test` are Lightning's, the rest is in commands.py."""
 
+import argparse
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fpn.checkpoints import forget_imagenet, remembered_config
 from fpn.data.datamodule import CocoDataModule
@@ -44,27 +49,23 @@ class DetectionCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint callback, and the number of classes from the data."""
-        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "data": {"class_path": "fpn.data.datamodule.CocoDataModule"},
-                "checkpoint.mode": "max",
-                "checkpoint.filename": "best",
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        """Read COCO unless told otherwise, and take the number of classes from the data."""
+        parser.set_defaults({"data": {"class_path": "fpn.data.datamodule.CocoDataModule"}})
         parser.link_arguments("data", "model.classes", _number_of_classes, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; with a checkpoint, parse again on top of what it remembers."""
+        """Parse, on top of what the checkpoint remembers where one is given."""
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
-        subcommand = self.config.subcommand
-        path = self.config[subcommand].get("ckpt_path")
-        remembered = remembered_config(path) if path and path not in ("best", "last", "hpc") else None
+        for name in ("validate", "test"):  # our own tables say it better
+            self._subcommand_parsers[name].set_defaults({"verbose": False})
+        subcommand, *rest = args
+        path = _given_checkpoint(rest)
+        if path is None and subcommand != "fit" and not {"-h", "--help", "--print_config"} & set(rest):
+            raise InputError(f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored")
+        remembered = remembered_config(path) if path is not None else None
         if remembered is not None:
-            self.config = parser.parse_args([subcommand, "--config", remembered, *args[1:]])
+            rest = ["--config", remembered, *rest]
+        self.config = parser.parse_args([subcommand, *rest])
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own would let the checkpoint's values win over those the user gives.
@@ -75,6 +76,19 @@ class DetectionCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.get("ckpt_path"):
             forget_imagenet(config.model)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the callbacks of every run, less those that the user's flags rule out."""
+        given = self.config_init[self.subcommand]["trainer"]
+        callbacks: list[Callback] = [Throughput(), Scores()]
+        if given["enable_checkpointing"] is not False:
+            callbacks += [BestCheckpoint(), LastCheckpoint()]
+        if given["enable_progress_bar"] is not False:
+            callbacks.append(Bar() if sys.stdout.isatty() else PlainProgress())
+        if given["logger"] is not False and not given["fast_dev_run"]:
+            callbacks.append(LearningRateMonitor())
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
         """Let the module keep its configuration, for its checkpoints."""
@@ -113,6 +127,11 @@ def _mistake(error: BaseException | None) -> str | None:
         if isinstance(error, InputError):
             # From a loading process comes that process's traceback; its last line is the message.
             return str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
+        if isinstance(error, ArgumentError):
+            # What the parser got is a long listing, and no news to who gave it.
+            return " ".join(str(error).partition("Got value:")[0].split())
+        if isinstance(error, MisconfigurationException):
+            return " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename is not None:
             return f"{error.filename}: {error.strerror}"
         error = error.__cause__
@@ -120,7 +139,7 @@ def _mistake(error: BaseException | None) -> str | None:
 
 
 def _run_lightning(arguments: list[str]) -> None:
-    progress = Bar() if sys.stdout.isatty() else PlainProgress()
+    commands = DetectionCLI.subcommands()
     DetectionCLI(
         DetectionModule,
         CocoDataModule,
@@ -133,13 +152,26 @@ def _run_lightning(arguments: list[str]) -> None:
                 "class_path": "lightning.pytorch.loggers.CSVLogger",
                 "init_args": {"save_dir": "runs", "name": "fpn"},
             },
-            "callbacks": [LearningRateMonitor(), Throughput(), Scores(), LastCheckpoint(), progress],
         },
-        parser_kwargs={"prog": "fpn"}
-        | {name: {"description": _description(name)} for name in DetectionCLI.subcommands()},
+        parser_kwargs={"prog": "fpn", "exit_on_error": False}
+        | {name: {"description": _description(name), "exit_on_error": False} for name in commands},
         auto_configure_optimizers=False,
         args=arguments,
     )
+
+
+def _given_checkpoint(arguments: Sequence[str]) -> str | None:
+    """The checkpoint named on the command line or in one of the configuration files, the last to be named."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--ckpt_path")
+    finder.add_argument("--config", "-c", action="append", default=[])
+    given, _ = finder.parse_known_args(arguments)
+    path: str | None = given.ckpt_path
+    for file in given.config:
+        if path is None and Path(file).is_file():
+            content = yaml.safe_load(Path(file).read_text())
+            path = content.get("ckpt_path") if isinstance(content, dict) else None
+    return path
 
 
 def _number_of_classes(data: CocoDataModule) -> int:
@@ -191,4 +223,5 @@ def _quiet() -> None:
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda record: "💡" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 from torchvision.io import write_jpeg
 from torchvision.ops import box_convert
 
@@ -21,8 +21,9 @@ from fpn.evaluation import Engine, evaluate_proposals, score_boxes
 from fpn.evaluation.tables import box_table, category_table, proposal_table
 from fpn.pictures import draw
 from fpn.predictor import Predictor
+from fpn.types import Categories
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif", ".heic"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 
 def predict(
@@ -37,7 +38,8 @@ def predict(
     """Find objects in images with a trained detector.
 
     Writes to the output folder: detections.json, COCO results of all scores; images.json, the id, file
-    and size of each image; and pictures with the boxes drawn.
+    and size of each image; and pictures/ with the boxes drawn, named by id. Files named by numbers, as COCO's
+    are, have these as ids; others are counted from 1. A file that cannot be read is named and left out.
 
     Args:
         ckpt_path: a checkpoint written by `fpn fit`.
@@ -49,43 +51,40 @@ def predict(
         device: where the network runs, as cpu or cuda:1; by default on a GPU where there is one.
     """
     paths = _image_files([images] if isinstance(images, str) else images)
+    ids = _image_ids(paths)
     trained = load(ckpt_path)
+    names = trained.categories if trained.detector.finds_objects else Categories((1,), ("object",))
     predictor = Predictor.of(trained, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pictures" if pictures else folder).mkdir(parents=True, exist_ok=True)
+    console = Console()
     results: list[dict[str, Any]] = []
     listing: list[dict[str, Any]] = []
-    remaining = track(enumerate(paths), "predict", total=len(paths), console=Console(stderr=True))
-    while batch := list(islice(remaining, batch_size)):
-        decoded = [read_image(path) for _, path in batch]
-        for (index, path), image, found in zip(batch, decoded, predictor(decoded), strict=True):
-            # As in COCO, a file's number is its image's id; other files are counted.
-            image_id = int(path.stem) if all(p.stem.isdecimal() for p in paths) else index + 1
+    for start in track(range(0, len(paths), batch_size), "predict", console=Console(stderr=True)):
+        batch: list[tuple[int, Path, Tensor]] = []
+        for image_id, path in zip(ids[start:][:batch_size], paths[start:][:batch_size], strict=True):
+            try:
+                batch.append((image_id, path, read_image(path)))
+            except InputError as error:
+                console.print(f"left out: {error}", highlight=False, soft_wrap=True)
+        for (image_id, path, image), found in zip(batch, predictor([b[2] for b in batch]), strict=True):
             height, width = image.shape[-2:]
             listing.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
+            boxes = box_convert(found.boxes, "xyxy", "xywh").tolist()
             results += [
-                {
-                    "image_id": image_id,
-                    "category_id": trained.categories.ids[label - 1],
-                    "bbox": box,
-                    "score": score,
-                }
-                for box, score, label in zip(
-                    box_convert(found.boxes, "xyxy", "xywh").tolist(),
-                    found.scores.tolist(),
-                    found.labels.tolist(),
-                    strict=True,
-                )
+                {"image_id": image_id, "category_id": names.ids[label - 1], "bbox": box, "score": score}
+                for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True)
             ]
             if pictures:
-                picture = draw(image, found, trained.categories, score_threshold)
-                write_jpeg(picture, str(folder / f"{path.stem}.jpg"), quality=90)
+                picture = draw(image, found, names, score_threshold)
+                write_jpeg(picture, str(folder / "pictures" / f"{image_id:012d}.jpg"), quality=90)
     (folder / "detections.json").write_text(json.dumps(results))
     (folder / "images.json").write_text(json.dumps(listing))
-    Console().print(
-        f"{len(results):,} boxes in {len(paths):,} images; written to {folder}: detections.json, images.json"
-        + (", pictures" if pictures else ""),
+    console.print(
+        f"{len(results):,} boxes in {len(listing):,} of {len(paths):,} images; written to {folder}: "
+        "detections.json, images.json" + (", pictures" if pictures else ""),
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -115,10 +114,23 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def run(command: str, arguments: Sequence[str]) -> None:
     """Run one of the commands with the words that follow it on the command line."""
+    words = list(arguments)
+    for switch in ("--proposals", "--pictures"):  # a bare switch means true
+        if switch in words and words[words.index(switch) + 1 :][:1] not in (["true"], ["false"]):
+            words[words.index(switch)] = f"{switch}=true"
     # `fpn shapes OUT` has one thing to name; the others have several, which are better named.
     auto_cli(
-        COMMANDS[command], args=list(arguments), as_positional=command == "shapes", prog=f"fpn {command}"
+        COMMANDS[command],
+        args=words,
+        as_positional=command == "shapes",
+        prog=f"fpn {command}",
+        exit_on_error=False,
     )
+
+
+def _image_ids(paths: Sequence[Path]) -> list[int]:
+    numbers = [int(path.stem) for path in paths if path.stem.isdecimal()]
+    return numbers if len(set(numbers)) == len(paths) else list(range(1, len(paths) + 1))
 
 
 def _image_files(names: Sequence[str]) -> list[Path]:

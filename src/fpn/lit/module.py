@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import SGD
@@ -15,6 +16,7 @@ from torch.optim.optimizer import ParamsT
 
 from fpn.checkpoints import check_weights
 from fpn.data.datamodule import CocoDataModule
+from fpn.data.samplers import sample_seed
 from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, ProposalRecall
 from fpn.lit.schedule import Schedule
@@ -72,14 +74,9 @@ class DetectionModule(LightningModule):
         """What the command line built this module from; kept in checkpoints."""
 
     @property
-    def finds_objects(self) -> bool:
-        """Whether the detector ends in detections, and not in proposals."""
-        return isinstance(self.detector, FasterRCNN)
-
-    @property
     def monitor(self) -> str:
         """The score by which the best checkpoint is chosen."""
-        return "val/AP" if self.finds_objects else "val/proposal_AR@1000"
+        return "val/AP" if self.detector.finds_objects else "val/proposal_AR@1000"
 
     @property
     def data(self) -> CocoDataModule:
@@ -96,7 +93,7 @@ class DetectionModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the detector's losses."""
-        losses = self.detector.losses(batch)
+        losses = self.detector.losses(batch, self._generator())
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
             names = ", ".join(f"{name} = {value.item():g}" for name, value in losses.items())
@@ -109,6 +106,17 @@ class DetectionModule(LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.images))
         return total
 
+    def _generator(self) -> torch.Generator:
+        """Chance that depends on the seed, the step and the process alone: a resumed run samples the same."""
+        generator = torch.Generator(device=self.device)
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        return generator.manual_seed(sample_seed(torch.initial_seed(), step, self.global_rank))
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that all processes together learn from in a step of the optimiser."""
+        return self.data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Have the last step validated even where it ends no epoch."""
         if 0 < self.trainer.max_steps <= self.global_step:
@@ -116,9 +124,8 @@ class DetectionModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The schedule, at this run's number of images a step."""
-        images = self.data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
-        schedule, scheduler = self.schedule.attach(optimizer, images)
+        schedule, scheduler = self.schedule.attach(optimizer, self.images_per_step)
         name, rate = type(optimizer).__name__, scheduler.base_lrs[0]
         rank_zero_info(f"schedule: {schedule}; {name}, learning rate {rate:.4g}")
         if self.trainer.max_steps == -1:
@@ -130,8 +137,15 @@ class DetectionModule(LightningModule):
         """Make the scores for the annotations this stage is scored on."""
         data = self.data
         path = data.test_annotations_path if stage == "test" else data.val_annotations_path
+        bottom_up = self.detector.bottom_up
+        fixed = bottom_up.norm == "frozen" or bottom_up.frozen_stages > 0
+        if stage == "fit" and fixed and bottom_up.weights is None and self.trainer.ckpt_path is None:
+            rank_zero_warn(
+                "the bottom-up starts from random weights, yet part of it is not trained: set its weights, "
+                "or norm: batch (or group) and frozen_stages: 0"
+            )
         self.recall = ProposalRecall(path, engine=self.engine)
-        self.ap = BoxAP(path, data.categories, engine=self.engine) if self.finds_objects else None
+        self.ap = BoxAP(path, data.categories, engine=self.engine) if self.detector.finds_objects else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect what is found."""
@@ -172,15 +186,23 @@ class DetectionModule(LightningModule):
             "config": self.config,
             "categories": {"ids": list(categories.ids), "names": list(categories.names)},
             "image": asdict(data.image_settings),
+            "images_per_step": self.images_per_step,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another detector, or one trained for other categories."""
         check_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
-        kept = checkpoint.get("fpn", {}).get("categories")
+        kept = checkpoint.get("fpn")
         if kept is None:
             return
-        theirs, ours = Categories(tuple(kept["ids"]), tuple(kept["names"])), self.data.categories
+        if self.trainer.state.fn == TrainerFn.FITTING and kept["images_per_step"] != self.images_per_step:
+            raise InputError(
+                f"the checkpoint was trained with {kept['images_per_step']} images a step, this run has "
+                f"{self.images_per_step}: choose data.batch_size, trainer.devices and "
+                f"trainer.accumulate_grad_batches so that they agree"
+            )
+        names = kept["categories"]
+        theirs, ours = Categories(tuple(names["ids"]), tuple(names["names"])), self.data.categories
         if theirs != ours:
             raise InputError(
                 f"the checkpoint was trained for other categories than the data has: "

@@ -40,7 +40,7 @@ class Dashboard(WandbLogger):
         save_dir: str = "runs",
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
-        offline = os.environ.get("WANDB_MODE", "online" if _logged_in() else "offline") != "online"
+        offline = "WANDB_MODE" not in os.environ and not _logged_in()
         super().__init__(name, save_dir, offline=offline, project=project, group=group, tags=tags)
 
 

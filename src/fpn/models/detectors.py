@@ -7,7 +7,7 @@ Symbols: N images, K classes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class Detector(nn.Module, ABC):
     """What a training loop needs of a detector."""
 
     bottom_up: ResNet
+    finds_objects: ClassVar[bool]
+    """Whether it ends in detections with a class, and not in proposals."""
 
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -61,6 +63,8 @@ class ProposalNetwork(Detector):
         loss: shape of the box losses.
     """
 
+    finds_objects = False
+
     def __init__(
         self,
         classes: int,
@@ -81,6 +85,8 @@ class ProposalNetwork(Detector):
         self.anchor_sampling = anchor_sampling
         self.training_proposals, self.testing_proposals = training_proposals, testing_proposals
         self.loss = loss
+        if not self.finds_objects:
+            _refuse_unread(self.neck, self.rpn.levels)
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`rpn_objectness` and `rpn_box`."""
@@ -127,6 +133,8 @@ class FasterRCNN(ProposalNetwork):
         **proposal_network: the arguments of `ProposalNetwork`.
     """
 
+    finds_objects = True
+
     def __init__(
         self,
         classes: int,
@@ -138,6 +146,7 @@ class FasterRCNN(ProposalNetwork):
         super().__init__(classes, **proposal_network)
         self.roi_head = roi_head(self.neck, classes)
         self.roi_sampling, self.detections = roi_sampling, detections
+        _refuse_unread(self.neck, self.rpn.levels + self.roi_head.levels)
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`rpn_objectness`, `rpn_box`, `roi_class` and `roi_box`."""
@@ -169,6 +178,12 @@ class FasterRCNN(ProposalNetwork):
         detections = self.forward(batch).detections
         assert detections is not None
         return detections
+
+
+def _refuse_unread(neck: Neck, levels: tuple[int, ...]) -> None:
+    # Its layers would have no gradient, which distributed training does not forgive.
+    if unread := [k for k in neck.levels if k not in levels and not (k == neck.levels[-1] < max(levels))]:
+        raise InputError(f"no head reads level {unread[0]} of the neck: leave it out of neck.levels")
 
 
 def _ground_truth(batch: Batch) -> list[Targets]:

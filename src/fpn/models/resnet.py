@@ -3,6 +3,7 @@
 The blocks are torchvision's, and so are the names of the parameters: its ImageNet weights load as they are.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,7 @@ class ResNet(nn.Module):
         weights: ImageNet weights to start from: a name of torchvision's, as IMAGENET1K_V1, or a file with a
             ResNet's state dict; null starts from random ones.
         norm: frozen (BatchNorm as a fixed scale and shift, for pretrained weights), batch, or group
-            (GroupNorm of 32 groups, from scratch).
+            (GroupNorm, of 32 groups where the width allows).
         norm_eps: epsilon of the norm.
         frozen_stages: how many of conv1, conv2, …, conv5 are not trained, counted from the first.
         stride_in_1x1: put a bottleneck's stride on its first 1×1 convolution, as the MSRA release the paper
@@ -67,7 +68,7 @@ class ResNet(nn.Module):
             )
         block, depths = BLOCKS[name]
         norm_layer = _norm_layer(norm, norm_eps)
-        self.name = name
+        self.name, self.weights, self.norm, self.frozen_stages = name, weights, norm, frozen_stages
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(width)
         self.relu = nn.ReLU(inplace=True)
@@ -139,7 +140,7 @@ class ResNet(nn.Module):
 
 def _norm_layer(norm: Norm, eps: float) -> Callable[[int], nn.Module]:
     if norm == "group":
-        return lambda channels: nn.GroupNorm(min(32, channels), channels, eps=eps)
+        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
     layer = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
     return lambda channels: layer(channels, eps=eps)
 
@@ -193,6 +194,7 @@ def _read_weights(name: str, weights: str) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(
             f"weights {weights} of {name} could not be downloaded ({error}); "
-            f"set model.detector.bottom_up.weights to a file, or to null for random ones"
+            f"set model.detector.bottom_up.weights to a file, or to null with norm: batch (or group) "
+            f"and frozen_stages: 0"
         ) from error
     return state
