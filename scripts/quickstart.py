@@ -36,7 +36,7 @@ def main() -> None:
         f"""
 Done in {minutes:.1f} minutes. Written:
   {checkpoint}   the detector
-  {scores}   its scores; beside it its detections and proposals in COCO's format
+  {scores}   its scores; beside it its detections in COCO's format
   {picture}   truth (left of each pair) and detections (right) on held-out images
 
 Try next:
@@ -59,7 +59,7 @@ def newest(name: str) -> Path:
 
 
 def draw_examples(checkpoint: Path, picture: Path, number: int = 6) -> None:
-    """Held-out images in pairs: true boxes, and detections of at least half certainty."""
+    """Held-out images in pairs: true boxes, and detections that are fairly certain."""
     trained = load(checkpoint)
     annotations = read_annotations(SHAPES / "annotations" / "instances_val2017.json")
     images, left = [], []
@@ -69,7 +69,7 @@ def draw_examples(checkpoint: Path, picture: Path, number: int = 6) -> None:
         images.append(image)
         left.append(draw(enlarged(image), truth(2 * targets.boxes, targets.labels), trained.categories))
     found = [f._replace(boxes=2 * f.boxes) for f in Predictor.of(trained)(images)]
-    right = [draw(enlarged(i), f, trained.categories, 0.5) for i, f in zip(images, found, strict=True)]
+    right = [draw(enlarged(i), f, trained.categories, 0.7) for i, f in zip(images, found, strict=True)]
     write_jpeg(beside(left, right), str(picture))
 
 

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.mask import area, frPyObjects, toBbox
 from torchvision.io import decode_image
 
-from fpn.data import shapes
+from fpn.data import scene, shapes
 from fpn.data.shapes import CATEGORIES, generate_shapes, shapes_are_complete
 from fpn.errors import InputError
 
@@ -160,7 +160,7 @@ def test_objects_stay_visible(coco: COCO) -> None:
 
 def test_crowds_are_boxes_over_many_shapes(coco: COCO) -> None:
     crowds = [(found, mask) for found, mask in _masks(coco) if found["iscrowd"]]
-    assert len(crowds) >= 0.9 * TRAIN / shapes.CROWD_EVERY
+    assert len(crowds) >= 0.9 * TRAIN / scene.CROWD_EVERY
     for found, mask in crowds:
         assert found["segmentation"].keys() == {"size", "counts"}
         np.testing.assert_array_equal(_extent(mask), _corners(found))
@@ -171,7 +171,7 @@ def test_crowds_are_boxes_over_many_shapes(coco: COCO) -> None:
 def test_some_images_have_crowds_and_some_nothing(root: Path, split: str) -> None:
     coco = COCO(root / "annotations" / f"instances_{split}.json")
     empty = [image for image in coco.imgs if not coco.getAnnIds(image)]
-    assert len(empty) == len(coco.imgs) // shapes.EMPTY_EVERY
+    assert len(empty) == len(coco.imgs) // scene.EMPTY_EVERY
     assert coco.getAnnIds(iscrowd=True)
 
 

@@ -42,8 +42,8 @@ def test_four_images_are_learned_by_heart(
                 "roi_sampling": {"per_image": 64},
                 "training_proposals": {"pre_nms_top_n": 200, "post_nms_top_n": 200},
             },
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
-            "schedule": {"steps": 240, "milestones": [200], "warmup_steps": 20, "reference_images": 4},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.002}},
+            "schedule": {"steps": 420, "milestones": [350], "warmup_steps": 20, "reference_images": 4},
         },
         "data": {
             "train_images": images,
@@ -68,9 +68,11 @@ def test_resnet50_over_all_of_it(coco_mini: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     base = str(Path(__file__).resolve().parents[2] / "configs" / "base.yaml")
     small = ["--data.short_side", "128", "--data.max_side", "213", "--data.num_workers", "0"]
+    few = ["--model.detector.roi_sampling.per_image", "64"]
+    few += ["--model.detector.testing_proposals.post_nms_top_n", "100"]
     scratch = ["--model.detector.bottom_up.weights", "null", "--model.detector.bottom_up.frozen_stages", "0"]
     data = ["--data.root", str(coco_mini), "--trainer.accelerator", "cpu"]
-    main(["fit", "--config", base, *data, *small, *scratch, "--trainer.max_epochs", "1"])
+    main(["fit", "--config", base, *data, *small, *few, *scratch, "--trainer.max_epochs", "1"])
     checkpoint = "runs/fpn/version_0/checkpoints/last.ckpt"
     main(["test", "--ckpt_path", checkpoint])
     truth = json.loads((coco_mini / "annotations" / "instances_val2017.json").read_text())

@@ -35,7 +35,8 @@ class LastCheckpoint(Callback):
     Lightning's own `save_last` is only written when the best one is.
 
     Args:
-        every_n_steps: it is written after so many steps, and after every epoch.
+        every_n_steps: it is written after so many steps, after every epoch that ends in a validation, and
+            when training ends.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
@@ -54,8 +55,11 @@ class LastCheckpoint(Callback):
             trainer.save_checkpoint(self.path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write."""
-        trainer.save_checkpoint(self.path)
+        """Write, unless epochs are so short that not all are validated."""
+        epoch = trainer.current_epoch + 1
+        last = trainer.should_stop or epoch == trainer.max_epochs
+        if last or epoch % (trainer.check_val_every_n_epoch or 1) == 0:
+            trainer.save_checkpoint(self.path)
 
 
 class Throughput(Callback):

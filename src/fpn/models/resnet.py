@@ -68,6 +68,8 @@ class ResNet(nn.Module):
             )
         block, depths = BLOCKS[name]
         norm_layer = _norm_layer(norm, norm_eps)
+        if weights in ("None", "null"):  # what is left of null when a command line nests it this deep
+            weights = None
         self.name, self.weights, self.norm, self.frozen_stages = name, weights, norm, frozen_stages
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(width)
