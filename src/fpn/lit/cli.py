@@ -161,13 +161,13 @@ def _run_lightning(arguments: list[str]) -> None:
 
 
 def _given_checkpoint(arguments: Sequence[str]) -> str | None:
-    """The checkpoint named on the command line or in one of the configuration files, the last to be named."""
+    """The checkpoint named on the command line, or else in the last configuration file to name one."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--ckpt_path")
     finder.add_argument("--config", "-c", action="append", default=[])
     given, _ = finder.parse_known_args(arguments)
     path: str | None = given.ckpt_path
-    for file in given.config:
+    for file in reversed(given.config):
         if path is None and Path(file).is_file():
             content = yaml.safe_load(Path(file).read_text())
             path = content.get("ckpt_path") if isinstance(content, dict) else None
