@@ -2,7 +2,7 @@
 
 from fpn.checkpoints import load, load_torchvision
 from fpn.errors import InputError
-from fpn.models.detectors import FasterRCNN, ProposalNetwork
+from fpn.models.detectors import FasterRCNN, FastRCNN, ProposalNetwork
 from fpn.predictor import Predictor
 from fpn.types import Batch, Categories, Detections, Features, Targets
 
@@ -10,6 +10,7 @@ __all__ = [
     "Batch",
     "Categories",
     "Detections",
+    "FastRCNN",
     "FasterRCNN",
     "Features",
     "InputError",

@@ -52,6 +52,8 @@ class Batch(NamedTuple):
     """N ids, those of the annotation file."""
     targets: list[Targets] | None = None
     """N ground truths, or None where there are none to learn from."""
+    proposals: list[Tensor] | None = None
+    """N sets (·, 4) of a proposal file, best first, in pixels of the network's input; None without one."""
 
 
 class RPNOutput(NamedTuple):

@@ -4,25 +4,27 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.ops import nms
 
 from fpn.errors import InputError
-from fpn.models.detectors import FasterRCNN, ProposalNetwork
+from fpn.models.detectors import Detector, FasterRCNN, FastRCNN, ProposalNetwork
 from fpn.models.necks import FeaturePyramid, SingleLevel
 from fpn.models.resnet import ResNet
-from fpn.models.roi_head import RoIHead, TwoFCHead
+from fpn.models.roi_head import Conv5Head, RoIHead, TwoFCHead
 from fpn.models.rpn import RegionProposalNetwork
-from fpn.types import Batch, Targets
+from fpn.types import Batch, Detections, Inference, Targets
 
 SIZES = {2: [8.0], 3: [16.0], 4: [32.0], 5: [64.0], 6: [128.0]}
 
 
-def small(kind: type[ProposalNetwork] = FasterRCNN, **arguments: Any) -> ProposalNetwork:
+def small(kind: type[Detector] = FasterRCNN, **arguments: Any) -> Any:
     parts: dict[str, Any] = {
         "bottom_up": partial(ResNet, "resnet18", norm="group", width=8),
         "neck": partial(FeaturePyramid, channels=8),
-        "rpn": partial(RegionProposalNetwork, sizes=SIZES),
     }
-    if kind is FasterRCNN:
+    if kind is not FastRCNN:
+        parts["rpn"] = partial(RegionProposalNetwork, sizes=SIZES)
+    if kind is not ProposalNetwork:
         parts["roi_head"] = partial(RoIHead, canonical_size=56, head=partial(TwoFCHead, hidden=16))
     return kind(3, **(parts | arguments))
 
@@ -157,3 +159,137 @@ def test_bfloat16_network_keeps_boxes_in_float32() -> None:
         found = detector.eval().detect(data)
     assert all(torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values())
     assert found[0].boxes.dtype == torch.float32
+
+
+SINGLE_C4 = {
+    "neck": partial(SingleLevel, level=4),
+    "roi_head": partial(RoIHead, resolution=14, canonical_size=56, head=Conv5Head),
+}
+
+
+def given(number: int, n: int = 2) -> list[torch.Tensor]:
+    """Proposals of n images."""
+    corner = torch.rand(n, number, 2) * torch.tensor([90.0, 60.0])
+    return list(torch.cat((corner, corner + 4 + 30 * torch.rand(n, number, 2)), dim=2))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("proposals", [20, 0])
+def test_conv5_head_is_the_bottom_ups_own_stage(norm: str, proposals: int) -> None:
+    bottom_up = ResNet("resnet18", norm=norm, width=8)  # type: ignore[arg-type]
+    conv5 = {name: value.clone() for name, value in bottom_up.get_submodule("layer4").state_dict().items()}
+    detector = small(FastRCNN, bottom_up=lambda: bottom_up, **SINGLE_C4)
+    assert not hasattr(detector.bottom_up, "layer4")
+    head = detector.roi_head.head["shared"]
+    assert all(torch.equal(value, conv5[name]) for name, value in head.conv5[0].state_dict().items())
+    x = torch.rand(3, 32, 14, 14)
+    head.eval()
+    maps = head.conv5(x)
+    assert maps.shape == (3, 64, 7, 7)
+    scores, deltas = head(x)
+    assert torch.allclose(scores, head.scores(maps.flatten(2).mean(2)), atol=1e-6)
+    assert deltas.shape == (3, 4, 4)
+    detector.train()
+    # Without proposals and ground truth there is nothing for BatchNorm to average.
+    data = batch([targets(2 if proposals else 0)] * 2)._replace(proposals=given(proposals))
+    sum(detector.losses(data).values()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in detector.parameters())
+    assert all(torch.isfinite(value).all() for value in detector.state_dict().values())
+
+
+def test_conv5_head_wants_conv5() -> None:
+    head = partial(RoIHead, head=Conv5Head)
+    with pytest.raises(InputError, match="the neck must end at C4"):
+        small(roi_head=head)
+    with pytest.raises(InputError, match="the neck must end at C4"):
+        small(FastRCNN, neck=partial(SingleLevel, level=3), roi_head=head)
+
+
+def test_fast_rcnn_on_the_proposals_of_a_faster_rcnn_finds_what_that_finds() -> None:
+    whole = small().eval()
+    half = small(FastRCNN).eval()
+    half.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("rpn.")})
+    data = batch(None)
+    with torch.no_grad():
+        expected = whole(data)
+        # In pixels of the network's input, which is twice the size of these images.
+        boxes = [2 * found.boxes for found in expected.proposals]
+        found = half(data._replace(proposals=boxes))
+    for a, b in zip(expected.detections, found.detections, strict=True):
+        assert len(a.boxes) > 0
+        assert torch.equal(a.labels, b.labels)
+        assert torch.allclose(a.boxes, b.boxes, atol=1e-4)
+        assert torch.allclose(a.scores, b.scores, atol=1e-6)
+    for a, b in zip(expected.proposals, found.proposals, strict=True):
+        assert torch.allclose(a.boxes, b.boxes, atol=1e-4)
+
+
+def test_fast_rcnn_uses_the_best_of_the_given_proposals() -> None:
+    detector = small(FastRCNN, testing_top_n=5).eval()
+    proposals = given(9)
+    data = batch(None)
+    with torch.no_grad():
+        all_nine, best_five = (
+            detector(data._replace(proposals=p)) for p in (proposals, [p[:5] for p in proposals])
+        )
+    assert [len(p.boxes) for p in all_nine.proposals] == [5, 5]
+    for a, b in zip(all_nine.detections, best_five.detections, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("number", [30, 1, 0])
+@pytest.mark.parametrize("objects", [2, 0])
+def test_fast_rcnn_has_gradients_everywhere(number: int, objects: int) -> None:
+    detector = small(FastRCNN)
+    losses = detector.losses(batch([targets(objects), targets(0)])._replace(proposals=given(number)))
+    assert list(losses) == ["roi_class", "roi_box"]
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in detector.parameters())
+    with torch.no_grad():
+        found = detector.eval()(batch(None)._replace(proposals=given(number)))
+    assert len(found.detections) == len(found.proposals) == 2
+
+
+def test_fast_rcnn_without_proposals() -> None:
+    with pytest.raises(InputError, match="FastRCNN needs proposals"):
+        small(FastRCNN).losses(batch([targets(1)]))
+
+
+@pytest.mark.parametrize("kind", [ProposalNetwork, FasterRCNN, FastRCNN])
+def test_an_image_pyramid_of_one_scale_twice_is_that_scale(kind: type[Detector]) -> None:
+    """The boxes of the second copy are the first's own, so suppression takes out every one of them.
+
+    So it does with proposals of two levels that overlap, which a single scale keeps.
+    """
+    detector = small(kind).eval()
+    data = batch(None)._replace(proposals=given(20))
+    with torch.no_grad():
+        once, twice = detector(data), detector.over_scales([data, data])
+    for one, other in zip(once.proposals, twice.proposals, strict=True):
+        keep = slice(None) if kind is FastRCNN else nms(one.boxes, one.scores, 0.7)
+        # Sets, because boxes of equal score may change places.
+        assert set(map(tuple, one.boxes[keep].tolist())) == set(map(tuple, other.boxes.tolist()))
+    for one, other in zip(once.detections or [], twice.detections or [], strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_an_image_pyramid_merges_what_its_scales_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(*rows: tuple[float, float, int]) -> Detections:
+        x, score, label = (torch.tensor(column) for column in zip(*rows, strict=True))
+        return Detections(torch.stack((x, x * 0, x + 10, x * 0 + 10), dim=1), score, label)
+
+    detector = small()
+    results = iter(
+        [
+            ([found((0.0, 0.9, 1), (50.0, 0.3, 1))], [found((0.0, 0.8, 1), (50.0, 0.4, 2))]),
+            ([found((1.0, 0.5, 1))], [found((1.0, 0.9, 1), (50.0, 0.6, 3))]),
+        ]
+    )
+    monkeypatch.setattr(FasterRCNN, "forward", lambda self, data: Inference(*next(results)))
+    merged = detector.over_scales([batch(None, 1)] * 2)
+    # IoU 9 / 11 > 0.7 and > 0.5: of two boxes one pixel apart the better stays, per class.
+    assert merged.proposals[0].boxes[:, 0].tolist() == [0.0, 50.0]
+    assert merged.detections[0].boxes[:, 0].tolist() == [1.0, 50.0, 50.0]
+    assert merged.detections[0].labels.tolist() == [1, 3, 2]
+    assert merged.detections[0].scores.tolist() == pytest.approx([0.9, 0.6, 0.4])

@@ -2,11 +2,14 @@
 
     images → bottom_up → C2…C5 → neck → P2…P5 → rpn → proposals → roi_head → detections
 
+`ProposalNetwork` is this line up to the proposals, `FasterRCNN` all of it, `FastRCNN` the line without
+the RPN, on proposals from a file.
+
 Symbols: N images, K classes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +18,14 @@ from torch import Tensor, nn
 from fpn.errors import InputError
 from fpn.models.losses import LossSettings, fast_rcnn_losses, rpn_losses
 from fpn.models.necks import FeaturePyramid, Neck
-from fpn.models.postprocess import DetectionSelection, ProposalSelection, select_detections, select_proposals
-from fpn.models.resnet import ResNet
+from fpn.models.postprocess import (
+    DetectionSelection,
+    ProposalSelection,
+    merge_detections,
+    select_detections,
+    select_proposals,
+)
+from fpn.models.resnet import ResNet, Stages
 from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling, sample_anchors, sample_rois
@@ -30,6 +39,8 @@ class Detector(nn.Module, ABC):
     bottom_up: ResNet
     finds_objects: ClassVar[bool]
     """Whether it ends in detections with a class, and not in proposals."""
+    reads_proposals: ClassVar[bool] = False
+    """Whether it needs `Batch.proposals`."""
 
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -45,8 +56,20 @@ class Detector(nn.Module, ABC):
         """All that is found in a batch, in pixels of the original images."""
 
     @abstractmethod
+    def over_scales(self, batches: Sequence[Batch]) -> Inference:
+        """The featurized image pyramid of Fig. 1 (a): what is found in the same images at several sizes.
+
+        Args:
+            batches: the same N images, of other sizes in each.
+
+        Returns:
+            As `forward`, the results at all sizes merged by non-maximum suppression.
+        """
+
     def detect(self, batch: Batch) -> list[Detections]:
         """The N results of the last stage, in pixels of the original images."""
+        found: Inference = self(batch)
+        return found.proposals if found.detections is None else found.detections
 
 
 class ProposalNetwork(Detector):
@@ -80,12 +103,12 @@ class ProposalNetwork(Detector):
         self.classes = classes
         self.bottom_up = bottom_up()
         self.neck = neck(self.bottom_up.channels)
-        self.bottom_up.end_at(max(self.neck.inputs))
         self.rpn = rpn(self.neck)
         self.anchor_sampling = anchor_sampling
         self.training_proposals, self.testing_proposals = training_proposals, testing_proposals
         self.loss = loss
         if not self.finds_objects:
+            self.bottom_up.end_at(max(self.neck.inputs))
             _refuse_unread(self.neck, self.rpn.levels)
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -97,9 +120,11 @@ class ProposalNetwork(Detector):
         """Proposals only."""
         return Inference(_to_original(self._propose(self._pyramid(batch), batch), batch), None)
 
-    def detect(self, batch: Batch) -> list[Detections]:
-        """The proposals of each image."""
-        return self.forward(batch).proposals
+    def over_scales(self, batches: Sequence[Batch]) -> Inference:
+        """Proposals only, as many as at one size."""
+        selection = self.testing_proposals
+        found = [self.forward(batch).proposals for batch in batches]
+        return Inference(_merge(found, selection.nms_iou, selection.post_nms_top_n), None)
 
     def _pyramid(self, batch: Batch) -> Features:
         p: Features = self.neck(self.bottom_up(batch.images))
@@ -138,13 +163,14 @@ class FasterRCNN(ProposalNetwork):
     def __init__(
         self,
         classes: int,
-        roi_head: Callable[[Neck, int], RoIHead] = RoIHead,
+        roi_head: Callable[[Neck, int, Stages], RoIHead] = RoIHead,
         roi_sampling: RoISampling = RoISampling(),
         detections: DetectionSelection = DetectionSelection(),
         **proposal_network: Any,
     ) -> None:
         super().__init__(classes, **proposal_network)
-        self.roi_head = roi_head(self.neck, classes)
+        above = self.bottom_up.end_at(max(self.neck.inputs))
+        self.roi_head = roi_head(self.neck, classes, above)
         self.roi_sampling, self.detections = roi_sampling, detections
         _refuse_unread(self.neck, self.rpn.levels + self.roi_head.levels)
 
@@ -155,29 +181,131 @@ class FasterRCNN(ProposalNetwork):
         losses = self._rpn_losses(output, batch, generator)
         proposals = select_proposals(output, batch.sizes, self.rpn.box_weights, self.training_proposals)
         boxes = [proposal.boxes for proposal in proposals]
-        targets = sample_rois(
-            boxes, _ground_truth(batch), self.roi_sampling, self.roi_head.box_weights, generator
-        )
-        scores, deltas = self.roi_head(p, targets.rois)
-        return losses | fast_rcnn_losses(scores, deltas, targets, self.loss)
+        return losses | _roi_losses(self.roi_head, p, boxes, batch, self.roi_sampling, self.loss, generator)
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals and the detections made of them."""
         p = self._pyramid(batch)
         proposals = self._propose(p, batch)
-        boxes = [proposal.boxes for proposal in proposals]
-        image = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
-        scores, deltas = self.roi_head(p, RoIs(torch.cat(boxes), image))
-        detections = select_detections(
-            scores, deltas, boxes, batch.sizes, self.roi_head.box_weights, self.detections
+        detections = _find_objects(
+            self.roi_head, p, [found.boxes for found in proposals], batch, self.detections
         )
-        return Inference(_to_original(proposals, batch), _to_original(detections, batch))
+        return Inference(_to_original(proposals, batch), detections)
 
-    def detect(self, batch: Batch) -> list[Detections]:
-        """The detections in each image."""
-        detections = self.forward(batch).detections
-        assert detections is not None
-        return detections
+    def over_scales(self, batches: Sequence[Batch]) -> Inference:
+        """Proposals and detections, each as many as at one size."""
+        found = [self.forward(batch) for batch in batches]
+        selection = self.testing_proposals
+        return Inference(
+            _merge([f.proposals for f in found], selection.nms_iou, selection.post_nms_top_n),
+            _merge([f.detections for f in found], self.detections.nms_iou, self.detections.max_detections),
+        )
+
+
+class FastRCNN(Detector):
+    """Fast R-CNN on a pyramid, on proposals from a file: Table 2, and half of alternating training.
+
+    Args:
+        classes: K of the data.
+        bottom_up: the bottom-up pathway.
+        neck: from the bottom-up's maps to those the head reads.
+        roi_head: RoI pooling, head and predictor.
+        roi_sampling: which RoIs the head learns from.
+        detections: which boxes of the head are detections.
+        training_top_n: best proposals of each image that are used in training …
+        testing_top_n: … and in testing.
+        loss: shape of the box losses.
+    """
+
+    finds_objects = True
+    reads_proposals = True
+
+    def __init__(
+        self,
+        classes: int,
+        bottom_up: Callable[[], ResNet] = ResNet,
+        neck: Callable[[Mapping[int, int]], Neck] = FeaturePyramid,
+        roi_head: Callable[[Neck, int, Stages], RoIHead] = RoIHead,
+        roi_sampling: RoISampling = RoISampling(),
+        detections: DetectionSelection = DetectionSelection(),
+        training_top_n: int = 2000,
+        testing_top_n: int = 1000,
+        loss: LossSettings = LossSettings(),
+    ) -> None:
+        super().__init__()
+        self.bottom_up = bottom_up()
+        self.neck = neck(self.bottom_up.channels)
+        above = self.bottom_up.end_at(max(self.neck.inputs))
+        self.roi_head = roi_head(self.neck, classes, above)
+        _refuse_unread(self.neck, self.roi_head.levels)
+        self.roi_sampling, self.detections, self.loss = roi_sampling, detections, loss
+        self.training_top_n, self.testing_top_n = training_top_n, testing_top_n
+
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """`roi_class` and `roi_box`."""
+        boxes = _given_proposals(batch, self.training_top_n)
+        p = self.neck(self.bottom_up(batch.images))
+        return _roi_losses(self.roi_head, p, boxes, batch, self.roi_sampling, self.loss, generator)
+
+    def forward(self, batch: Batch) -> Inference:
+        """The given proposals, scored by their rank, and the detections made of them."""
+        boxes = _given_proposals(batch, self.testing_top_n)
+        p = self.neck(self.bottom_up(batch.images))
+        detections = _find_objects(self.roi_head, p, boxes, batch, self.detections)
+        ranked = [
+            Detections(
+                b, torch.linspace(1, 0, len(b), device=b.device), b.new_ones(len(b), dtype=torch.int64)
+            )
+            for b in boxes
+        ]
+        return Inference(_to_original(ranked, batch), detections)
+
+    def over_scales(self, batches: Sequence[Batch]) -> Inference:
+        """The given proposals, and detections, as many as at one size."""
+        found = [self.forward(batch) for batch in batches]
+        selection = self.detections
+        return Inference(
+            found[0].proposals,
+            _merge([f.detections for f in found], selection.nms_iou, selection.max_detections),
+        )
+
+
+def _given_proposals(batch: Batch, number: int) -> list[Tensor]:
+    if batch.proposals is None:
+        raise InputError(
+            "FastRCNN needs proposals: give data.train_proposals, val_proposals or test_proposals "
+            "(`fpn predict --annotations` writes them)"
+        )
+    return [boxes[:number] for boxes in batch.proposals]
+
+
+def _roi_losses(
+    head: RoIHead,
+    p: Features,
+    boxes: Sequence[Tensor],
+    batch: Batch,
+    sampling: RoISampling,
+    loss: LossSettings,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    targets = sample_rois(boxes, _ground_truth(batch), sampling, head.box_weights, generator)
+    scores, deltas = head(p, targets.rois)
+    return fast_rcnn_losses(scores, deltas, targets, loss)
+
+
+def _find_objects(
+    head: RoIHead, p: Features, boxes: Sequence[Tensor], batch: Batch, selection: DetectionSelection
+) -> list[Detections]:
+    image = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
+    scores, deltas = head(p, RoIs(torch.cat(list(boxes)), image))
+    found = select_detections(scores, deltas, boxes, batch.sizes, head.box_weights, selection)
+    return _to_original(found, batch)
+
+
+def _merge(found: Sequence[list[Detections] | None], nms_iou: float, number: int) -> list[Detections]:
+    """The sets of each image over all sizes, from those of each size over all images."""
+    sets = zip(*(of_size for of_size in found if of_size is not None), strict=True)
+    return [merge_detections(of_image, nms_iou, number) for of_image in sets]
 
 
 def _refuse_unread(neck: Neck, levels: tuple[int, ...]) -> None:

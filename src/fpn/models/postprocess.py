@@ -114,3 +114,16 @@ def select_detections(
         keep = batched_nms(box, score, label, selection.nms_iou)[: selection.max_detections]
         detections.append(Detections(box[keep], score[keep], label[keep]))
     return detections
+
+
+def merge_detections(found: Sequence[Detections], nms_iou: float, number: int) -> Detections:
+    """What was found in one image several times over, once and best first.
+
+    Args:
+        found: in pixels of one and the same image.
+        nms_iou: of two boxes of one label with a larger overlap, the worse goes.
+        number: best boxes that stay.
+    """
+    boxes, scores, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    keep = batched_nms(boxes, scores, labels, nms_iou)[:number]
+    return Detections(boxes[keep], scores[keep], labels[keep])

@@ -27,6 +27,14 @@ BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 }
 
 
+class Stages(nn.Sequential):
+    """Stages taken out of a bottom-up's end, none where nothing was; `channels` are those of their output."""
+
+    def __init__(self, *stages: nn.Module, channels: int) -> None:
+        super().__init__(*stages)
+        self.channels = channels
+
+
 class ResNet(nn.Module):
     """A ResNet without its classifier, from pixels to {C2, …}.
 
@@ -119,11 +127,20 @@ class ResNet(nn.Module):
             raise InputError(f"weights {weights!r} do not fit {self.name}: the file {what} {key}")
         self.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
 
-    def end_at(self, level: int) -> None:
-        """Take out the stages above C_level: where nothing reads them, nothing should train them."""
-        for k in [k for k in self.channels if k > level]:
+    def end_at(self, level: int) -> "Stages":
+        """Take out the stages above C_level: where nothing reads them, nothing should train them.
+
+        Returns:
+            What was taken out, for a head that goes on where this bottom-up ends now.
+        """
+        above = [k for k in self.channels if k > level]
+        taken = Stages(
+            *(self.get_submodule(f"layer{k - 1}") for k in above), channels=self.channels[max(self.channels)]
+        )
+        for k in above:
             delattr(self, f"layer{k - 1}")
             del self.channels[k]
+        return taken
 
     def train(self, mode: bool = True) -> "ResNet":
         """As `nn.Module.train`, but frozen stages keep their running statistics too."""

@@ -1,10 +1,11 @@
-"""The Fast R-CNN detector on a pyramid: RoI pooling over levels, two hidden layers, predictor (Sec. 4.2).
+"""The Fast R-CNN detector on a pyramid: RoI pooling over levels, a head, a predictor (Sec. 4.2).
 
 Symbols: R RoIs of the whole batch, K object classes, d channels of the pyramid.
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,31 +13,37 @@ from torchvision.ops import roi_align, roi_pool
 
 from fpn.errors import InputError
 from fpn.models.necks import Neck
+from fpn.models.resnet import Stages
 from fpn.ops.levels import assign_levels
 from fpn.types import Features, RoIs
+
+
+class HeadInput(NamedTuple):
+    """What a head is built for."""
+
+    channels: int
+    """d."""
+    resolution: int
+    """Side of the pooled RoIs, in cells."""
+    classes: int
+    """K; a head gives K + 1 scores, the background's first."""
+    above: Stages
+    """The bottom-up's stages above those that the neck reads."""
 
 
 class TwoFCHead(nn.Module):
     """Two fully connected layers with ReLU, class scores and class-specific deltas.
 
     Args:
-        channels: d.
-        resolution: side of the pooled RoIs, in cells.
-        classes: K; the predictor gives K + 1 scores, the background's first.
+        input: what it is built for.
         hidden: width of the two layers.
     """
 
-    def __init__(self, channels: int, resolution: int, classes: int, hidden: int = 1024) -> None:
+    def __init__(self, input: HeadInput, hidden: int = 1024) -> None:
         super().__init__()
-        self.fc6 = nn.Linear(channels * resolution**2, hidden)
+        self.fc6 = nn.Linear(input.channels * input.resolution**2, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
-        self.scores = nn.Linear(hidden, classes + 1)
-        self.deltas = nn.Linear(hidden, 4 * (classes + 1))
-        # The FPN paper is silent; these are Fast R-CNN's (its Sec. 2.3).
-        nn.init.normal_(self.scores.weight, std=0.01)
-        nn.init.normal_(self.deltas.weight, std=0.001)
-        nn.init.zeros_(self.scores.bias)
-        nn.init.zeros_(self.deltas.bias)
+        self.scores, self.deltas = _predictor(hidden, input.classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, K + 1, 4)."""
@@ -45,12 +52,57 @@ class TwoFCHead(nn.Module):
         return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
 
 
+class Conv5Head(nn.Module):
+    """The conv5 stage on each pooled RoI, averaged, class scores and class-specific deltas.
+
+    The head of the baselines on C4, whose RoIs are pooled to 14×14 cells: Table 2 (a), Table 3 (*) and (a);
+    He et al., 2016. The stage is the bottom-up's own, with its weights.
+
+    Args:
+        input: what it is built for.
+
+    Raises:
+        InputError: the bottom-up has no stage above C4 to spare, or the neck reads it.
+    """
+
+    def __init__(self, input: HeadInput) -> None:
+        super().__init__()
+        if len(input.above) != 1:
+            raise InputError(
+                "Conv5Head takes the place of conv5 alone: the neck must end at C4 "
+                "(as SingleLevel with level 4) and bottom_up.stages be 4"
+            )
+        # A copy, since unshared heads have one each.
+        self.conv5 = copy.deepcopy(input.above)
+        self.scores, self.deltas = _predictor(input.above.channels, input.classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, K + 1, 4)."""
+        if len(x):
+            x = self.conv5(x).mean(dim=(2, 3))
+        else:  # which BatchNorm could not average
+            nothing = x.sum() + 0 * sum(p.sum() for p in self.conv5.parameters())
+            x = nothing.expand(0, self.conv5.channels)
+        return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
+
+
+def _predictor(channels: int, classes: int) -> tuple[nn.Linear, nn.Linear]:
+    scores, deltas = nn.Linear(channels, classes + 1), nn.Linear(channels, 4 * (classes + 1))
+    # The FPN paper is silent; these are Fast R-CNN's (its Sec. 2.3).
+    nn.init.normal_(scores.weight, std=0.01)
+    nn.init.normal_(deltas.weight, std=0.001)
+    nn.init.zeros_(scores.bias)
+    nn.init.zeros_(deltas.bias)
+    return scores, deltas
+
+
 class RoIHead(nn.Module):
     """Each RoI, pooled from the level that Eq. 1 gives it, to class scores and deltas.
 
     Args:
         neck: the neck whose maps it reads.
         classes: K.
+        above: the bottom-up's stages above those that the neck reads, for a head that has use for them.
         head: what turns pooled RoIs into scores and deltas.
         levels: the P levels it reads; null for all the neck gives.
         shared: one head for all levels; false builds one for each.
@@ -70,7 +122,8 @@ class RoIHead(nn.Module):
         self,
         neck: Neck,
         classes: int,
-        head: Callable[[int, int, int], nn.Module] = TwoFCHead,
+        above: Stages | None = None,
+        head: Callable[[HeadInput], nn.Module] = TwoFCHead,
         levels: Sequence[int] | None = None,
         shared: bool = True,
         resolution: int = 7,
@@ -97,7 +150,8 @@ class RoIHead(nn.Module):
         self.canonical_size, self.canonical_level = canonical_size, canonical_level
         # `head` holds one module under the key "shared", or one for each level under its number.
         keys = ["shared"] if shared else [str(k) for k in self.levels]
-        self.head = nn.ModuleDict({key: head(neck.channels, resolution, classes) for key in keys})
+        input = HeadInput(neck.channels, resolution, classes, above or Stages(channels=0))
+        self.head = nn.ModuleDict({key: head(input) for key in keys})
 
     def forward(self, p: Features, rois: RoIs) -> tuple[Tensor, Tensor]:
         """Logits (R, K + 1) and deltas (R, K + 1, 4), float32, in the order of the RoIs.

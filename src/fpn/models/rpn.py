@@ -58,6 +58,7 @@ class RegionProposalNetwork(nn.Module):
         grid: where anchors stand. "spread" divides the padded image evenly among a map's positions, which on
             a P6 of odd size is under 64 pixels (torchvision); "stride" is always 2**k pixels (Detectron2).
         box_weights: factors of the deltas dx, dy, dw, dh.
+        size_factor: multiplies all sizes, for images of another size than they are meant for.
 
     Raises:
         InputError: levels the neck cannot give, or different numbers of anchors under a shared head.
@@ -72,6 +73,7 @@ class RegionProposalNetwork(nn.Module):
         rounded: bool = True,
         grid: Literal["spread", "stride"] = "spread",
         box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        size_factor: float = 1.0,
     ) -> None:
         super().__init__()
         self.box_weights = tuple(box_weights)
@@ -82,7 +84,7 @@ class RegionProposalNetwork(nn.Module):
             raise InputError(
                 f"rpn.sizes are for levels {list(self.levels)}, but the neck gives {list(neck.levels)}"
             )
-        cells = {k: cell_anchors(sizes[k], ratios, rounded) for k in self.levels}
+        cells = {k: cell_anchors([size_factor * s for s in sizes[k]], ratios, rounded) for k in self.levels}
         counts = {k: len(cell) for k, cell in cells.items()}
         if shared and len(set(counts.values())) > 1:
             raise InputError(
