@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from fpn import InputError, Predictor
+from fpn.data.transforms import Sample, collate_scales
 from fpn.models.detectors import FasterRCNN
 from fpn.models.necks import FeaturePyramid
 from fpn.models.postprocess import DetectionSelection
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead, TwoFCHead
+from fpn.types import Targets
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,63 @@ def test_any_size(predictor: Predictor, size: tuple[int, int]) -> None:
 
 def test_an_empty_list(predictor: Predictor) -> None:
     assert predictor([]) == []
+
+
+def test_one_short_side_as_a_pyramid_is_the_plain_predictor(predictor: Predictor) -> None:
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((48, 70), (33, 20))]
+    pyramid = Predictor(predictor.detector, short_side=64, max_side=100, short_sides=[64])
+    for one, other in zip(predictor(images), pyramid(images), strict=True):
+        assert len(one.boxes) > 0
+        # Merging suppresses nothing that is left, but may order what has the same score otherwise.
+        assert torch.equal(one.scores, other.scores)
+        assert torch.equal(one.boxes.sum(0), other.boxes.sum(0))
+
+
+def test_a_pyramid_is_all_scales_merged(predictor: Predictor) -> None:
+    image = torch.randint(0, 256, (3, 48, 70), dtype=torch.uint8)
+    pyramid = Predictor(predictor.detector, short_side=64, max_side=100, short_sides=[32, 64])
+    assert [(scale.short_side, scale.max_side) for scale in pyramid.scales] == [(32, 50), (64, 100)]
+    found = pyramid([image])[0]
+    parts = [
+        Predictor(predictor.detector, short_side=side, max_side=limit)([image])[0]
+        for side, limit in ((32, 50), (64, 100))
+    ]
+    every = [
+        (tuple(box), score, label)
+        for part in parts
+        for box, score, label in zip(*(field.tolist() for field in part), strict=True)
+    ]
+    merged = list(zip(map(tuple, found.boxes.tolist()), *(f.tolist() for f in found[1:]), strict=True))
+    assert set(merged) <= set(every)
+    assert merged[0] == max(every, key=lambda one: one[1])
+    assert len(merged) <= 100
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    for label in found.labels.unique():
+        own = found.boxes[found.labels == label]
+        assert (box_iou(own, own).fill_diagonal_(0) <= 0.5).all()
+
+
+def test_prepared_batches_are_taken_too(predictor: Predictor) -> None:
+    image = torch.randint(0, 256, (3, 48, 70), dtype=torch.uint8)
+    nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    sample = Sample(image, (48, 70), (48, 70), 9, nothing)
+    found = predictor.detect(collate_scales([sample], predictor.scales))
+    expected = predictor([image])
+    assert all(torch.equal(one, other) for one, other in zip(found[0], expected[0], strict=True))
+
+
+def test_a_detector_of_given_proposals_is_refused(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(predictor.detector), "reads_proposals", True)
+    with pytest.raises(InputError, match=r"finds objects in given proposals: use fpn test with data\.test_"):
+        Predictor(predictor.detector)
+
+
+def test_sides_are_positive(predictor: Predictor) -> None:
+    for sides in ({"short_side": 0}, {"max_side": -1}, {"short_sides": [64, 0]}):
+        with pytest.raises(InputError, match="sides are pixels"):
+            Predictor(predictor.detector, **sides)
 
 
 def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:

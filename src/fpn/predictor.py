@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from fpn.checkpoints import Trained
 from fpn.data.coco import read_image
-from fpn.data.transforms import ImageSettings, Sample, collate, prepare_image
+from fpn.data.transforms import ImageSettings, Sample, collate_scales
 from fpn.errors import InputError
 from fpn.models.detectors import Detector
 from fpn.types import Batch, Detections, Targets
@@ -28,7 +28,16 @@ class Predictor:
         max_side: … unless the long side would exceed this.
         device: where it runs; None for the detector's own.
         settings: further settings of image preparation; the sides above take precedence.
+        short_sides: several short sides, for a featurized image pyramid (Fig. 1 (a) of the paper):
+            boxes are looked for at all of them, the long side's limit being in proportion, and
+            merged.
+
+    Raises:
+        InputError: the detector finds objects in given proposals only, or a side is not positive.
     """
+
+    scales: list[ImageSettings]
+    """How images are prepared for each of the batches that `detect` takes."""
 
     def __init__(
         self,
@@ -37,16 +46,37 @@ class Predictor:
         max_side: int = 1333,
         device: torch.device | str | None = None,
         settings: ImageSettings = ImageSettings(),
+        short_sides: Sequence[int] = (),
     ) -> None:
+        if detector.reads_proposals:
+            raise InputError(
+                f"{type(detector).__name__} finds objects in given proposals: use fpn test with "
+                "data.test_proposals"
+            )
+        if min(short_side, max_side, *short_sides) < 1:
+            raise InputError(f"sides are pixels, not {min(short_side, max_side, *short_sides)}")
         self.device = torch.device(device) if device is not None else next(detector.parameters()).device
         self.detector = detector.to(self.device).eval()
-        self.settings = replace(settings, short_side=short_side, max_side=max_side)
+        settings = replace(settings, short_side=short_side, max_side=max_side)
+        self.scales = [settings.at(side) for side in short_sides] or [settings]
+        self._pyramid = len(short_sides) > 0
 
     @classmethod
-    def of(cls, trained: Trained, device: torch.device | str | None = None) -> "Predictor":
-        """A predictor of a loaded checkpoint, with the image size it was trained for."""
+    def of(
+        cls, trained: Trained, device: torch.device | str | None = None, short_sides: Sequence[int] = ()
+    ) -> "Predictor":
+        """A predictor of a loaded checkpoint, with the image size it was trained for.
+
+        Args:
+            trained: the checkpoint.
+            device: as for a new predictor.
+            short_sides: as for a new predictor.
+
+        Raises:
+            InputError: as for a new predictor.
+        """
         image = trained.image
-        return cls(trained.detector, image.short_side, image.max_side, device, image)
+        return cls(trained.detector, image.short_side, image.max_side, device, image, short_sides)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Picture]) -> list[Detections]:
@@ -68,19 +98,32 @@ class Predictor:
             raise InputError(f"Predictor takes a list of images, not a {type(images).__name__}")
         if not images:
             return []
-        found = self.detector.detect(self._batch([_tensor(image) for image in images]))
-        return [Detections(*(part.cpu() for part in detections)) for detections in found]
+        samples = [self._sample(index, _tensor(image)) for index, image in enumerate(images)]
+        return self.detect(collate_scales(samples, self.scales))
 
-    def _batch(self, images: Sequence[Tensor]) -> Batch:
+    @torch.inference_mode()
+    def detect(self, batches: Sequence[Batch]) -> list[Detections]:
+        """What is found in the images of prepared batches.
+
+        Args:
+            batches: the same N images in each, prepared as `scales` says, on any device.
+
+        Returns:
+            N detections on the CPU, best first, boxes in pixels of the original images.
+        """
+        batches = [batch._replace(images=batch.images.to(self.device), targets=None) for batch in batches]
+        if self._pyramid:
+            proposals, detections = self.detector.over_scales(batches)
+            found = proposals if detections is None else detections
+        else:
+            (batch,) = batches
+            found = self.detector.detect(batch)
+        return [Detections(*(part.cpu() for part in one)) for one in found]
+
+    def _sample(self, index: int, image: Tensor) -> Sample:
         nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-        samples = []
-        for index, image in enumerate(images):
-            prepared = prepare_image(image.to(self.device), self.settings)
-            height, width = prepared.shape[-2:]
-            samples.append(
-                Sample(prepared, (height, width), (image.shape[-2], image.shape[-1]), index, nothing)
-            )
-        return collate(samples, self.settings.divisor)._replace(targets=None)
+        size = (image.shape[-2], image.shape[-1])
+        return Sample(image.to(self.device), size, size, index, nothing)
 
 
 def _tensor(image: Picture) -> Tensor:

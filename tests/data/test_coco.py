@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from fpn.data.coco import CocoDataset, read_annotations, read_image
 from fpn.data.samplers import ExactShards, Pick
-from fpn.data.transforms import EvalTransform, ImageSettings
+from fpn.data.transforms import EvalTransform, ImageSettings, Sample
 from fpn.errors import InputError
 
 Json = dict[str, Any]
@@ -213,6 +213,23 @@ def test_a_missing_file_or_a_folder_is_an_input_error(tmp_path: Path) -> None:
         read_annotations(tmp_path)
 
 
+def test_a_file_of_unlabelled_images(tmp_path: Path) -> None:
+    data = content()
+    del data["annotations"]
+    path = written(tmp_path, data)
+    with pytest.raises(InputError, match="'annotations' is not a list"):
+        read_annotations(path)
+    found = read_annotations(path, need_objects=False)
+    assert found.image_ids.tolist() == [12, 5]
+    assert found.offsets.tolist() == [0, 0, 0]
+    assert found.boxes.shape == (0, 4)
+    assert found.targets(1).boxes.shape == (0, 4)
+    labelled = written(tmp_path, content())
+    assert len(read_annotations(labelled, need_objects=False).boxes) == 1
+    with pytest.raises(InputError, match="'annotations' is not a list"):
+        read_annotations(written(tmp_path, content(annotations=7)), need_objects=False)
+
+
 def test_no_annotations_at_all(tmp_path: Path) -> None:
     data = content([])
     picture().save(tmp_path / "b.png")
@@ -324,8 +341,8 @@ def test_an_input_error_in_a_worker_stays_one(tmp_path: Path) -> None:
 def test_all_randomness_is_the_picks(tmp_path: Path) -> None:
     picture().save(tmp_path / "b.png")
 
-    def noise(image: torch.Tensor, target: Any, generator: torch.Generator) -> tuple[torch.Tensor, Any]:
-        return torch.rand(3, 4, 4, generator=generator), target
+    def noise(sample: Sample, generator: torch.Generator) -> Sample:
+        return sample._replace(image=torch.rand(3, 4, 4, generator=generator))
 
     data = CocoDataset(read_annotations(written(tmp_path, content())), tmp_path, noise)
     assert torch.equal(data[Pick(0, 5)].image, data[Pick(0, 5)].image)

@@ -1,5 +1,6 @@
 """The data module through real Trainers: what each process sees, in which order, also after a restart."""
 
+import inspect
 import json
 import logging
 import subprocess
@@ -18,7 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fpn.data.datamodule import CocoDataModule, ShapesDataModule
+from fpn.data.proposals import Stamp, file_hash, write_proposals
 from fpn.data.shapes import CATEGORIES
+from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
 from fpn.types import Batch
 
@@ -255,6 +258,11 @@ def test_missing_things_are_named_with_their_argument(root: Path, tmp_path: Path
         {"train_short_sides": [600, -1]},
         {"seed": -1},
         {"std": (1.0, 0.0, 1.0)},
+        {"size_factor": 0.0},
+        {"size_factor": float("inf")},
+        {"size_factor": 1e-4},
+        {"test_short_sides": []},
+        {"test_short_sides": [300, 0]},
     ],
 )
 def test_impossible_values_are_named(arguments: dict[str, Any]) -> None:
@@ -279,6 +287,157 @@ def test_settings_reach_the_images(root: Path) -> None:
     assert {min(batch.sizes[0]) for batch in batches(data.val_dataloader())} == {32}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sides"),
+    [
+        ({"size_factor": 0.75}, (600, 1000)),
+        ({"short_side": 101, "max_side": 203, "size_factor": 0.5}, (51, 102)),
+        ({"size_factor": 2.0}, (1600, 2666)),
+        ({}, (800, 1333)),
+    ],
+)
+def test_a_factor_multiplies_all_sides(arguments: dict[str, Any], sides: tuple[int, int]) -> None:
+    assert CocoDataModule(**arguments).image_settings == ImageSettings(*sides)
+
+
+def test_a_factor_reaches_the_images(root: Path) -> None:
+    sides = {"short_side": 64, "max_side": 200, "train_short_sides": [64, 90], "size_factor": 0.5}
+    data = CocoDataModule(str(root), batch_size=1, **(SMALL | sides))
+    data.setup("fit")
+    assert {min(batch.sizes[0]) for batch in batches(data.train_dataloader())} == {32, 45}
+    assert {min(batch.sizes[0]) for batch in batches(data.val_dataloader())} == {32}
+
+
+def test_shapes_take_a_factor(tmp_path: Path) -> None:
+    folder = tmp_path / "shapes"
+    arguments: dict[str, Any] = {"train_count": 2, "val_count": 2, "long_side": 64, "num_workers": 0}
+    data = ShapesDataModule(str(folder), size_factor=0.5, **arguments)
+    data.prepare_data()
+    data.setup("test")
+    for batch in batches(data.test_dataloader()):
+        assert max(batch.sizes[0]) == 32
+        assert max(batch.original_sizes[0]) == 64
+
+
+def test_an_image_pyramid_is_for_testing_only(root: Path) -> None:
+    data = CocoDataModule(str(root), test_short_sides=[16, 32, 64], eval_batch_size=2, **SMALL)
+    data.setup("fit")
+    data.setup("test")
+    assert all(isinstance(batch, Batch) for batch in batches(data.val_dataloader()))
+    plain = CocoDataModule(str(root), eval_batch_size=2, **SMALL)
+    plain.setup("test")
+    expected = list(batches(plain.test_dataloader()))
+    found: list[Any] = list(data.test_dataloader())
+    assert [[batch.image_ids for batch in scales] for scales in found] == [
+        [[1, 2]] * 3,
+        [[3, 4]] * 3,
+        [[5]] * 3,
+    ]
+    for scales, batch in zip(found, expected, strict=True):
+        # 30 × 40 pixels; the long side's limit is 24, 48 and 96.
+        assert [min(one.sizes[0]) for one in scales] == [16, 32, 64]
+        assert [max(one.sizes[0]) for one in scales] == [21, 42, 85]
+        assert torch.equal(scales[1].images, batch.images)
+        assert torch.equal(scales[1].targets[0].boxes, batch.targets[0].boxes)
+
+
+def write_proposal_file(root: Path, split: str, image_ids: range) -> str:
+    """Image i has i boxes, (i, 0, i + 1, 10 + j) in pixels of the original, best first."""
+    truth = root / "annotations" / f"instances_{split}2017.json"
+    path = root / f"{split}.safetensors"
+    boxes = [torch.tensor([[i, 0, i + 1, 10 + j] for j in range(i)], dtype=torch.float32) for i in image_ids]
+    scores = [torch.linspace(1, 0, len(own)) for own in boxes]
+    stamp = Stamp(file_hash(truth), truth.name, "", "hand")
+    write_proposals(path, image_ids, boxes, scores, stamp)
+    return str(path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_proposals_come_with_their_images(root: Path, workers: int) -> None:
+    arguments = {
+        "train_proposals": write_proposal_file(root, "train", range(1, 15)),
+        "val_proposals": write_proposal_file(root, "val", range(1, 6)),
+        "flip_probability": 0.5,
+    } | (SMALL | {"num_workers": workers})
+    data = CocoDataModule(str(root), **arguments)
+    assert data.reads_proposals
+    data.setup("fit")
+    data.setup("test")
+    loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
+    flipped = set()
+    for split, loader in loaders.items():
+        for batch in batches(loader):
+            assert batch.proposals is not None
+            for image_id, size, original, boxes, target in zip(
+                batch.image_ids,
+                batch.sizes,
+                batch.original_sizes,
+                batch.proposals,
+                batch.targets or [],
+                strict=True,
+            ):
+                y, x = size[0] / original[0], size[1] / original[1]
+                left = image_id * x
+                # The true box begins at 1 pixel from the left of the original.
+                if bool(len(target.boxes)) and target.boxes[0, 0] != x:
+                    left = size[1] - (image_id + 1) * x
+                    flipped.add(split)
+                expected = [[left, 0, left + x, (10 + j) * y] for j in range(image_id)]
+                assert boxes.tolist() == [pytest.approx(box, rel=1e-5) for box in expected]
+    assert flipped == {"train"}
+
+
+def test_proposals_go_with_every_scale(root: Path) -> None:
+    path = write_proposal_file(root, "val", range(1, 6))
+    data = CocoDataModule(str(root), test_proposals=path, test_short_sides=[30, 60], **SMALL)
+    data.setup("test")
+    scales: Any
+    for scales in data.test_dataloader():
+        one, two = (batch.proposals[0] for batch in scales)
+        assert one.shape == (scales[0].image_ids[0], 4)
+        assert torch.equal(two, one * 2)
+
+
+def test_only_the_same_annotations_pass_on_their_proposals(root: Path) -> None:
+    path = write_proposal_file(root, "val", range(1, 6))
+    train = root / "train2017", root / "annotations" / "instances_train2017.json"
+    other = {"test_images": str(train[0]), "test_annotations": str(train[1])}
+    data = CocoDataModule(str(root), val_proposals=path, **other, **SMALL)
+    data.setup("test")
+    assert all(batch.proposals is None for batch in batches(data.test_dataloader()))
+    data = CocoDataModule(str(root), test_proposals=path, **SMALL)
+    data.setup("validate")
+    assert all(batch.proposals is None for batch in batches(data.val_dataloader()))
+    assert not CocoDataModule(str(root), **SMALL).reads_proposals
+
+
+@pytest.mark.parametrize(("given", "missing"), [("train", "val"), ("val", "train")])
+def test_training_needs_the_proposals_of_both_splits(root: Path, given: str, missing: str) -> None:
+    path = write_proposal_file(root, given, range(1, 6))
+    data = CocoDataModule(str(root), **{f"{given}_proposals": path}, **SMALL)
+    with pytest.raises(InputError, match=f"{missing}_proposals is not given: .* train_proposals and val_"):
+        data.setup("fit")
+
+
+def test_proposals_of_something_else_are_refused(root: Path) -> None:
+    val = write_proposal_file(root, "val", range(1, 6))
+    some = write_proposal_file(root, "train", range(1, 9))
+    for path, message in (
+        (val, r"val\.safetensors was made for another annotation file, instances_val2017\.json, not"),
+        (some, r"train\.safetensors lacks 4 images of .*instances_train2017\.json, the first of id 9"),
+        ("absent.safetensors", "absent.safetensors: no such proposal file"),
+    ):
+        data = CocoDataModule(str(root), train_proposals=path, val_proposals=val, **SMALL)
+        with pytest.raises(InputError, match=message):
+            data.setup("fit")
+
+
+def test_the_same_argument_has_the_same_default_in_both() -> None:
+    """Where one class takes the other's place in a configuration, arguments of the same name keep values."""
+    coco, shapes = (inspect.signature(kind).parameters for kind in (CocoDataModule, ShapesDataModule))
+    assert {name for name in coco if name in shapes} == set()
+
+
 def test_shapes_are_drawn_once_and_loaded(tmp_path: Path) -> None:
     folder = tmp_path / "shapes"
     data = ShapesDataModule(str(folder), train_count=6, val_count=3, batch_size=3, num_workers=0, seed=4)
@@ -301,6 +460,9 @@ def test_every_argument_shows_its_help(kind: type) -> None:
         "batch_size": "Training images per process and step.",
         "flip_probability": "mirrored left to right",
         "keep_empty_images": "otherwise they are left out",
+        "train_proposals": "Proposal file of the training images",
+        "size_factor": "0.75 makes 600 of 800",
+        "test_short_sides": "a featurized image pyramid",
     }
     for name, help_text in described.items():
         assert f"--data.{name}" in text

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, _resize_image_and_masks
 
 from fpn.data.transforms import (
@@ -17,6 +18,7 @@ from fpn.data.transforms import (
     Sample,
     TrainTransform,
     collate,
+    collate_scales,
     flip,
     prepare_image,
     resized_size,
@@ -37,6 +39,11 @@ def targets(boxes: list[list[float]], crowds: list[list[float]] | None = None) -
         torch.ones(len(boxes), dtype=torch.int64),
         torch.tensor(crowds or []).reshape(-1, 4),
     )
+
+
+def stored(image: Tensor, target: Targets, proposals: Tensor | None = None) -> Sample:
+    size = (image.shape[-2], image.shape[-1])
+    return Sample(image, size, size, 1, target, proposals)
 
 
 def test_resized_size_is_torchvisions_for_every_small_size() -> None:
@@ -73,13 +80,16 @@ def test_prepared_images_and_boxes_are_torchvisions_to_the_bit(
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     boxes = torch.rand(5, 4) * 30
     batch, expected = theirs([image / 255], [{"boxes": boxes}])
-    found, target = EvalTransform(ours)(image, targets(boxes.tolist(), boxes[:2].tolist()), torch.Generator())
-    assert found.shape[-2:] == batch.image_sizes[0]
-    sample = Sample(found, batch.image_sizes[0], size, 1, target)
+    raw = stored(image, targets(boxes.tolist(), boxes[:2].tolist()), boxes[1:])
+    sample = EvalTransform(ours)(raw, torch.Generator())
+    assert sample.image.shape[-2:] == sample.size == batch.image_sizes[0]
+    assert sample.original_size == size
     assert torch.equal(collate([sample], 32).images, batch.tensors)
-    assert torch.equal(prepare_image(image / 255, ours), found)
-    assert torch.equal(target.boxes, expected[0]["boxes"])
-    assert torch.equal(target.crowds, expected[0]["boxes"][:2])
+    assert torch.equal(prepare_image(image / 255, ours), sample.image)
+    assert torch.equal(sample.target.boxes, expected[0]["boxes"])
+    assert torch.equal(sample.target.crowds, expected[0]["boxes"][:2])
+    assert sample.proposals is not None
+    assert torch.equal(sample.proposals, expected[0]["boxes"][1:])
 
 
 @pytest.mark.parametrize("size", [(120, 90), (31, 77)])
@@ -109,19 +119,45 @@ def test_a_flipped_box_frames_the_same_pixels() -> None:
     image = torch.zeros(3, 10, 21)
     image[:, 2:5, 3:9] = 1
     image[:, 6:9, 20:21] = 1
-    flipped, found = flip(image, targets([[3, 2, 9, 5]], [[20, 6, 21, 9]]))
+    proposals = torch.tensor([[2.0, 1, 9, 6]])
+    sample = flip(stored(image, targets([[3, 2, 9, 5]], [[20, 6, 21, 9]]), proposals))
+    flipped, found = sample.image, sample.target
     for x1, y1, x2, y2 in torch.cat([found.boxes, found.crowds]).int().tolist():
         assert flipped[:, y1:y2, x1:x2].min() == 1
     assert flipped.sum() == image.sum()
     assert found.boxes.tolist() == [[12, 2, 18, 5]]
     assert found.crowds.tolist() == [[0, 6, 1, 9]]
+    assert sample.proposals is not None
+    assert sample.proposals.tolist() == [[12, 1, 19, 6]]
 
 
 def test_flipping_twice_gives_all_back() -> None:
-    image, target = torch.rand(3, 7, 9), targets([[1, 2, 3, 4]], [[0, 0, 9, 7]])
-    again, boxes = flip(*flip(image, target))
-    assert torch.equal(again, image)
-    assert all(torch.equal(one, other) for one, other in zip(boxes, target, strict=True))
+    quarters = torch.randint(0, 28, (4, 4)) / 4
+    sample = stored(torch.rand(3, 7, 9), targets([[1, 2, 3, 4]], [[0, 0, 9, 7]]), quarters)
+    again = flip(flip(sample))
+    assert torch.equal(again.image, sample.image)
+    assert all(torch.equal(one, other) for one, other in zip(again.target, sample.target, strict=True))
+    assert again.proposals is not None
+    assert torch.equal(again.proposals, quarters)
+
+
+@given(
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.integers(1, 90),
+    st.integers(0, 2**31),
+    st.floats(0, 1),
+    st.integers(0, 20),
+)
+def test_proposals_go_the_way_of_true_boxes(
+    size: Size, short_side: int, seed: int, flip_probability: float, number: int
+) -> None:
+    boxes = torch.rand((number, 4), generator=torch.Generator().manual_seed(seed)) * 60
+    image = torch.zeros((3, *size), dtype=torch.uint8)
+    train = TrainTransform(ImageSettings(short_side, 120), (short_side, 30), flip_probability)
+    for transform in (train, EvalTransform(ImageSettings(short_side, 120))):
+        sample = transform(stored(image, targets(boxes.tolist()), boxes), torch.Generator().manual_seed(seed))
+        assert sample.proposals is not None
+        assert torch.equal(sample.proposals, sample.target.boxes)
 
 
 def test_training_draws_from_the_generator_alone() -> None:
@@ -130,12 +166,12 @@ def test_training_draws_from_the_generator_alone() -> None:
     seen, flips = [], 0
     for seed in range(300):
         torch.manual_seed(seed % 7)
-        found, boxes = train(image, target, torch.Generator().manual_seed(seed))
-        again, boxes_again = train(image, target, torch.Generator().manual_seed(seed))
-        assert torch.equal(found, again)
-        assert torch.equal(boxes.boxes, boxes_again.boxes)
-        seen.append(found.shape[1])
-        flips += bool(boxes.boxes[0, 0] > found.shape[2] / 2)
+        found = train(stored(image, target), torch.Generator().manual_seed(seed))
+        again = train(stored(image, target), torch.Generator().manual_seed(seed))
+        assert torch.equal(found.image, again.image)
+        assert torch.equal(found.target.boxes, again.target.boxes)
+        seen.append(found.size[0])
+        flips += bool(found.target.boxes[0, 0] > found.size[1] / 2)
     # Three standard deviations of fair draws.
     assert all(abs(seen.count(side) - 100) < 25 for side in (20, 30, 40))
     assert abs(flips - 150) < 26
@@ -144,19 +180,20 @@ def test_training_draws_from_the_generator_alone() -> None:
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 20)])
 def test_flip_probability_bounds_are_never_and_always(probability: float, expected: int) -> None:
     train = TrainTransform(ImageSettings(30, 100), flip_probability=probability)
-    image = torch.zeros(3, 30, 40)
-    boxes = [
-        train(image, targets([[0, 0, 5, 5]]), torch.Generator().manual_seed(seed))[1].boxes
-        for seed in range(20)
-    ]
+    sample = stored(torch.zeros(3, 30, 40), targets([[0, 0, 5, 5]]))
+    boxes = [train(sample, torch.Generator().manual_seed(seed)).target.boxes for seed in range(20)]
     assert sum(bool(found[0, 0] == 35) for found in boxes) == expected
 
 
 def test_images_without_boxes_pass_through_everything() -> None:
     train = TrainTransform(ImageSettings(30, 100), flip_probability=1)
-    image, target = train(torch.zeros(3, 1, 1, dtype=torch.uint8), targets([]), torch.Generator())
-    assert image.shape == (3, 30, 30)
-    assert [part.shape for part in target] == [(0, 4), (0,), (0, 4)]
+    raw = stored(torch.zeros(3, 1, 1, dtype=torch.uint8), targets([]), torch.zeros(0, 4))
+    sample = train(raw, torch.Generator())
+    assert sample.image.shape == (3, 30, 30)
+    assert [part.shape for part in sample.target] == [(0, 4), (0,), (0, 4)]
+    proposals = collate([sample, sample], 32).proposals
+    assert proposals is not None
+    assert [one.shape for one in proposals] == [(0, 4), (0, 4)]
 
 
 def test_collate_pads_right_and_bottom_with_zeros() -> None:
@@ -176,8 +213,46 @@ def test_collate_pads_right_and_bottom_with_zeros() -> None:
         assert padded.count_nonzero() == sample.image.numel()
     assert batch.targets is not None
     assert batch.targets[1] is samples[1].target
+    assert batch.proposals is None
+    batch = collate([sample._replace(proposals=torch.zeros(sample.image_id, 4)) for sample in samples], 32)
+    assert batch.proposals is not None
+    assert [len(one) for one in batch.proposals] == [7, 8, 9]
 
 
 def test_collate_with_divisor_one_pads_to_the_largest_only() -> None:
     sample = Sample(torch.rand(3, 5, 7), (5, 7), (5, 7), 1, targets([]))
     assert collate([sample], 1).images.shape == (1, 3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("short_side", "max_side"), [(800, 1333), (400, 667), (1, 2), (1200, 2000), (801, 1335), (3, 5)]
+)
+def test_another_short_side_keeps_the_proportion(short_side: int, max_side: int) -> None:
+    settings = ImageSettings(antialias=True).at(short_side)
+    assert settings == ImageSettings(short_side, max_side, antialias=True)
+
+
+def test_scales_are_batches_of_the_same_images() -> None:
+    sizes = [(30, 40), (50, 20)]
+    samples = [
+        stored(
+            torch.randint(0, 256, (3, *size), dtype=torch.uint8),
+            targets([[1.0, 2, 9, 8]], [[0.0, 0, 5, 5]]),
+            torch.rand(3, 4) * 20,
+        )
+        for size in sizes
+    ]
+    scales = [ImageSettings(20, 60), ImageSettings(45, 100, divisor=1)]
+    for batch, scale in zip(collate_scales(samples, scales), scales, strict=True):
+        alone = collate(
+            [EvalTransform(scale)(sample, torch.Generator()) for sample in samples], scale.divisor
+        )
+        assert torch.equal(batch.images, alone.images)
+        assert (batch.sizes, batch.original_sizes, batch.image_ids) == (alone.sizes, sizes, [1, 1])
+        for one, other in zip(batch.proposals or [], alone.proposals or [], strict=True):
+            assert torch.equal(one, other)
+        assert batch.targets is not None
+        height, width = batch.sizes[0]
+        assert batch.targets[0].boxes.tolist() == [
+            pytest.approx([width / 40, 2 * height / 30, 9 * width / 40, 8 * height / 30], rel=1e-6)
+        ]

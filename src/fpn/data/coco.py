@@ -18,6 +18,7 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 
 from fpn.data import coco_json
 from fpn.data.coco_json import Entries, integers, read_lists, strings, unique
+from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
 from fpn.errors import InputError
@@ -95,12 +96,20 @@ class CocoDataset(Dataset[Sample]):
         annotations: the images, all of which the data set has.
         image_folder: where their file names start.
         transform: makes the network's input; whatever it draws, it draws from the pick's seed.
+        proposals: a file that lists all of these images, for samples to have theirs.
     """
 
-    def __init__(self, annotations: Annotations, image_folder: Path, transform: Transform) -> None:
+    def __init__(
+        self,
+        annotations: Annotations,
+        image_folder: Path,
+        transform: Transform,
+        proposals: Proposals | None = None,
+    ) -> None:
         self.annotations = annotations
         self.image_folder = Path(image_folder)
         self.transform = transform
+        self.proposals = proposals
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -109,7 +118,8 @@ class CocoDataset(Dataset[Sample]):
         """Load the image of a pick.
 
         Raises:
-            InputError: if the image is missing, broken, or of another size than the annotations say.
+            InputError: if the image is missing, broken, or of another size than the annotations
+                say; if its proposals are not numbers.
         """
         annotations, index = self.annotations, pick.image
         path = self.image_folder / str(annotations.file_names[index])
@@ -121,10 +131,11 @@ class CocoDataset(Dataset[Sample]):
                 f"{path}: {original_size[1]} × {original_size[0]} pixels as stored (EXIF orientation is not"
                 f" applied), but {annotations.path} says {stated[1]} × {stated[0]}"
             )
-        generator = torch.Generator().manual_seed(pick.seed)
-        image, target = self.transform(image, annotations.targets(index), generator)
-        size = (image.shape[-2], image.shape[-1])
-        return Sample(image, size, original_size, int(annotations.image_ids[index]), target)
+        image_id = int(annotations.image_ids[index])
+        proposals = None if self.proposals is None else self.proposals.for_image(image_id)
+        target = annotations.targets(index)
+        sample = Sample(image, original_size, original_size, image_id, target, proposals)
+        return self.transform(sample, torch.Generator().manual_seed(pick.seed))
 
 
 def read_image(path: Path) -> Tensor:
@@ -145,7 +156,7 @@ def read_image(path: Path) -> Tensor:
     return image
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_annotations(path: Path, need_objects: bool = True) -> Annotations:
     """Read an instances file in COCO's format.
 
     Boxes are clipped to their image; degenerate ones are dropped and counted. An annotation without `iscrowd`
@@ -153,13 +164,15 @@ def read_annotations(path: Path) -> Annotations:
 
     Args:
         path: the JSON file.
+        need_objects: False also takes a file without annotations, as COCO's image_info files of
+            unlabelled images are.
 
     Raises:
         InputError: if the file is missing, is not in the format, contradicts itself, or has so many
             degenerate boxes that they are probably written in another convention.
     """
     path = Path(path)
-    images, annotations, entries = read_lists(path)
+    images, annotations, entries = read_lists(path, need_objects)
     categories = _read_categories(path, entries)
     image_ids = unique(path, "image", integers(path, "images", images, "id"))
     sizes = np.stack([integers(path, "images", images, side) for side in ("height", "width")], axis=1)
@@ -173,7 +186,7 @@ def read_annotations(path: Path) -> Annotations:
     label = _positions(path, "category", of_category, np.array(categories.ids), ids) + 1
     crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in annotations], dtype=bool)
 
-    bbox = coco_json.boxes(path, annotations)
+    bbox = coco_json.boxes(path, "annotations", annotations)
     finite: NDArray[np.bool_] = np.isfinite(np.abs(bbox).max(axis=1))
     boxes = _corners(np.where(finite[:, None], bbox, 0), sizes[image])
     usable: NDArray[np.bool_] = finite & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= MIN_SIDE)

@@ -18,21 +18,36 @@ _LARGEST = 2**62
 Entries = list[dict[str, Any]]
 
 
-def read_lists(path: Path) -> tuple[Entries, Entries, Entries]:
+def read_json(path: Path, name: str) -> Any:
+    """What a JSON file holds, but for masks.
+
+    Raises:
+        InputError: if the file, which messages call by `name`, cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes(), object_hook=_without_mask)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such {name} file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file: {error}") from None
+
+
+def read_lists(path: Path, need_annotations: bool = True) -> tuple[Entries, Entries, Entries]:
     """Images, annotations (without their masks) and categories.
+
+    Args:
+        path: the JSON file.
+        need_annotations: False takes a file without that list for one that has it empty.
 
     Raises:
         InputError: if the file cannot be read, is not JSON, or lacks one of the lists; only annotations may
             be empty.
     """
-    try:
-        content = json.loads(path.read_bytes(), object_hook=_without_mask)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such annotation file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file: {error}") from None
+    content = read_json(path, "annotation")
+    if isinstance(content, dict) and not need_annotations:
+        content.setdefault("annotations", [])
     lists = [content.get(key) if isinstance(content, dict) else None for key in _LISTS]
     for key, entries in zip(_LISTS, lists, strict=True):
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -70,7 +85,20 @@ def strings(path: Path, name: str, entries: Entries, key: str) -> list[str]:
     return values  # type: ignore[return-value]
 
 
-def boxes(path: Path, entries: Entries) -> NDArray[np.float64]:
+def numbers(path: Path, name: str, entries: Entries, key: str) -> NDArray[np.float64]:
+    """(E,) the numbers at `key`.
+
+    Raises:
+        InputError: if an entry lacks the key or has something else there.
+    """
+    values = [entry.get(key) for entry in entries]
+    for place, value in enumerate(values):
+        if not _is_number(value):
+            raise InputError(f"{path}: {name}: {key!r} of entry {place} is {_shown(value)}, not a number")
+    return np.array(values, dtype=np.float64)
+
+
+def boxes(path: Path, name: str, entries: Entries) -> NDArray[np.float64]:
     """(E, 4) the numbers at `bbox`.
 
     Raises:
@@ -79,9 +107,7 @@ def boxes(path: Path, entries: Entries) -> NDArray[np.float64]:
     values = [entry.get("bbox") for entry in entries]
     for place, value in enumerate(values):
         if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
-            raise InputError(
-                f"{path}: annotations: 'bbox' of entry {place} is {_shown(value)}, not four numbers"
-            )
+            raise InputError(f"{path}: {name}: 'bbox' of entry {place} is {_shown(value)}, not four numbers")
     return np.array(values, dtype=np.float64).reshape(-1, 4)
 
 

@@ -4,9 +4,10 @@ The samplers shard by themselves and the loaders are never rebuilt, so the Train
 `use_distributed_sampler=False`; two processes that both saw all images would otherwise go unnoticed.
 """
 
+import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,9 +16,20 @@ from torch.utils.data import DataLoader
 
 from fpn.data.coco import Annotations, CocoDataset, read_annotations
 from fpn.data.loader import TrainLoader
+from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
 from fpn.data.shapes import CATEGORIES, generate_shapes
-from fpn.data.transforms import EvalTransform, ImageSettings, Sample, TrainTransform, Transform, collate
+from fpn.data.transforms import (
+    EvalTransform,
+    ImageSettings,
+    Sample,
+    TrainTransform,
+    Transform,
+    as_stored,
+    collate,
+    collate_scales,
+    round_half_up,
+)
 from fpn.errors import InputError
 from fpn.types import Categories
 
@@ -36,9 +48,19 @@ class CocoDataModule(LightningDataModule):
         val_annotations: Their annotations. Default: annotations/instances_val2017.json in root.
         test_images: Folder of the test images. Default: the validation images.
         test_annotations: Their annotations. Default: the validation annotations.
+        train_proposals: Proposal file of the training images, for a detector that reads one.
+            Default: none.
+        val_proposals: That of the validation images. Default: none.
+        test_proposals: That of the test images. Default: val_proposals, where the annotations are
+            the same.
         short_side: Pixels of an image's short side after resizing.
         max_side: Most pixels of an image's long side after resizing; it wins over short_side.
         train_short_sides: Short sides in pixels, one drawn for each training image. Default: short_side.
+        size_factor: Multiplies short_side, max_side and train_short_sides; 0.75 makes 600 of 800
+            pixels.
+        test_short_sides: Short sides in pixels, at all of which each test image is searched: a
+            featurized image pyramid. The long side's limit is in proportion. size_factor does not
+            change them. Default: short_side alone.
         flip_probability: Share of the training images that are mirrored left to right, from 0 to 1.
         antialias: Resize as PIL and Detectron2 do, rather than as torchvision's detection models do.
         mean: Subtracted from red, green and blue values between 0 and 1.
@@ -59,9 +81,14 @@ class CocoDataModule(LightningDataModule):
         val_annotations: str | None = None,
         test_images: str | None = None,
         test_annotations: str | None = None,
+        train_proposals: str | None = None,
+        val_proposals: str | None = None,
+        test_proposals: str | None = None,
         short_side: int = 800,
         max_side: int = 1333,
         train_short_sides: list[int] | None = None,
+        size_factor: float = 1.0,
+        test_short_sides: list[int] | None = None,
         flip_probability: float = 0.5,
         antialias: bool = False,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
@@ -73,8 +100,15 @@ class CocoDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        sides = [short_side, max_side, *(train_short_sides or [])]
-        _require(min(sides) >= 1, f"short_side, max_side and train_short_sides are pixels, not {min(sides)}")
+        _require(0 < size_factor < math.inf, f"size_factor is a positive number, not {size_factor}")
+        sides = [round_half_up(size_factor * s) for s in (short_side, max_side, *(train_short_sides or []))]
+        _require(
+            min(sides) >= 1,
+            f"short_side, max_side and train_short_sides, times size_factor, are pixels, not {min(sides)}",
+        )
+        _require(test_short_sides != [], "test_short_sides is empty; leave it out to test at short_side")
+        least = min(test_short_sides or [1])
+        _require(least >= 1, f"test_short_sides are pixels, not {least}")
         _require(0 <= flip_probability <= 1, f"flip_probability is a share, not {flip_probability}")
         _require(batch_size >= 1, f"batch_size is {batch_size}, but a batch has an image at least")
         _require(
@@ -84,12 +118,11 @@ class CocoDataModule(LightningDataModule):
         _require(seed >= 0, f"seed is {seed}, but must not be negative")
         _require(min(std) > 0, f"std divides, so it must be positive, not {min(std)}")
 
-        self.image_settings = ImageSettings(short_side, max_side, antialias, mean, std)
+        self.image_settings = ImageSettings(sides[0], sides[1], antialias, mean, std)
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.keep_empty_images, self.seed = keep_empty_images, seed
-        self._train_transform = TrainTransform(
-            self.image_settings, tuple(train_short_sides or ()), flip_probability
-        )
+        self._train_transform = TrainTransform(self.image_settings, tuple(sides[2:]), flip_probability)
+        self._test_scales = [self.image_settings.at(side) for side in test_short_sides or []]
 
         folder = Path(root)
         val_folder, val_file = (
@@ -106,6 +139,9 @@ class CocoDataModule(LightningDataModule):
             "val": Path(val_file),
             "test": Path(test_annotations or val_file),
         }
+        if test_proposals is None and self._files["test"] == self._files["val"]:
+            test_proposals = val_proposals
+        self._proposals = {"train": train_proposals, "val": val_proposals, "test": test_proposals}
         self._read: dict[Path, Annotations] = {}
         self._datasets: dict[str, CocoDataset] = {}
 
@@ -118,6 +154,10 @@ class CocoDataModule(LightningDataModule):
         """
         return self._annotations(self._reference).categories
 
+    def source(self, split: Literal["train", "val", "test"]) -> tuple[Path, Path]:
+        """The annotation file and the image folder of a split."""
+        return self._files[split], self._folders[split]
+
     @property
     def val_annotations_path(self) -> Path:
         """What validation is scored against."""
@@ -128,12 +168,25 @@ class CocoDataModule(LightningDataModule):
         """What testing is scored against."""
         return self._files["test"]
 
+    @property
+    def reads_proposals(self) -> bool:
+        """Whether a proposal file is given for any split."""
+        return any(path is not None for path in self._proposals.values())
+
     def setup(self, stage: str) -> None:
         """Read what a stage needs: "fit", "validate" or "test".
 
         Raises:
-            InputError: if a file or folder is missing or wrong, or two splits list other categories.
+            InputError: if a file or folder is missing or wrong, or two splits list other
+                categories; if proposals are of other annotations, or given for only one of the
+                splits of "fit".
         """
+        without = [split for split in _STAGES[stage] if self._proposals[split] is None]
+        if 0 < len(without) < len(_STAGES[stage]):
+            raise InputError(
+                f"{without[0]}_proposals is not given: a run that trains and validates needs both "
+                "train_proposals and val_proposals, or neither"
+            )
         for split in _STAGES[stage]:
             if split not in self._datasets:
                 self._datasets[split] = self._dataset(split)
@@ -160,7 +213,11 @@ class CocoDataModule(LightningDataModule):
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """The test images of this process, each once."""
+        """The test images of this process, each once.
+
+        With `test_short_sides`, what it yields is not a batch but a list of batches of the same
+        images, one for each of these short sides.
+        """
         return self._evaluation("test")
 
     @property
@@ -187,18 +244,25 @@ class CocoDataModule(LightningDataModule):
             raise InputError(f"{folder}: no such image folder; root or {split}_images names it")
         has_objects = annotations.has_objects()
         transform: Transform = EvalTransform(self.image_settings)
+        if split == "test" and self._test_scales:
+            transform = as_stored
         fate = "kept"
         if split == "train":
             transform = self._train_transform
             if not self.keep_empty_images:
                 annotations, fate = annotations.select(has_objects), "left out"
+        proposals, path = None, self._proposals[split]
+        if path is not None:
+            proposals = Proposals(path)
+            proposals.check(annotations.path, annotations.image_ids)
         crowds = int(annotations.crowd.sum())
         rank_zero_info(
             f"{split}: {len(annotations):,} images, {len(annotations.boxes) - crowds:,} objects,"
             f" {crowds:,} crowd regions; {int((~has_objects).sum()):,} images without objects {fate},"
             f" {annotations.degenerate:,} degenerate boxes dropped"
+            + (f"; proposals of {path}" if path else "")
         )
-        return CocoDataset(annotations, folder, transform)
+        return CocoDataset(annotations, folder, transform, proposals)
 
     def _evaluation(self, split: str) -> DataLoader[Sample]:
         dataset = self._datasets[split]
@@ -209,8 +273,11 @@ class CocoDataModule(LightningDataModule):
                 f"{dataset.annotations.path}: {len(dataset)} images cannot be scored by {world_size} "
                 "processes; use fewer devices"
             )
+        loading = self._loading()
+        if dataset.transform is as_stored:
+            loading["collate_fn"] = partial(collate_scales, scales=self._test_scales)
         shard = ExactShards(len(dataset), self.eval_batch_size, rank, world_size)
-        return DataLoader(dataset, batch_sampler=shard, **self._loading())
+        return DataLoader(dataset, batch_sampler=shard, **loading)
 
     def _loading(self) -> dict[str, Any]:
         return {

@@ -8,8 +8,8 @@ covers every pixel, as PIL (hence Detectron2) does.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -38,6 +38,11 @@ class ImageSettings:
     divisor: int = 32
     """A batch is padded to multiples of this many pixels: the coarsest stride of the network."""
 
+    def at(self, short_side: int) -> "ImageSettings":
+        """The same for another short side, with the long side's limit in proportion."""
+        limit = round_half_up(self.max_side * short_side / self.short_side)
+        return replace(self, short_side=short_side, max_side=limit)
+
     def restore(self, image: Tensor, size: Size) -> Tensor:
         """The uint8 picture (3, h, w) of an image of a batch: without its padding, normalisation undone."""
         mean, std = (image.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
@@ -46,10 +51,10 @@ class ImageSettings:
 
 
 class Sample(NamedTuple):
-    """One image on its way into a batch."""
+    """One image on its way into a batch, first as it lies on disk, then transformed."""
 
     image: Tensor
-    """(3, h, w) float32, normalised."""
+    """(3, h, w): uint8 as decoded, float32 once normalised."""
     size: Size
     """(h, w)."""
     original_size: Size
@@ -57,15 +62,20 @@ class Sample(NamedTuple):
     image_id: int
     """That of the annotation file."""
     target: Targets
-    """In pixels of the resized image."""
+    """In pixels of the image."""
+    proposals: Tensor | None = None
+    """(·, 4) of a proposal file, in pixels of the image; None without one."""
 
 
 class Transform(Protocol):
-    """(3, H, W) uint8 and its targets to (3, h, w) float32 and its targets; chance is the generator's."""
+    """A sample as it lies on disk to what goes on from there; chance is the generator's."""
 
-    def __call__(
-        self, image: Tensor, target: Targets, generator: torch.Generator
-    ) -> tuple[Tensor, Targets]: ...
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample: ...
+
+
+def as_stored(sample: Sample, generator: torch.Generator) -> Sample:
+    """No transform: `collate_scales` does what there is to do."""
+    return sample
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,8 @@ class EvalTransform:
 
     settings: ImageSettings
 
-    def __call__(self, image: Tensor, target: Targets, generator: torch.Generator) -> tuple[Tensor, Targets]:
-        return _resize(image, target, self.settings, self.settings.short_side)
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        return _prepare(sample, self.settings, self.settings.short_side)
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,17 @@ class TrainTransform:
     short_sides: tuple[int, ...] = ()
     flip_probability: float = 0.5
 
-    def __call__(self, image: Tensor, target: Targets, generator: torch.Generator) -> tuple[Tensor, Targets]:
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         short_sides = self.short_sides or (self.settings.short_side,)
         drawn = int(torch.randint(len(short_sides), (), generator=generator))
         flips = float(torch.rand((), generator=generator)) < self.flip_probability
-        image, target = _resize(image, target, self.settings, short_sides[drawn])
-        return flip(image, target) if flips else (image, target)
+        sample = _prepare(sample, self.settings, short_sides[drawn])
+        return flip(sample) if flips else sample
+
+
+def round_half_up(value: float) -> int:
+    """The nearest whole number, the greater of two: sides come out alike on every machine."""
+    return math.floor(value + 0.5)
 
 
 def resized_size(size: Size, short_side: int, max_side: int) -> Size:
@@ -130,10 +145,10 @@ def prepare_image(image: Tensor, settings: ImageSettings, short_side: int | None
     return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def flip(image: Tensor, target: Targets) -> tuple[Tensor, Targets]:
-    """Mirror (3, h, w) left to right, and its boxes and crowd regions with it."""
-    width = image.shape[-1]
-    return image.flip(-1), Targets(_flip(target.boxes, width), target.labels, _flip(target.crowds, width))
+def flip(sample: Sample) -> Sample:
+    """Mirror an image left to right, and all boxes with it."""
+    width = sample.size[1]
+    return _map_boxes(sample._replace(image=sample.image.flip(-1)), lambda boxes: _flip(boxes, width))
 
 
 def collate(samples: Sequence[Sample], divisor: int) -> Batch:
@@ -144,23 +159,44 @@ def collate(samples: Sequence[Sample], divisor: int) -> Batch:
     images = samples[0].image.new_zeros((len(samples), 3, height, width))
     for padded, sample in zip(images, samples, strict=True):
         padded[:, : sample.size[0], : sample.size[1]] = sample.image
+    proposals = [sample.proposals for sample in samples if sample.proposals is not None]
     return Batch(
         images=images,
         sizes=[sample.size for sample in samples],
         original_sizes=[sample.original_size for sample in samples],
         image_ids=[sample.image_id for sample in samples],
         targets=[sample.target for sample in samples],
+        proposals=proposals or None,
     )
 
 
-def _resize(
-    image: Tensor, target: Targets, settings: ImageSettings, short_side: int
-) -> tuple[Tensor, Targets]:
-    old = (image.shape[-2], image.shape[-1])
-    image = prepare_image(image, settings, short_side)
-    new = (image.shape[-2], image.shape[-1])
-    boxes, crowds = rescale_boxes(target.boxes, old, new), rescale_boxes(target.crowds, old, new)
-    return image, Targets(boxes, target.labels, crowds)
+def collate_scales(samples: Sequence[Sample], scales: Sequence[ImageSettings]) -> list[Batch]:
+    """The featurized image pyramid of Fig. 1 (a): N images as they lie on disk, a batch for each scale.
+
+    Args:
+        samples: of raw images; floating-point ones in [0, 1] are taken too.
+        scales: how the images of each batch are prepared.
+    """
+    return [
+        collate([_prepare(sample, scale, scale.short_side) for sample in samples], scale.divisor)
+        for scale in scales
+    ]
+
+
+def _prepare(sample: Sample, settings: ImageSettings, short_side: int) -> Sample:
+    image = prepare_image(sample.image, settings, short_side)
+    old, new = sample.size, (image.shape[-2], image.shape[-1])
+    sample = sample._replace(image=image, size=new)
+    return _map_boxes(sample, lambda boxes: rescale_boxes(boxes, old, new))
+
+
+def _map_boxes(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
+    # The one door through which boxes of every kind pass.
+    boxes, labels, crowds = sample.target
+    return sample._replace(
+        target=Targets(change(boxes), labels, change(crowds)),
+        proposals=None if sample.proposals is None else change(sample.proposals),
+    )
 
 
 def _normalise(image: Tensor, settings: ImageSettings) -> Tensor:

@@ -1,0 +1,237 @@
+"""Proposal files: the fixed boxes that Fast R-CNN is trained and tested on (paper, Table 2).
+
+Symbols: I images, M boxes of all images. The boxes of image i are `offsets[i]:offsets[i + 1]`.
+
+A proposal file is in the safetensors format, which is open, is mapped into memory and runs no
+code. It holds `image_ids` (I,) int64, `offsets` (I + 1,) int64, `boxes` (M, 4) float32, in pixels
+of the original images, and `scores` (M,) float32, best first within an image. Its metadata tell
+the format, and as a stamp what the boxes are of. An image without proposals is listed too.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from fpn.errors import InputError
+
+_FORMAT = {"format": "fpn proposals", "version": "1"}
+_REMEDY = "`fpn predict --annotations` or `fpn proposals` makes a proposal file"
+
+
+class Stamp(NamedTuple):
+    """What the boxes of a proposal file are of."""
+
+    annotations: str
+    """SHA-256 of the annotation file that lists the images."""
+    annotations_name: str
+    """Its file name."""
+    checkpoint: str
+    """SHA-256 of the checkpoint that found the boxes; empty where none did."""
+    source: str
+    """File name of the checkpoint, or of the results file that the boxes were converted from."""
+
+
+class Proposals:
+    """A proposal file, of which only what is asked for is read.
+
+    The boxes stay in the file: processes that load images share its pages, and hold nothing
+    themselves.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: it is missing, or no proposal file, or contradicts itself.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._written: tuple[int, int] | None = None
+        file = self._open()
+        self.stamp = self._read_stamp(file.metadata() or {})
+        self._refuse_other_arrays(file)
+        self.image_ids: NDArray[np.int64] = file.get_tensor("image_ids")
+        """(I,) in the order of the file."""
+        self._offsets: NDArray[np.int64] = file.get_tensor("offsets")
+        counts = np.diff(self._offsets)
+        ends = (self._offsets[0], self._offsets[-1])
+        if ends != (0, file.get_slice("boxes").get_shape()[0]) or (counts < 0).any():
+            raise InputError(f"{self.path}: damaged: 'offsets' do not divide 'boxes'; {_REMEDY}")
+        self._order = np.argsort(self.image_ids)
+        self._sorted = self.image_ids[self._order]
+        if (np.diff(self._sorted) == 0).any():
+            raise InputError(f"{self.path}: damaged: an image is listed twice; {_REMEDY}")
+        self._file: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Every process maps the file for itself.
+        return self.__dict__ | {"_file": None}
+
+    def for_image(self, image_id: int) -> Tensor:
+        """The boxes (P, 4) of an image, best first, in pixels of the original image.
+
+        Raises:
+            InputError: the image is not listed, or a box is not of numbers.
+        """
+        return self._rows("boxes", image_id, (0, 4))
+
+    def scores_for_image(self, image_id: int) -> Tensor:
+        """The scores (P,) of these boxes.
+
+        Raises:
+            InputError: the image is not listed, or a score is not a number.
+        """
+        return self._rows("scores", image_id, (0,))
+
+    def check(self, annotations: Path, image_ids: NDArray[np.int64]) -> None:
+        """See that these are the proposals for the images of an annotation file.
+
+        Args:
+            annotations: the file, which must be the one the proposals were made for, to the last
+                byte.
+            image_ids: those of its images that are wanted.
+
+        Raises:
+            InputError: the proposals are of another annotation file, or lack one of the images.
+        """
+        if self.stamp.annotations != file_hash(annotations):
+            raise InputError(
+                f"{self.path} was made for another annotation file, {self.stamp.annotations_name}, not for "
+                f"{annotations} as it is: {_REMEDY}"
+            )
+        absent = image_ids[~np.isin(image_ids, self.image_ids)]
+        if len(absent):
+            raise InputError(
+                f"{self.path} lacks {len(absent)} images of {annotations}, the first of id {absent[0]}: "
+                f"{_REMEDY}"
+            )
+
+    def _open(self) -> Any:
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no such proposal file; {_REMEDY}")
+        status = self.path.stat()
+        written = status.st_size, status.st_mtime_ns
+        if self._written not in (None, written):
+            raise InputError(f"{self.path} has been replaced while it was in use: start again")
+        self._written = written
+        try:
+            return safe_open(self.path, framework="np")
+        except (SafetensorError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.path}: not a proposal file ({reason}); {_REMEDY}") from None
+
+    def _read_stamp(self, metadata: dict[str, str]) -> Stamp:
+        if metadata.get("format") != _FORMAT["format"]:
+            raise InputError(f"{self.path}: not a proposal file; {_REMEDY}")
+        if metadata.get("version") != _FORMAT["version"]:
+            raise InputError(
+                f"{self.path}: of version {metadata.get('version')} of the format, where this program reads "
+                f"version {_FORMAT['version']}; {_REMEDY}"
+            )
+        return Stamp(*(metadata.get(field, "") for field in Stamp._fields))
+
+    def _refuse_other_arrays(self, file: Any) -> None:
+        arrays = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+        kinds = {name: array.get_dtype() for name, array in arrays.items()}
+        shapes = {name: tuple(array.get_shape()) for name, array in arrays.items()}
+        if kinds != {"image_ids": "I64", "offsets": "I64", "boxes": "F32", "scores": "F32"}:
+            raise InputError(f"{self.path}: damaged: it holds {kinds or 'nothing'}; {_REMEDY}")
+        images, boxes = shapes["image_ids"][:1], shapes["boxes"][:1]
+        expected = {
+            "image_ids": images,
+            "offsets": tuple(number + 1 for number in images),
+            "boxes": (*boxes, 4),
+            "scores": boxes,
+        }
+        if shapes != expected or not images or not boxes:
+            raise InputError(f"{self.path}: damaged: its arrays have the shapes {shapes}; {_REMEDY}")
+
+    def _rows(self, name: str, image_id: int, empty: tuple[int, ...]) -> Tensor:
+        place = int(np.searchsorted(self._sorted, image_id))
+        if place == len(self._sorted) or self._sorted[place] != image_id:
+            raise InputError(f"{self.path} does not list image {image_id}; {_REMEDY}")
+        index = self._order[place]
+        first, end = int(self._offsets[index]), int(self._offsets[index + 1])
+        if first == end:
+            return torch.zeros(empty)
+        if self._file is None:
+            self._file = self._open()
+        rows: NDArray[np.float32] = self._file.get_slice(name)[first:end]
+        if not np.isfinite(rows).all():
+            raise InputError(f"{self.path}: the {name} of image {image_id} are not all finite; {_REMEDY}")
+        return torch.from_numpy(rows)
+
+
+def write_proposals(
+    path: str | Path,
+    image_ids: Sequence[int],
+    boxes: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    stamp: Stamp,
+) -> None:
+    """Write a proposal file; it appears under its name when it is whole.
+
+    Args:
+        path: the file; its folder is made if it is missing, a file of that name is replaced.
+        image_ids: of the I images, those of the annotation file.
+        boxes: I tensors (P, 4) in pixels of the original images.
+        scores: I tensors (P,); the boxes of an image are sorted by them.
+        stamp: what the boxes are of.
+
+    Raises:
+        ValueError: the lengths do not fit together.
+    """
+    counts = [len(score) for score in scores]
+    if len(image_ids) != len(boxes) or counts != [len(box) for box in boxes]:
+        raise ValueError("as many image ids as sets of boxes and of scores, and as many scores as boxes")
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    # Filled image by image: a training set's proposals are gigabytes, and should not lie in memory thrice.
+    all_boxes = np.empty((offsets[-1], 4), dtype=np.float32)
+    all_scores = np.empty(offsets[-1], dtype=np.float32)
+    for first, box, score in zip(offsets[:-1], boxes, scores, strict=True):
+        order = score.argsort(descending=True, stable=True)
+        all_boxes[first : first + len(order)] = box[order].cpu().numpy()
+        all_scores[first : first + len(order)] = score[order].cpu().numpy()
+    arrays = {
+        "image_ids": np.asarray(image_ids, dtype=np.int64),
+        "offsets": offsets,
+        "boxes": all_boxes,
+        "scores": all_scores,
+    }
+    with replacing(Path(path)) as part:
+        save_file(arrays, part, metadata=_FORMAT | stamp._asdict())
+
+
+def file_hash(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside another, whose name it takes once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}-{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""COCO results files: written as results come, and turned into proposal files and back.
+
+A results file is a JSON list of {image_id, category_id, bbox, score}, a bbox being [x, y, width,
+height] in pixels of the original image (cocodataset.org/#format-results): any proposer can write
+one.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.ops import box_convert
+
+from fpn.data.coco import read_annotations
+from fpn.data.coco_json import boxes, integers, numbers, read_json
+from fpn.data.proposals import Proposals, Stamp, file_hash, replacing, write_proposals
+from fpn.errors import InputError
+
+
+def write_results(path: Path, results: Iterable[dict[str, Any]]) -> int:
+    """Write a results file, which appears under its name when it is whole.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        results: the entries, written as they come: they need not fit into memory together.
+
+    Returns:
+        How many there were.
+    """
+    number = 0
+    with replacing(path) as part, part.open("w") as file:
+        file.write("[")
+        for number, result in enumerate(results, start=1):
+            file.write(f"{',' * (number > 1)}\n{json.dumps(result)}")
+        file.write("\n]\n")
+    return number
+
+
+def proposals_from_results(results: Path, annotations: Path, out: Path, top: int | None = None) -> int:
+    """Make a proposal file of a results file. Categories are ignored, boxes are kept as given.
+
+    Args:
+        results: the results file.
+        annotations: the annotation file that lists the images, all of which the proposal file will
+            list.
+        out: the proposal file to be written.
+        top: best boxes of each image to be kept; None for all.
+
+    Returns:
+        The number of boxes written.
+
+    Raises:
+        InputError: a file cannot be read or is not in its format; a result is not finite, of a
+            negative width or height, or of an image that is not listed.
+    """
+    image_ids = read_annotations(annotations, need_objects=False).image_ids
+    entries = read_json(results, "results")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{results}: not in COCO's results format: not a list of objects")
+    of_image = integers(results, "results", entries, "image_id")
+    bbox = boxes(results, "results", entries)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        scores = numbers(results, "results", entries, "score").astype(np.float32)
+        corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1).astype(np.float32)
+    finite = np.isfinite(corners).all(axis=1)
+    for fine, key, what in (
+        (np.isfinite(scores), "score", "not a finite number"),
+        (finite, "bbox", "not four finite numbers"),
+        ((bbox[:, 2:] >= 0).all(axis=1), "bbox", "of negative width or height"),
+    ):
+        if not fine.all():
+            place = int(fine.argmin())
+            raise InputError(f"{results}: {key!r} of entry {place} is {entries[place][key]}, {what}")
+    known = np.isin(of_image, image_ids)
+    if not known.all():
+        place = int(known.argmin())
+        raise InputError(
+            f"{results}: entry {place} is of image {of_image[place]}, which {annotations} does not list"
+        )
+
+    # By image in the annotations' order, and best first within one.
+    rank = np.argsort(image_ids)
+    image = rank[np.searchsorted(image_ids, of_image, sorter=rank)]
+    order = np.lexsort((-scores, image))
+    counts = np.bincount(image, minlength=len(image_ids)).tolist()
+    all_boxes = [one[:top] for one in torch.from_numpy(corners[order]).split(counts)]
+    all_scores = [one[:top] for one in torch.from_numpy(scores[order]).split(counts)]
+    stamp = Stamp(file_hash(annotations), annotations.name, "", results.name)
+    write_proposals(out, image_ids.tolist(), all_boxes, all_scores, stamp)
+    return sum(map(len, all_scores))
+
+
+def proposals_to_results(proposals: Path, annotations: Path, out: Path, top: int | None = None) -> int:
+    """Make a results file of a proposal file: everything is of category 1.
+
+    Args:
+        proposals: the proposal file.
+        annotations: the annotation file it was made for.
+        out: the results file to be written.
+        top: best boxes of each image to be kept; None for all.
+
+    Returns:
+        The number of boxes written.
+
+    Raises:
+        InputError: a file cannot be read or is not in its format, or the proposals were made for
+            another annotation file.
+    """
+    file = Proposals(proposals)
+    file.check(annotations, file.image_ids)
+    return write_results(out, _results(file, top))
+
+
+def _results(file: Proposals, top: int | None) -> Iterator[dict[str, Any]]:
+    for image_id in file.image_ids.tolist():
+        # In float64 the corners come back exactly.
+        bbox = box_convert(file.for_image(image_id)[:top].double(), "xyxy", "xywh")
+        for box, score in zip(bbox.tolist(), file.scores_for_image(image_id)[:top].tolist(), strict=True):
+            yield {"image_id": image_id, "category_id": 1, "bbox": box, "score": score}

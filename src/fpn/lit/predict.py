@@ -1,0 +1,297 @@
+"""`fpn predict`: images in, COCO results, pictures or a proposal file out."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import write_jpeg
+from torchvision.ops import box_convert
+
+from fpn.checkpoints import Trained, load, remembered_config
+from fpn.data.coco import Annotations, CocoDataset, read_annotations, read_image
+from fpn.data.datamodule import CocoDataModule
+from fpn.data.proposals import Stamp, file_hash, write_proposals
+from fpn.data.results import write_results
+from fpn.data.samplers import ExactShards
+from fpn.data.transforms import as_stored, collate_scales
+from fpn.errors import InputError
+from fpn.models.detectors import Detector, ProposalNetwork
+from fpn.pictures import draw
+from fpn.predictor import Predictor
+from fpn.types import Categories, Detections
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
+
+
+def predict(
+    ckpt_path: str,
+    images: str | list[str] | None = None,
+    annotations: str | None = None,
+    split: Literal["train", "val", "test"] | None = None,
+    out: str = "predictions",
+    score_threshold: float = 0.5,
+    pictures: bool | None = None,
+    selection: Literal["testing", "training"] = "testing",
+    short_sides: list[int] | None = None,
+    batch_size: int = 1,
+    num_workers: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Find objects in images with a trained detector.
+
+    Writes to the output folder: detections.json, COCO results of all scores; images.json, the id,
+    file and size of each image; and pictures/ with the boxes drawn, named by id. Files named by
+    numbers, as COCO's are, have these as ids; others are counted from 1. A file that cannot be read
+    is named and left out.
+
+    With --annotations, the images are those that a COCO file lists, under its ids, and a missing
+    one is an error: detections.json is then what COCO's server takes. Of a ProposalNetwork,
+    proposals.safetensors is written in its place, the proposal file that data.train_proposals and
+    the like read.
+
+    Args:
+        ckpt_path: a checkpoint written by `fpn fit`.
+        images: an image file, a folder of them, or a list of both; with annotations, the folder in
+            which their file names start.
+        annotations: a COCO file, with or without annotated objects.
+        out: the folder to write to; made if it is missing.
+        score_threshold: only boxes with this score are drawn.
+        pictures: write pictures with the boxes drawn; by default only without annotations.
+        split: in place of images and annotations, those of the data that the checkpoint was trained with.
+        selection: how many proposals a ProposalNetwork makes, as its testing_proposals or its
+            training_proposals say.
+        short_sides: short sides in pixels, all of which each image is resized to, the boxes found
+            being merged: a featurized image pyramid. By default the one that the checkpoint was
+            trained for.
+        batch_size: images that go through the network together.
+        num_workers: processes that load images, 0 to load in the one that predicts; by default as many as
+            in training where a split is named, otherwise 0.
+        device: where the network runs, as cpu or cuda:1; by default on a GPU where there is one.
+    """
+    if split is not None:
+        if images is not None or annotations is not None:
+            raise InputError(f"split {split} stands for images and annotations: give the one or the others")
+        data = _data_of(ckpt_path)
+        annotations, images = (str(path) for path in data.source(split))
+        num_workers = data.num_workers if num_workers is None else num_workers
+    if images is None:
+        raise InputError("fpn predict needs --images, or --split for those of the checkpoint's own data")
+    num_workers = num_workers or 0
+    if batch_size < 1 or num_workers < 0:
+        raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}: give 1 and 0 at least")
+    trained = load(ckpt_path)
+    _select(trained.detector, selection)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = Predictor.of(trained, device, short_sides or ())
+    names = trained.categories if trained.detector.finds_objects else Categories((1,), ("object",))
+    folder = Path(out)
+    source: _Files | _Listed
+    if annotations is None:
+        source = _Files(_image_files([images] if isinstance(images, str) else images))
+    else:
+        source = _Listed(_read_listed(Path(annotations), trained), _one_folder(images))
+    found = source.find(predictor, batch_size, num_workers)
+    drawn = pictures or (pictures is None and annotations is None)
+    if drawn:
+        found = _draw(found, folder / "pictures", names, score_threshold)
+    if annotations is not None and not trained.detector.finds_objects:
+        written = ["proposals.safetensors"]
+        stamp = Stamp(
+            file_hash(annotations), Path(annotations).name, file_hash(ckpt_path), Path(ckpt_path).name
+        )
+        boxes = _write_proposals(folder / written[0], found, stamp)
+    else:
+        written = ["detections.json"]
+        boxes = write_results(folder / written[0], _results(found, names))
+    if isinstance(source, _Files):
+        (folder / "images.json").write_text(json.dumps(source.listing))
+        written.append("images.json")
+    if drawn:
+        written.append("pictures")
+    _say(
+        f"{boxes:,} boxes in {source.done:,} of {len(source):,} images; written to {folder}: "
+        + ", ".join(written)
+    )
+
+
+class _Found(NamedTuple):
+    """What is found in an image."""
+
+    image_id: int
+    path: Path
+    detections: Detections
+
+
+class _Files(Dataset[tuple[int, Tensor | str]]):
+    """Image files, with ids of their own; what cannot be read comes as a message."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self.ids = _image_ids(paths)
+        self.listing: list[dict[str, Any]] = []
+        """id, file_name, height and width of the images done, as COCO lists them."""
+
+    @property
+    def done(self) -> int:
+        return len(self.listing)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, read_image(self.paths[index])
+        except InputError as error:
+            return index, str(error)
+
+    def find(self, predictor: Predictor, batch_size: int, num_workers: int) -> Iterator[_Found]:
+        loader = DataLoader(self, batch_size, num_workers=num_workers, collate_fn=list)
+        for batch in _tracked(loader):
+            images: dict[int, Tensor] = {}
+            for index, image in batch:
+                if isinstance(image, str):
+                    _say(f"left out: {image}")
+                else:
+                    images[index] = image
+            for index, detections in zip(images, predictor(list(images.values())), strict=True):
+                image_id, path = self.ids[index], self.paths[index]
+                height, width = images[index].shape[-2:]
+                entry = {"id": image_id, "file_name": str(path), "height": height, "width": width}
+                self.listing.append(entry)
+                yield _Found(image_id, path, detections)
+
+
+class _Listed:
+    """The images of an annotation file."""
+
+    def __init__(self, annotations: Annotations, folder: Path) -> None:
+        self.annotations, self.folder = annotations, folder
+        self.done = 0
+        absent = [name for name in annotations.file_names if not (folder / str(name)).is_file()]
+        if absent:
+            raise InputError(
+                f"{len(absent)} of the {len(self)} images of {annotations.path} are not in {folder}, "
+                f"as {absent[0]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def find(self, predictor: Predictor, batch_size: int, num_workers: int) -> Iterator[_Found]:
+        loader = DataLoader(
+            CocoDataset(self.annotations, self.folder, as_stored),
+            batch_sampler=ExactShards(len(self), batch_size),
+            num_workers=num_workers,
+            collate_fn=partial(collate_scales, scales=predictor.scales),
+            pin_memory=predictor.device.type == "cuda",
+        )
+        for batches in _tracked(loader):
+            for image_id, detections in zip(batches[0].image_ids, predictor.detect(batches), strict=True):
+                path = self.folder / str(self.annotations.file_names[self.done])
+                self.done += 1
+                yield _Found(image_id, path, detections)
+
+
+def _data_of(ckpt_path: str) -> CocoDataModule:
+    """What the checkpoint was trained with."""
+    remembered = remembered_config(ckpt_path)
+    if remembered is None:
+        raise InputError(f"{ckpt_path} does not tell its data: give --images and --annotations")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(CocoDataModule, "data")
+    config = parser.parse_object({"data": json.loads(remembered)["data"]})
+    data: CocoDataModule = parser.instantiate(config).data
+    data.prepare_data()
+    return data
+
+
+def _select(detector: Detector, selection: Literal["testing", "training"]) -> None:
+    if selection == "testing":
+        return
+    if not isinstance(detector, ProposalNetwork) or detector.finds_objects:
+        raise InputError(
+            f"selection {selection} is of a ProposalNetwork's proposals, not for a {type(detector).__name__}"
+        )
+    detector.testing_proposals = detector.training_proposals
+
+
+def _read_listed(path: Path, trained: Trained) -> Annotations:
+    annotations = read_annotations(path, need_objects=False)
+    if trained.detector.finds_objects and annotations.categories != trained.categories:
+        raise InputError(f"{path} lists other categories than the checkpoint was trained for")
+    return annotations
+
+
+def _one_folder(images: str | list[str]) -> Path:
+    names = [images] if isinstance(images, str) else images
+    if len(names) != 1 or not Path(names[0]).is_dir():
+        raise InputError(f"with annotations, images is the folder of their files, not {', '.join(names)}")
+    return Path(names[0])
+
+
+def _draw(found: Iterable[_Found], folder: Path, names: Categories, threshold: float) -> Iterator[_Found]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in found:
+        picture = draw(read_image(one.path), one.detections, names, threshold)
+        write_jpeg(picture, str(folder / f"{one.image_id:012d}.jpg"), quality=90)
+        yield one
+
+
+def _results(found: Iterable[_Found], names: Categories) -> Iterator[dict[str, Any]]:
+    for image_id, _, (boxes, scores, labels) in found:
+        # As exact as COCO's own boxes; its server limits the size of a file.
+        bbox = box_convert(boxes.double(), "xyxy", "xywh").tolist()
+        for box, score, label in zip(bbox, scores.tolist(), labels.tolist(), strict=True):
+            yield {
+                "image_id": image_id,
+                "category_id": names.ids[label - 1],
+                "bbox": [round(side, 2) for side in box],
+                "score": round(score, 5),
+            }
+
+
+def _write_proposals(path: Path, found: Iterable[_Found], stamp: Stamp) -> int:
+    image_ids, boxes, scores = [], [], []
+    for image_id, _, detections in found:
+        image_ids.append(image_id)
+        boxes.append(detections.boxes)
+        scores.append(detections.scores)
+    write_proposals(path, image_ids, boxes, scores, stamp)
+    return sum(map(len, scores))
+
+
+def _tracked(loader: DataLoader[Any]) -> Iterable[Any]:
+    return track(loader, "predict", total=len(loader), console=Console(stderr=True))
+
+
+def _say(line: str) -> None:
+    Console().print(line, highlight=False, soft_wrap=True)
+
+
+def _image_ids(paths: Sequence[Path]) -> list[int]:
+    numbers = [int(path.stem) for path in paths if path.stem.isdecimal()]
+    return numbers if len(set(numbers)) == len(paths) else list(range(1, len(paths) + 1))
+
+
+def _image_files(names: Sequence[str]) -> list[Path]:
+    files: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise InputError(f"folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"{path} is neither an image nor a folder")
+    return files

@@ -1,0 +1,281 @@
+"""`fpn predict` on annotated splits and `fpn proposals`, through the real command line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lit.conftest import TINY
+
+from fpn import Predictor, load
+from fpn.data.coco import read_annotations
+from fpn.data.datamodule import CocoDataModule
+from fpn.data.proposals import Proposals, file_hash
+from fpn.evaluation import evaluate_boxes, evaluate_proposals
+from fpn.lit.cli import main
+
+RUN = "runs/tiny/version_0/checkpoints/last.ckpt"
+SHORT = ["--model.schedule", '{"steps": 2, "milestones": [1], "warmup_steps": 1, "reference_images": 2}']
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error of a command that ends with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fpn: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Trains a FasterRCNN or a ProposalNetwork for two steps, once; gives its checkpoint."""
+    kept: dict[str, Path] = {}
+
+    def train(kind: str) -> Path:
+        if kind not in kept:
+            folder = tmp_path_factory.mktemp(kind)
+            content = json.loads(json.dumps(TINY))
+            content["data"]["root"] = str(shapes)
+            content["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
+            detector = content["model"]["detector"]
+            # More in training than in testing, as a selection has to tell.
+            detector["training_proposals"] = {"pre_nms_top_n": 80, "post_nms_top_n": 80}
+            if kind == "ProposalNetwork":
+                for key in ("roi_head", "roi_sampling", "detections"):
+                    del detector[key]
+                content["model"]["detector"] = {"class_path": "fpn.ProposalNetwork", "init_args": detector}
+            (folder / "config.yaml").write_text(yaml.safe_dump(content))
+            main(["fit", "--config", str(folder / "config.yaml"), *SHORT])
+            kept[kind] = folder / RUN
+        return kept[kind]
+
+    return train
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def listed(shapes: Path, split: str) -> tuple[Path, list[str]]:
+    """The annotation file of a split, and the options that name it and its images."""
+    truth = shapes / "annotations" / f"instances_{split}2017.json"
+    return truth, ["--annotations", str(truth), "--images", str(shapes / f"{split}2017")]
+
+
+def test_from_a_proposal_network_to_training_data(
+    trained: Callable[[str], Path], shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = trained("ProposalNetwork")
+    predict = ["predict", "--ckpt_path", str(checkpoint), "--device", "cpu"]
+    files = {}
+    for split, selection, limit in (("train", "training", 80), ("val", "testing", 50)):
+        truth, options = listed(shapes, split)
+        workers = ["--num_workers", "2"] if split == "train" else []
+        main([*predict, *options, "--selection", selection, "--out", split, *workers])
+        assert [path.name for path in Path(split).iterdir()] == ["proposals.safetensors"]
+        files[split] = Path(split, "proposals.safetensors")
+        file = Proposals(files[split])
+        assert file.stamp == (file_hash(truth), truth.name, file_hash(checkpoint), "last.ckpt")
+        assert file.image_ids.tolist() == read_annotations(truth).image_ids.tolist()
+        numbers = [len(file.for_image(i)) for i in file.image_ids.tolist()]
+        assert max(numbers) <= limit
+        assert max(numbers) > 50 or split == "val"
+        for image_id in file.image_ids.tolist():
+            assert (np.diff(file.scores_for_image(image_id).numpy()) <= 0).all()
+    assert "written to val: proposals.safetensors" in capsys.readouterr().out
+
+    # What the file holds is what the detector finds in an image on its own.
+    truth, _ = listed(shapes, "val")
+    annotations = read_annotations(truth)
+    predictor = Predictor.of(load(checkpoint))
+    for index, image_id in enumerate(annotations.image_ids.tolist()):
+        found = predictor([shapes / "val2017" / str(annotations.file_names[index])])[0]
+        file = Proposals(files["val"])
+        assert torch.equal(file.for_image(image_id), found.boxes)
+        assert torch.equal(file.scores_for_image(image_id), found.scores)
+
+    # The data hand it out …
+    data = CocoDataModule(
+        str(shapes),
+        train_proposals=str(files["train"]),
+        val_proposals=str(files["val"]),
+        short_side=96,
+        max_side=96,
+        num_workers=0,
+        flip_probability=0.0,
+    )
+    data.setup("fit")
+    for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
+        batch: Any
+        for batch in loader:
+            columns = batch.image_ids, batch.proposals, batch.sizes, batch.original_sizes
+            for image_id, boxes, size, original in zip(*columns, strict=True):
+                factors = torch.tensor([size[1] / original[1], size[0] / original[0]] * 2)
+                expected = Proposals(files[split]).for_image(image_id) * factors
+                assert torch.equal(boxes, expected)
+                assert (boxes <= torch.tensor([size[1], size[0]] * 2) + 1e-3).all()
+
+    # … and as COCO results they score what `fpn test` says of the checkpoint.
+    main(["test", "--ckpt_path", str(checkpoint)])
+    scores = json.loads(Path("runs/fpn/version_0/scores.json").read_text())
+    main(["proposals", str(files["val"]), "val.json", "--annotations", str(truth)])
+    recall = evaluate_proposals(truth, "val.json", engine="pycocotools")
+    assert {key: scores[f"proposal_{key}"] for key in recall} == pytest.approx(recall, nan_ok=True)
+    tested = json.loads(Path("runs/fpn/version_0/proposals.json").read_text())
+    converted = sorted(json.loads(Path("val.json").read_text()), key=lambda d: d["image_id"])
+    assert [d["bbox"] for d in converted] == [d["bbox"] for d in tested]
+
+    main(["proposals", "val.json", "again.safetensors", "--annotations", str(truth), "--top", "7"])
+    assert "35 boxes written to again.safetensors" in capsys.readouterr().out
+    for image_id in annotations.image_ids.tolist():
+        kept = Proposals(files["val"]).for_image(image_id)[:7]
+        assert torch.equal(Proposals("again.safetensors").for_image(image_id), kept)
+
+
+def test_results_of_an_annotated_split(trained: Callable[[str], Path], shapes: Path) -> None:
+    checkpoint = str(trained("FasterRCNN"))
+    truth, options = listed(shapes, "val")
+    predict = ["predict", "--ckpt_path", checkpoint, "--device", "cpu", *options]
+    main([*predict, "--num_workers", "1"])
+    assert [path.name for path in Path("predictions").iterdir()] == ["detections.json"]
+    found = json.loads(Path("predictions/detections.json").read_text())
+    main(["test", "--ckpt_path", checkpoint])
+    tested = json.loads(Path("runs/fpn/version_0/detections.json").read_text())
+    assert [(d["image_id"], d["category_id"]) for d in found] == [
+        (d["image_id"], d["category_id"]) for d in tested
+    ]
+    for one, other in zip(found, tested, strict=True):
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.006)
+        assert one["bbox"] == [round(side, 2) for side in one["bbox"]]
+        assert one["score"] == pytest.approx(other["score"], abs=6e-6)
+        assert one["score"] == round(one["score"], 5)
+    scores = json.loads(Path("runs/fpn/version_0/scores.json").read_text())
+    rescored = evaluate_boxes(truth, "predictions/detections.json")
+    assert rescored["AR@100"] == pytest.approx(scores["AR@100"], abs=0.02)
+
+    # Pictures when they are asked for, and one for each image.
+    main([*predict, "--pictures", "--out", "drawn"])
+    assert len(list(Path("drawn/pictures").glob("*.jpg"))) == 5
+
+
+def test_unlabelled_images_in_an_order_of_their_own(trained: Callable[[str], Path], shapes: Path) -> None:
+    truth, options = listed(shapes, "val")
+    content = json.loads(truth.read_text())
+    ids = [image["id"] for image in content["images"]]
+    content["images"].reverse()
+    del content["annotations"]
+    Path("info.json").write_text(json.dumps(content))
+    options = ["--annotations", "info.json", *options[2:], "--device", "cpu"]
+    main(["predict", "--ckpt_path", str(trained("ProposalNetwork")), *options, "--batch_size", "2"])
+    assert Proposals("predictions/proposals.safetensors").image_ids.tolist() == ids[::-1]
+    main(["predict", "--ckpt_path", str(trained("FasterRCNN")), *options])
+    found = json.loads(Path("predictions/detections.json").read_text())
+    assert list(dict.fromkeys(d["image_id"] for d in found)) == ids[::-1]
+
+
+def test_an_image_pyramid(trained: Callable[[str], Path], shapes: Path) -> None:
+    checkpoint = trained("FasterRCNN")
+    _, options = listed(shapes, "val")
+    sides = ["--short_sides", "[64, 96]", "--device", "cpu"]
+    main(["predict", "--ckpt_path", str(checkpoint), *options, *sides])
+    main(
+        [
+            "predict",
+            "--ckpt_path",
+            str(checkpoint),
+            *options[2:],
+            *sides,
+            "--pictures=false",
+            "--out",
+            "plain",
+        ]
+    )
+    found, plain = (
+        json.loads(Path(folder, "detections.json").read_text()) for folder in ("predictions", "plain")
+    )
+    assert found == plain
+    main(["test", "--ckpt_path", str(checkpoint), "--data.test_short_sides", "[64, 96]"])
+    tested = json.loads(Path("runs/fpn/version_0/detections.json").read_text())
+    assert [d["score"] for d in found] == pytest.approx([d["score"] for d in tested], abs=6e-6)
+    trained_again = load(checkpoint)
+    assert trained_again.image.short_side == 96
+    predictor = Predictor.of(trained_again, short_sides=[64, 96])
+    first = min((shapes / "val2017").iterdir())
+    expected = predictor([first])[0].scores.tolist()
+    scores = [d["score"] for d in found if d["image_id"] == int(first.stem)]
+    assert scores == pytest.approx(expected, abs=6e-6)
+
+
+def test_mistakes_end_in_one_line(
+    trained: Callable[[str], Path], shapes: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    truth, options = listed(shapes, "val")
+    network, detector = str(trained("ProposalNetwork")), str(trained("FasterRCNN"))
+
+    def predict(*arguments: str) -> str:
+        return refused(capsys, "predict", "--device", "cpu", *arguments)
+
+    message = predict("--ckpt_path", detector, *options, "--selection", "training")
+    assert "selection training is of a ProposalNetwork's proposals, not for a FasterRCNN" in message
+    folder = ["--images", str(shapes / "val2017")]
+    copy = tmp_path / "copy"
+    shutil.copytree(shapes / "val2017", copy)
+    victims = sorted(copy.iterdir())[2:4]
+    for victim in victims:
+        victim.unlink()
+    message = predict("--ckpt_path", network, "--annotations", str(truth), "--images", str(copy))
+    assert f"2 of the 5 images of {truth} are not in {copy}, as {victims[0].name}" in message
+    victims[0].write_bytes(b"\xff\xd8 torn")
+    victims[1].write_bytes(b"\xff\xd8 torn")
+    for workers in ("0", "1"):
+        given = ["--annotations", str(truth), "--images", str(copy), "--num_workers", workers]
+        assert victims[0].name in predict("--ckpt_path", network, *given)
+    assert not Path("predictions").exists()
+    message = predict("--ckpt_path", network, "--annotations", "absent.json", *folder)
+    assert "absent.json: no such annotation file" in message
+    one = str(next((shapes / "val2017").iterdir()))
+    message = predict("--ckpt_path", network, "--annotations", str(truth), "--images", one)
+    assert "with annotations, images is the folder of their files" in message
+    content = json.loads(truth.read_text())
+    content["categories"][0]["name"] = "tesseract"
+    Path("other.json").write_text(json.dumps(content))
+    message = predict("--ckpt_path", detector, "--annotations", "other.json", *folder)
+    assert "other.json lists other categories" in message
+    assert "batch_size is 0" in predict("--ckpt_path", detector, *folder, "--batch_size", "0")
+    assert "sides are pixels, not 0" in predict("--ckpt_path", detector, *folder, "--short_sides", "[0]")
+
+
+def test_conversions_that_are_refused(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, _ = listed(shapes, "val")
+
+    def convert(*arguments: str) -> str:
+        return refused(capsys, "proposals", *arguments)
+
+    Path("found.json").write_text("[]")
+    given = ["--annotations", str(truth)]
+    assert "needs --annotations" in convert("found.json", "found.safetensors")
+    for out in ("found.json", "found.npz", "found"):
+        assert "converts .json to .safetensors, or back" in convert("found.json", out, *given)
+    assert "top is 0" in convert("found.json", "found.safetensors", *given, "--top", "0")
+    assert "absent.json: no such results file" in convert("absent.json", "found.safetensors", *given)
+    assert "no such proposal file" in convert("absent.safetensors", "out.json", *given)
+    Path("found.safetensors").write_bytes(b"torn")
+    assert "not a proposal file" in convert("found.safetensors", "out.json", *given)
+    assert not Path("out.json").exists()
+
+
+def test_help_shows_how_to_convert(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["proposals", "--help"])
+    assert caught.value.code == 0
+    page = capsys.readouterr().out
+    assert "\n  fpn proposals found.json found.safetensors --annotations" in page
+    assert "Args:" not in page
