@@ -32,6 +32,8 @@ def main(rank: int, folder: Path) -> None:
                 metric.update([image_id], [Detections(boxes[:kept], scores[:kept], labels[:kept])])
             try:
                 said[f"{share}, {name}"] = {"scores": metric.compute(), "results": metric.results()}
+                if rank == 0 and isinstance(metric, ProposalRecall):
+                    said[f"{share}, {name}"]["curves"] = metric.curves()
             except Exception as error:
                 said[f"{share}, {name}"] = {"error": type(error).__name__, "message": str(error)}
     (folder / f"{rank}.json").write_text(json.dumps(said))

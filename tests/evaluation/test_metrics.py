@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from fpn.errors import InputError
-from fpn.evaluation import BoxAP, ProposalRecall, evaluate_boxes, evaluate_categories, evaluate_proposals
+from fpn.evaluation import (
+    BoxAP,
+    ProposalRecall,
+    evaluate_boxes,
+    evaluate_categories,
+    evaluate_proposals,
+    recall_curves,
+)
+from fpn.evaluation.inputs import read_annotations, read_results
 from fpn.types import Categories, Detections
 
 CATEGORIES = Categories((2, 7, 90), ("two", "seven", "ninety"))
@@ -174,6 +182,11 @@ def test_half_precision_counts_as_float32(truth: dict[str, Any], found: dict[int
     assert metric.boxes[0].dtype == metric.scores[0].dtype == torch.float32
 
 
+def curves(truth: dict[str, Any], results: list[dict[str, Any]], images: list[int]) -> dict[str, Any]:
+    ground = read_annotations(truth)
+    return recall_curves(ground.restricted_to(images), read_results(results, ground, with_categories=True))
+
+
 SHARES = {
     "odd": [[11, 4, 30], [8, 25]],
     "the second idle": [IMAGES, []],
@@ -223,6 +236,7 @@ def test_two_processes_equal_one(tmp_path: Path, truth: dict[str, Any], found: d
                 expected = evaluate_boxes(truth, results, image_ids=images)
             else:
                 expected = evaluate_proposals(truth, results, image_ids=images)
+                assert here["curves"] == curves(truth, results, images)
                 results = [one | {"category_id": 1} for one in results]
             assert here["scores"] == pytest.approx(expected, abs=0, rel=0, nan_ok=True), share
             assert there["scores"] == pytest.approx(expected, abs=0, rel=0, nan_ok=True), share

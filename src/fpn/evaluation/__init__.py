@@ -1,5 +1,6 @@
 """COCO's numbers: of saved results (`scoring`), within a loop (`metrics`), and for the eye (`tables`)."""
 
+from fpn.evaluation.curves import recall_curves
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.metrics import BoxAP, ProposalRecall
 from fpn.evaluation.scoring import (
@@ -22,5 +23,6 @@ __all__ = [
     "evaluate_categories",
     "evaluate_proposals",
     "proposal_table",
+    "recall_curves",
     "score_boxes",
 ]

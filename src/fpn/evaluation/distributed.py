@@ -54,7 +54,7 @@ class COCOMetric(Metric):
         self.annotations = annotations
         self.engine: Engine = engine
         self._truth: GroundTruth | None = None
-        self._gathered: Results | None = None
+        self._gathered: tuple[GroundTruth, Results] | None = None
         for name in self._empties:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -104,7 +104,7 @@ class COCOMetric(Metric):
 
         After `compute`, process 0 has the results of all processes; otherwise each has its own.
         """
-        gathered = self._flat() if self._gathered is None else self._gathered
+        gathered = self._flat() if self._gathered is None else self._gathered[1]
         return [
             {"image_id": image, "category_id": category, "bbox": box, "score": score}
             for image, category, box, score in zip(*(column.tolist() for column in gathered), strict=True)
@@ -147,8 +147,8 @@ class COCOMetric(Metric):
                 f"{len(twice)} image(s) seen more than once, the first of id {twice[0]}: "
                 "a sampler that repeats images changes the scores"
             )
-        self._gathered = self._flat()
-        return self._truth.restricted_to(image_ids), self._gathered
+        self._gathered = self._truth.restricted_to(image_ids), self._flat()
+        return self._gathered
 
     def _flat(self) -> Results:
         image_ids = np.repeat(self._joined("images"), self._joined("counts"))

@@ -1,7 +1,7 @@
 """COCO's matching of results to ground truth, by either of two engines.
 
-Symbols: T IoU thresholds .50:.05:.95, R recall thresholds 0:.01:1, K categories, A areas (all, small, medium,
-large), L limits on the results per image.
+Symbols: T IoU thresholds .50:.05:.95, R recall thresholds 0:.01:1, K categories, A areas (by default all,
+small, medium, large), L limits on the results per image.
 
 Both engines get the same fresh Python dicts of float64 numbers, held in memory, and match alike: their
 recall is equal to the last bit. Their precision differs by up to 2.3e-16, because pycocotools adds
@@ -39,11 +39,17 @@ class Accumulated(NamedTuple):
 
 
 def accumulate(
-    truth: GroundTruth, results: Results, limits: Sequence[int], *, engine: Engine = "faster"
+    truth: GroundTruth,
+    results: Results,
+    limits: Sequence[int],
+    *,
+    areas: Sequence[tuple[float, float]] = AREA_RANGES,
+    engine: Engine = "faster",
 ) -> Accumulated:
     """Matches results to the ground truth of the images in `truth` by the COCO protocol.
 
-    `limits` are the numbers of best results per image and category that count, ascending. Results of other
+    `limits` are the numbers of best results per image and category that count, ascending; `areas` are ranges
+    of the annotations' areas in square pixels, to both of which ends an object may belong. Results of other
     images than those of `truth` are left out. Categories are in the order of `truth.categories`.
 
     Raises InputError for an unknown engine.
@@ -63,7 +69,7 @@ def accumulate(
             _indexed(index, truth, _detections(truth, results)),
             "bbox",
         )
-        evaluation.params.areaRng = [list(bounds) for bounds in AREA_RANGES]
+        evaluation.params.areaRng = [list(bounds) for bounds in areas]
         evaluation.params.maxDets = list(limits)
         evaluation.evaluate()
         evaluation.accumulate()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fpn.errors import InputError
+from fpn.evaluation.curves import recall_curves
 from fpn.evaluation.distributed import COCOMetric
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.inputs import AnnotationSource
@@ -66,6 +67,14 @@ class ProposalRecall(COCOMetric):
     The arguments are those of `BoxAP`, less the categories: in `results()` every proposal is of category 1,
     for readers of COCO files that want one. Source: paper, Sec. 5.1 and Table 1.
     """
+
+    def curves(self) -> dict[str, Any]:
+        """`recall_curves` of the images seen, of all processes on process 0 after `compute`.
+
+        Scored anew at every call, in about the time of `compute`, whose errors it raises.
+        """
+        truth, results = self._seen() if self._gathered is None else self._gathered
+        return recall_curves(truth, results, engine=self.engine)
 
     def _score(self) -> dict[str, float]:
         return proposal_scores(*self._seen(), engine=self.engine)

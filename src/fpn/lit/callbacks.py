@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from fpn.evaluation.tables import box_table, category_table, proposal_table
@@ -35,13 +37,14 @@ class LastCheckpoint(Callback):
     Lightning's own `save_last` is only written when the best one is.
 
     Args:
-        every_n_steps: it is written after so many steps, after every epoch that ends in a validation, and
-            when training ends.
+        every_n_steps: it is written after so many steps, after every epoch that ends in a validation, when
+            training ends, and when the process is asked to end by SIGTERM, as clusters do.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
         self.every_n_steps = every_n_steps
         self.path = Path()
+        self.saved = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run's folder, which all processes have to do together."""
@@ -52,14 +55,32 @@ class LastCheckpoint(Callback):
     ) -> None:
         """Write, every so many steps."""
         if (batch_idx + 1) % (self.every_n_steps * trainer.accumulate_grad_batches) == 0:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write, if training was asked to end; Lightning raises this in all processes after the same step."""
+        if not isinstance(exception, SIGTERMException) or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if trainer.validating:
+            # To Lightning, a validation that stops in the midst of its first batch has to be run again.
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            for tracker in (progress.total, progress.current):
+                tracker.ready = tracker.started = 1
+                tracker.processed = tracker.completed = 0
+        self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, unless epochs are so short that not all are validated."""
         epoch = trainer.current_epoch + 1
-        last = trainer.should_stop or epoch == trainer.max_epochs
+        last = trainer.should_stop or trainer.received_sigterm or epoch == trainer.max_epochs
         if last or epoch % (trainer.check_val_every_n_epoch or 1) == 0:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        # Once: after an epoch's end, Lightning counts the next as begun.
+        if trainer.global_step != self.saved:
             trainer.save_checkpoint(self.path)
+            self.saved = trainer.global_step
 
 
 class Throughput(Callback):
@@ -161,7 +182,8 @@ class PlainProgress(ProgressBar):
 class Scores(Callback):
     """Prints scores after every validation, and all tables after a test.
 
-    A test writes to the run's folder `scores.json` (all numbers, and AP by category) and, as COCO results,
+    A test writes to the run's folder `scores.json` (all numbers, and AP by category), `curves.json`
+    (recall of the proposals by their number, the objects' size and the IoU) and, as COCO results,
     `detections.json`, or `proposals.json` of a proposal network.
     """
 
@@ -197,10 +219,11 @@ class Scores(Callback):
         )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scores.json").write_text(json.dumps(report, indent=2))
+        (folder / "curves.json").write_text(json.dumps(pl_module.recall.curves(), indent=2))
         (folder / name).write_text(json.dumps(results()))
         if sum(trainer.num_test_batches) < len(trainer.test_dataloaders or ()):
             _say("only a part of the images was scored, as trainer.limit_test_batches says")
-        _say(f"written to {folder}: scores.json, {name}")
+        _say(f"written to {folder}: scores.json, curves.json, {name}")
 
 
 def _say(line: str) -> None:

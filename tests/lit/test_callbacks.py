@@ -1,0 +1,36 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fpn.evaluation import recall_curves
+from fpn.evaluation.inputs import read_annotations, read_results
+from fpn.lit.cli import main
+
+
+def test_a_test_writes_the_curves_of_its_proposals(config: str, shapes: Path) -> None:
+    content = yaml.safe_load(Path(config).read_text())
+    detector = content["model"]["detector"]
+    for key in ("roi_head", "roi_sampling", "detections"):
+        del detector[key]
+    # So many that an untrained network finds some objects.
+    detector["testing_proposals"] = {"pre_nms_top_n": 1000, "post_nms_top_n": 400}
+    content["model"]["detector"] = {"class_path": "fpn.ProposalNetwork", "init_args": detector}
+    Path(config).write_text(yaml.safe_dump(content))
+    main(["fit", "--config", config])
+    assert not list(Path("runs").rglob("curves.json")), "a validation has no curves"
+    main(["test", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"])
+
+    folder = Path("runs/fpn/version_0")
+    curves = json.loads((folder / "curves.json").read_text())
+    scores = json.loads((folder / "scores.json").read_text())
+    truth = read_annotations(shapes / "annotations" / "instances_val2017.json")
+    proposals = read_results(folder / "proposals.json", truth, with_categories=False)
+    assert curves == recall_curves(truth, proposals, engine="pycocotools")
+    average = dict(zip(curves["by_limit"]["limits"], curves["by_limit"]["AR"], strict=True))
+    for limit in (100, 1000):
+        assert average[limit] == pytest.approx(scores[f"proposal_AR@{limit}"])
+        assert np.mean(curves["by_iou"][f"recall@{limit}"]) == pytest.approx(scores[f"proposal_AR@{limit}"])
+    assert average[1000] > 0
