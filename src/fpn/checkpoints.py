@@ -1,11 +1,13 @@
 """Detectors from files: our own checkpoints, and torchvision's weights put into ours."""
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
@@ -36,6 +38,9 @@ _OLD_NAMES = {
     "rpn.head.conv.": "rpn.head.shared.conv.",
 }
 
+_PREFIX = "detector."
+"""Of the detector's weights in our checkpoints."""
+
 
 class Trained(NamedTuple):
     """A detector from one of our checkpoints, and what is needed to use it."""
@@ -63,12 +68,7 @@ def load(path: str | Path) -> Trained:
     if not kept["config"]:
         raise InputError(f"{path} was not trained from the command line and does not tell its model")
     detector = _detector(kept["config"]["model"], len(categories.ids), path)
-    prefix = "detector."
-    state = {
-        key.removeprefix(prefix): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith(prefix)
-    }
+    state = _weights(checkpoint)
     check_weights(detector.state_dict(), state, str(path))
     detector.load_state_dict(state)
     image: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["image"].items()}
@@ -91,11 +91,100 @@ def remembered_config(path: str | Path) -> str | None:
     return json.dumps(config) if config else None
 
 
-def forget_imagenet(model: Namespace) -> None:
-    """Take the ImageNet weights out of a model's configuration: a checkpoint's own replace them anyway."""
-    bottom_up = "detector.init_args.bottom_up.init_args.weights"
-    if model.get(bottom_up) is not None:
-        model[bottom_up] = None
+def remembered_version(path: str | Path, logger: str) -> str | None:
+    """What the logger of that class called the run that wrote a checkpoint; None without such a logger."""
+    version = _kept(read_checkpoint(path), path).get("loggers", {}).get(logger)
+    return None if version is None else str(version)
+
+
+def forget_initial_weights(model: Namespace) -> None:
+    """Take out of a model's configuration what it starts from: a checkpoint's weights replace it anyway."""
+    for key in ("detector.init_args.bottom_up.init_args.weights", "start_from"):
+        if model.get(key) is not None:
+            model[key] = None
+
+
+def start_from(detector: Detector, path: str | Path) -> tuple[list[str], list[str]]:
+    """Copy into a detector the weights of those of its parts that a checkpoint has too.
+
+    Parts are the detector's own: bottom_up, neck, rpn, roi_head.
+
+    Args:
+        detector: changed in place.
+        path: a checkpoint of any detector of this project.
+
+    Returns:
+        The parts that were copied, and those that were not.
+
+    Raises:
+        InputError: no such file, not a checkpoint of this project, no part in common, or a part that differs.
+    """
+    checkpoint = read_checkpoint(path)
+    _kept(checkpoint, path)
+    theirs = _weights(checkpoint)
+    names = {
+        part: {key for key in theirs if key.startswith(f"{part}.")} for part, _ in detector.named_children()
+    }
+    copied = [part for part, keys in names.items() if keys]
+    if not copied:
+        raise InputError(f"{path} has none of the parts of this detector ({', '.join(names)}) to start from")
+    for part in copied:
+        state = {key.removeprefix(f"{part}."): theirs[key] for key in names[part]}
+        module = detector.get_submodule(part)
+        check_weights(module.state_dict(), state, f"{part} of {path}")
+        module.load_state_dict(state)
+    return copied, [
+        part for part in names if part not in copied and detector.get_submodule(part).state_dict()
+    ]
+
+
+def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
+    """Make one Faster R-CNN of the two halves of alternating training that share their features (Table 5).
+
+    Args:
+        rpn: checkpoint of the ProposalNetwork.
+        fast_rcnn: checkpoint of the FastRCNN trained on its proposals.
+        out: checkpoint to write, as one of a jointly trained FasterRCNN.
+
+    Raises:
+        InputError: a file is missing or of another detector, or the two do not share their features.
+    """
+    halves = {path: read_checkpoint(path) for path in (rpn, fast_rcnn)}
+    kept = {path: _kept(checkpoint, path) for path, checkpoint in halves.items()}
+    for path, name in ((rpn, "ProposalNetwork"), (fast_rcnn, "FastRCNN")):
+        found = (kept[path]["config"] or {"model": {"detector": {"class_path": "none"}}})["model"]["detector"]
+        if found["class_path"].rpartition(".")[2] != name:
+            raise InputError(f"{path} holds no {name} but {found['class_path']}: the halves are one of each")
+    if kept[rpn]["categories"] != kept[fast_rcnn]["categories"]:
+        raise InputError(f"{rpn} and {fast_rcnn} were trained for different categories")
+    one, other = _weights(halves[rpn]), _weights(halves[fast_rcnn])
+    for name in sorted(key for key in one.keys() | other.keys() if key.startswith(("bottom_up.", "neck."))):
+        if name not in one or name not in other or not torch.equal(one[name], other[name]):
+            raise InputError(
+                f"{rpn} and {fast_rcnn} do not share their features ({name} differs): "
+                "train them with model.frozen_parts [bottom_up, neck] from one checkpoint"
+            )
+    config = copy.deepcopy(kept[fast_rcnn]["config"])
+    mine, theirs = (
+        config["model"]["detector"]["init_args"],
+        kept[rpn]["config"]["model"]["detector"]["init_args"],
+    )
+    parts = {key: value for key, value in mine.items() if not key.endswith("_top_n")}
+    loss = {"loss": mine["loss"] | {"rpn_beta": theirs["loss"]["rpn_beta"]}}
+    config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts | loss}
+    config["model"] |= {"start_from": None, "frozen_parts": []}
+    settings = config["data"].get("init_args", config["data"])
+    settings |= {key: None for key in settings if key.endswith("_proposals")}
+    # Not to be resumed: there is no state of an optimiser that fits the whole.
+    joined = {
+        key: value
+        for key, value in halves[fast_rcnn].items()
+        if key not in ("optimizer_states", "lr_schedulers", "callbacks", "loops")
+    }
+    joined["state_dict"] = {f"{_PREFIX}{key}": value for key, value in (one | other).items()}
+    joined["fpn"] = kept[fast_rcnn] | {"config": config}
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    torch.save(joined, out)
 
 
 def load_torchvision(
@@ -167,6 +256,15 @@ def check_weights(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], sou
             raise InputError(f"{source} does not fit this detector: {name} has a shape of {shapes}")
 
 
+def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The detector's, under its own names."""
+    return {
+        key.removeprefix(_PREFIX): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(_PREFIX)
+    }
+
+
 def _rename(name: str) -> str:
     for table in (_NAMES, _OLD_NAMES):
         for theirs, ours in table.items():
@@ -190,6 +288,6 @@ def _detector(model: dict[str, Any], classes: int, path: str | Path) -> Detector
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: its model cannot be built by this version ({first})") from error
-    forget_imagenet(config)
+    forget_initial_weights(config)
     factory: Callable[[int], Detector] = parser.instantiate(config).detector
     return factory(classes)

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from fpn.checkpoints import forget_imagenet, remembered_config
+from fpn.checkpoints import forget_initial_weights, remembered_config, remembered_version
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
 from fpn.lit.callbacks import Bar, BestCheckpoint, LastCheckpoint, PlainProgress, Scores, Throughput
@@ -28,6 +29,8 @@ COMMANDS = {
     "test": "score a checkpoint on the test images: all tables, results in COCO's format",
     "predict": "find objects in images with a checkpoint: COCO results and pictures",
     "evaluate": "score a saved COCO results file",
+    "proposals": "convert COCO results to a proposal file, which Fast R-CNN reads, or back",
+    "join": "make one Faster R-CNN of an RPN and a Fast R-CNN that share their features",
     "shapes": "make the embedded data set of generated shapes",
 }
 
@@ -58,6 +61,8 @@ class DetectionCLI(LightningCLI):
         assert isinstance(args, list)
         for name in ("validate", "test"):  # our own tables say it better
             self._subcommand_parsers[name].set_defaults({"verbose": False})
+        for own in self._subcommand_parsers.values():
+            own.set_defaults({"weights_only": True})
         subcommand, *rest = args
         path = _given_checkpoint(rest)
         if path is None and subcommand != "fit" and not {"-h", "--help", "--print_config"} & set(rest):
@@ -72,10 +77,11 @@ class DetectionCLI(LightningCLI):
         pass
 
     def before_instantiate_classes(self) -> None:
-        """With a checkpoint at hand, ImageNet weights would only be overwritten: do not load them."""
+        """With a checkpoint at hand, weights to start from would only be overwritten: do not load them."""
         config = self.config[self.subcommand]
         if config.get("ckpt_path"):
-            forget_imagenet(config.model)
+            forget_initial_weights(config.model)
+            _go_on_with_dashboard(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks of every run, less those that the user's flags rule out."""
@@ -113,6 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from fpn.lit.commands import run
 
             run(command, rest)
+    except SIGTERMException:
+        print("fpn: ended by SIGTERM; a fit goes on with --ckpt_path of its last.ckpt", file=sys.stderr)  # noqa: T201
+        sys.exit(128 + signal.SIGTERM)
     except Exception as error:
         message = _mistake(error)
         if message is None:
@@ -158,6 +167,15 @@ def _run_lightning(arguments: list[str]) -> None:
         auto_configure_optimizers=False,
         args=arguments,
     )
+
+
+def _go_on_with_dashboard(config: Namespace) -> None:
+    """Give a W&B run that has no id the one of the checkpoint, if training goes on."""
+    loggers = config.trainer.logger
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = getattr(logger, "init_args", None)
+        if arguments is not None and logger.class_path.endswith(".Dashboard") and arguments.id is None:
+            arguments.id = remembered_version(config.ckpt_path, "Dashboard")
 
 
 def _given_checkpoint(arguments: Sequence[str]) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import SGD
 from torch.optim.optimizer import ParamsT
 
+from fpn import checkpoints
 from fpn.checkpoints import check_weights
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.samplers import sample_seed
@@ -53,6 +54,12 @@ class DetectionModule(LightningModule):
         optimizer: of the trained parameters; its learning rate is meant for schedule.reference_images.
         schedule: number of steps, and how the learning rate changes.
         engine: what computes COCO's scores; "pycocotools" is the slower reference.
+        start_from: a checkpoint of any detector: those of its parts (bottom_up, neck, rpn, roi_head) that
+            this detector has too start from its weights; they have to fit.
+        frozen_parts: parts of the detector that are not trained.
+
+    Raises:
+        InputError: the detector has no such part, or start_from does not fit.
     """
 
     last_found: Inference
@@ -65,13 +72,35 @@ class DetectionModule(LightningModule):
         optimizer: OptimizerCallable = PaperSGD,
         schedule: Schedule = Schedule(),
         engine: Engine = "faster",
+        start_from: str | None = None,
+        frozen_parts: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.detector = detector(classes)
+        if start_from is not None:
+            copied, left = checkpoints.start_from(self.detector, start_from)
+            rank_zero_info(
+                f"{', '.join(copied)}: weights of {start_from}"
+                + (f"; {', '.join(left)}: new" if left else "")
+            )
+        self.starts_anew = start_from is None
+        parts = [name for name, _ in self.detector.named_children()]
+        if unknown := [part for part in frozen_parts if part not in parts]:
+            raise InputError(f"frozen_parts: this detector has no {unknown[0]!r}; it has {', '.join(parts)}")
+        self.frozen_parts = tuple(frozen_parts)
+        for part in frozen_parts:
+            self.detector.get_submodule(part).requires_grad_(False)
         self.optimizer, self.schedule = optimizer, schedule
         self.engine: Engine = engine
         self.config: dict[str, Any] = {}
         """What the command line built this module from; kept in checkpoints."""
+
+    def train(self, mode: bool = True) -> "DetectionModule":
+        """As `nn.Module.train`, but frozen parts keep their running statistics too."""
+        super().train(mode)
+        for part in self.frozen_parts:
+            self.detector.get_submodule(part).eval()
+        return self
 
     @property
     def monitor(self) -> str:
@@ -117,6 +146,13 @@ class DetectionModule(LightningModule):
         """Images that all processes together learn from in a step of the optimiser."""
         return self.data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Have the loggers count steps as the optimiser does.
+
+        Their count is one too high in a run that goes on from the end of an epoch.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Have the last step validated even where it ends no epoch."""
         if 0 < self.trainer.max_steps <= self.global_step:
@@ -139,10 +175,19 @@ class DetectionModule(LightningModule):
         path = data.test_annotations_path if stage == "test" else data.val_annotations_path
         bottom_up = self.detector.bottom_up
         fixed = bottom_up.norm == "frozen" or bottom_up.frozen_stages > 0
-        if stage == "fit" and fixed and bottom_up.weights is None and self.trainer.ckpt_path is None:
+        random = bottom_up.weights is None and self.starts_anew and self.trainer.ckpt_path is None
+        if stage == "fit" and fixed and random:
             rank_zero_warn(
                 "the bottom-up starts from random weights, yet part of it is not trained: set its weights, "
                 "or norm: batch (or group) and frozen_stages: 0"
+            )
+        if self.detector.reads_proposals != data.reads_proposals:
+            name = type(self.detector).__name__
+            raise InputError(
+                f"{name} needs proposals: give data.train_proposals and val_proposals (or test_proposals), "
+                "files that `fpn predict --annotations` writes"
+                if self.detector.reads_proposals
+                else f"{name} makes its own proposals: leave out data.train_proposals and the like"
             )
         self.recall = ProposalRecall(path, engine=self.engine)
         self.ap = BoxAP(path, data.categories, engine=self.engine) if self.detector.finds_objects else None
@@ -151,8 +196,8 @@ class DetectionModule(LightningModule):
         """Collect what is found."""
         self._collect(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect what is found."""
+    def test_step(self, batch: Batch | list[Batch], batch_idx: int) -> None:
+        """Collect what is found; in the same images at several sizes, where the data has an image pyramid."""
         self._collect(batch)
 
     def on_validation_epoch_start(self) -> None:
@@ -187,6 +232,7 @@ class DetectionModule(LightningModule):
             "categories": {"ids": list(categories.ids), "names": list(categories.names)},
             "image": asdict(data.image_settings),
             "images_per_step": self.images_per_step,
+            "loggers": {type(logger).__name__: logger.version for logger in self.trainer.loggers},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -209,12 +255,13 @@ class DetectionModule(LightningModule):
                 f"{_differences(theirs, ours)}"
             )
 
-    def _collect(self, batch: Batch) -> None:
-        found = self(batch)
+    def _collect(self, batch: Batch | list[Batch]) -> None:
+        found = self.detector.over_scales(batch) if isinstance(batch, list) else self(batch)
+        image_ids = (batch[0] if isinstance(batch, list) else batch).image_ids
         self.last_found = found
-        self.recall.update(batch.image_ids, found.proposals)
-        if self.ap is not None:
-            self.ap.update(batch.image_ids, found.detections)
+        self.recall.update(image_ids, found.proposals)
+        if self.ap is not None and found.detections is not None:
+            self.ap.update(image_ids, found.detections)
 
     def _reset(self) -> None:
         self.recall.reset()

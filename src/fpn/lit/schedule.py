@@ -23,6 +23,7 @@ class Schedule:
         warmup_factor: the share of the learning rate it starts from.
         reference_images: images a step for which these numbers and the optimiser's learning rate are
             meant; 16 in the paper. Other batches scale them.
+        length: multiplies all counts of steps: 0.01 makes a hundredth of the same schedule.
     """
 
     steps: int = 80_000
@@ -31,12 +32,13 @@ class Schedule:
     warmup_steps: int = 500
     warmup_factor: float = 0.001
     reference_images: int = 16
+    length: float = 1.0
 
     def at(self, images: int) -> "Schedule":
         """The same schedule at another number of images a step."""
 
         def stretch(steps: int) -> int:
-            return round(steps * self.reference_images / images)
+            return round(steps * self.length * self.reference_images / images)
 
         return replace(
             self,
@@ -44,6 +46,7 @@ class Schedule:
             milestones=tuple(stretch(milestone) for milestone in self.milestones),
             warmup_steps=stretch(self.warmup_steps),
             reference_images=images,
+            length=1.0,
         )
 
     def factor(self, step: int) -> float:

@@ -21,7 +21,8 @@ from fpn.types import Batch, Detections
 class Dashboard(WandbLogger):
     """A W&B run, online where the user is logged in, offline otherwise.
 
-    An offline run lies under `save_dir` and can be uploaded later by `wandb sync`. WANDB_MODE wins.
+    An offline run lies under `save_dir` and can be uploaded later by `wandb sync`. WANDB_MODE wins. A run
+    that goes on from a checkpoint goes on with its W&B run too.
 
     Args:
         project: W&B project.
@@ -29,6 +30,7 @@ class Dashboard(WandbLogger):
         group: runs that belong together.
         tags: of the run.
         save_dir: folder of the run's files.
+        id: of a W&B run to go on with; null for a new one, or the checkpoint's.
     """
 
     def __init__(
@@ -38,10 +40,11 @@ class Dashboard(WandbLogger):
         group: str | None = None,
         tags: list[str] | None = None,
         save_dir: str = "runs",
+        id: str | None = None,
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         offline = "WANDB_MODE" not in os.environ and not _logged_in()
-        super().__init__(name, save_dir, offline=offline, project=project, group=group, tags=tags)
+        super().__init__(name, save_dir, offline=offline, id=id, project=project, group=group, tags=tags)
 
 
 class DetectionPictures(Callback):

@@ -1,0 +1,64 @@
+"""Runs that are asked to end by SIGTERM, as clusters do, and go on."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback, Trainer
+
+from fpn.lit.callbacks import Scores
+from fpn.lit.cli import main
+
+# Ten images in batches of two, five images to validate on.
+STEPS = '{"steps": 10, "milestones": [8], "warmup_steps": 2, "reference_images": 2}'
+
+
+def rows(version: int) -> list[dict[str, str]]:
+    """What a run logged of losses and scores, in order."""
+    path = Path(f"runs/tiny/version_{version}/metrics.csv")
+    kept = ("step", "train/rpn_objectness", "train/rpn_box", "train/roi_class", "train/roi_box", "val/AP")
+    kept += ("val/proposal_AR@1000",)
+    found = [{k: v for k, v in row.items() if k in kept} for row in csv.DictReader(path.open())]
+    return [row for row in found if any(v for k, v in row.items() if k != "step")]
+
+
+@pytest.mark.parametrize(
+    ("hook", "call"),
+    [
+        ("on_train_batch_end", 2),
+        ("on_train_batch_end", 5),
+        ("on_validation_batch_end", 2),
+        ("on_validation_end", 1),
+        ("on_train_epoch_end", 1),
+    ],
+)
+def test_a_run_ended_by_sigterm_goes_on_as_if_it_had_not_been(
+    hook: str, call: int, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["fit", "--config", config, "--model.schedule", STEPS, "--trainer.num_sanity_val_steps", "0"]
+    main(given)
+    calls = 0
+    original = getattr(Scores, hook)
+
+    def ended(self: Callback, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        original(self, trainer, *args, **kwargs)
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scores, hook, ended)
+        with pytest.raises(SystemExit) as caught:
+            main(given)
+    assert caught.value.code == 128 + signal.SIGTERM
+    last = "runs/tiny/version_1/checkpoints/last.ckpt"
+    main([*given, "--ckpt_path", last])
+    unbroken, begun, rest = (rows(version) for version in (0, 1, 2))
+    steps = [row["step"] for row in rest if row["train/rpn_box"]]
+    assert steps == [row["step"] for row in unbroken if row["train/rpn_box"]][-len(steps) :]
+    assert len(begun) + len(rest) >= len(unbroken)
+    assert rest == unbroken[-len(rest) :]
