@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "models.detectors": GROUND | {"ops", "models"},
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation"},
+    "study": GROUND | {"models", "checkpoints", "study"},
     "pictures": GROUND,
     "checkpoints": GROUND | {"ops", "models", "data"},
     "predictor": GROUND | {"ops", "models", "data", "checkpoints"},

@@ -1,0 +1,64 @@
+"""Time the paper's detectors on this machine: `running_time` (Sec. 5.2) and `fig1` (the four ways of Fig. 1).
+
+    python scripts/running_time.py                                  # both tables
+    python scripts/running_time.py --tables fig1 --device cuda --repeats 50
+
+Prints seconds and peak memory for an image, and writes them where `scripts/report.py` finds them.
+"""
+
+import platform
+import sys
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+from fpn.errors import InputError
+from fpn.study import timing
+
+
+def main(
+    tables: list[str] = list(timing.TABLES),  # noqa: B006 - jsonargparse shows it
+    rows: list[str] | None = None,
+    repeats: int = 5,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    factor: float = 1.0,
+    out: str = "runs/study",
+) -> None:
+    """Time the paper's detectors on this machine, one image at a time, the rows of a table taking turns.
+
+    Args:
+        tables: running_time (Sec. 5.2) or fig1, or both.
+        rows: of the one table named; all by default.
+        repeats: images timed, after one that is not.
+        device: as cpu or cuda.
+        factor: multiplies the sides of the images, 800 × 1067 pixels.
+        out: folder of the study to write to.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    hardware = (
+        torch.cuda.get_device_name(device) if on_gpu else f"{platform.processor() or platform.machine()} CPU"
+    )
+    setting = f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    for name in tables:
+        measured = timing.measure(name, rows or (), repeats, device, factor)
+        shown = Table(title=f"{name}, {800 * factor:g} × {800 * factor * timing.LONG_OVER_SHORT:.0f} pixels")
+        for heading in ("row", "s / image", "min - max", "peak MB"):
+            shown.add_column(heading, justify="left" if heading == "row" else "right")
+        for key, numbers in measured.items():
+            spread = f"{numbers['seconds_min']:.3f} - {numbers['seconds_max']:.3f}"
+            row = timing.TABLES[name][key]
+            shown.add_row(
+                f"{key}: {row.name}", f"{numbers['seconds']:.3f}", spread, f"{numbers['peak_memory_mb']:,.0f}"
+            )
+        Console().print(shown, setting)
+        timing.write_runs(name, measured, Path(out), {"data": device, "toggles": {}, "hardware": setting})
+
+
+if __name__ == "__main__":
+    try:
+        auto_cli(main, as_positional=False)
+    except InputError as error:
+        sys.exit(f"running_time: {error}")

@@ -1,0 +1,282 @@
+"""A task's folder on disk: which steps are finished, where one goes on, who is at it."""
+
+import fcntl
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import textwrap
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fpn.errors import InputError
+from fpn.study.tasks import Step, Task
+from fpn.weights import read_checkpoint
+
+_PROGRESS = re.compile(r"epoch \d+, step |validated \d|tested \d|step [\d,]+: ")
+_LOSSES = re.compile(r"^(epoch .*?): .*\b(loss \S+).*$")
+_LAST = "last.ckpt"
+
+
+class TaskFolder:
+    """What the folder of a task tells, and what is written there.
+
+    Beside what the steps write themselves it holds `log.txt`, `run.json` (what a report has to know), the
+    collected files, and for each step NAME.begun and NAME.done, with its arguments. `lock` is locked while
+    somebody is at the task.
+
+    Args:
+        task: what is run there.
+        root: folder of the study; the task's is root/task.name. Folders of other tasks may lie in it.
+    """
+
+    def __init__(self, task: Task, root: Path) -> None:
+        self.task = task
+        self.path = root / task.name
+        self.log = self.path / "log.txt"
+
+    def next_step(self) -> Step | None:
+        """The first step that is not finished, None after the last.
+
+        Raises:
+            InputError: a step has been finished with other arguments.
+        """
+        missing = None
+        for step in self.task.steps:
+            done = _read(self._marker(step, "done"))
+            if done is None:
+                missing = missing or step
+            elif done.get("arguments") != list(step.arguments):
+                raise self._conflict(step, done)
+        return missing
+
+    def checkpoint(self, step: Step) -> Path | None:
+        """The newest intact last.ckpt that this step has written, None if it starts anew.
+
+        Raises:
+            InputError: it was written with other arguments.
+        """
+        if not step.resumable:
+            return None
+        for path in self._written(step, _LAST):
+            try:
+                read_checkpoint(path)
+            except InputError:
+                continue
+            begun = _read(self._marker(step, "begun"))
+            if begun is not None and begun.get("arguments") != list(step.arguments):
+                raise self._conflict(step, begun)
+            return path
+        return None
+
+    def begin(self, step: Step) -> tuple[str, ...]:
+        """Write down that a step starts now.
+
+        What has been made of an earlier result of this step counts no more.
+
+        Returns:
+            Its arguments, with the checkpoint it goes on from if there is one.
+
+        Raises:
+            InputError: see `checkpoint`.
+        """
+        checkpoint = self.checkpoint(step)
+        if self.task.about is not None:
+            steps = [list(other.arguments) for other in self.task.steps]
+            _write(self.path / "run.json", {**self.task.about, "arguments": steps})
+        for later in self.task.steps[self.task.steps.index(step) :]:
+            self._marker(later, "done").unlink(missing_ok=True)
+        begun = {
+            "arguments": list(step.arguments),
+            "started": _now(),
+            "host": socket.gethostname(),
+            "resumed": None if checkpoint is None else str(checkpoint),
+        }
+        _write(self._marker(step, "begun"), begun)
+        return resumed(step, checkpoint)
+
+    def finish(self, step: Step, seconds: float) -> None:
+        """Collect what a step has written and, last of all, mark it as finished.
+
+        Args:
+            step: it has just ended well.
+            seconds: since it was last started.
+
+        Raises:
+            InputError: a file to be collected was not written.
+        """
+        for name in step.collect:
+            source = next(self._written(step, name), None)
+            if source is None:
+                raise InputError(f"{step.name} ended well but has written no {name} below {self.path}")
+            _link(source, self.path / name)
+        begun = _read(self._marker(step, "begun")) or {}
+        times = {"finished": _now(), "seconds": round(seconds, 1), "host": socket.gethostname()}
+        _write(self._marker(step, "done"), {**begun, "arguments": list(step.arguments), **times})
+
+    def lock(self) -> int | None:
+        """Lock the folder, made if it is missing.
+
+        Returns:
+            A file descriptor: the lock lasts until it is closed, here and in every process that inherited
+            it. None while somebody else holds the lock.
+
+        Raises:
+            InputError: the file system has no locks.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        if not _try_lock(lock, fcntl.LOCK_EX, self.path):
+            os.close(lock)
+            return None
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{socket.gethostname()}, process {os.getpid()}\n".encode())
+        return lock
+
+    def is_locked(self) -> bool:
+        """Whether somebody is at the task just now; nothing is written to find out."""
+        try:
+            lock = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            return not _try_lock(lock, fcntl.LOCK_SH, self.path)
+        finally:
+            os.close(lock)
+
+    def holder(self) -> str:
+        """Host and process of whoever locked the folder last."""
+        path = self.path / "lock"
+        return path.read_text().strip() if path.is_file() else ""
+
+    def news(self, since: int) -> str:
+        """The last line of progress in the log, from a position in bytes on; empty without one.
+
+        Of the losses it gives only the sum.
+        """
+        lines = (line for line in reversed(self._lines(since, 8192)) if _PROGRESS.match(line))
+        line = " ".join(next(lines, "").split())
+        return _LOSSES.sub(r"\1: \2", line)
+
+    def complaint(self, since: int) -> str:
+        """What the log gives as the reason of a failure, from a position in bytes on.
+
+        The last line that begins with "fpn: ", or else the last line.
+        """
+        lines = [line for line in self._lines(since, 1 << 20) if line]
+        ours = [line for line in lines if line.startswith("fpn: ")]
+        return next(iter((ours or lines)[-1:]), "nothing was printed")
+
+    def score(self) -> str:
+        """The main score in percent, as "AP 36.1"; empty without scores.json."""
+        scores = _read(self.path / "scores.json") or {}
+        name = next((name for name in ("AP", "proposal_AR@1000") if name in scores), None)
+        if name is None:
+            return ""
+        value = float(scores[name])
+        return f"{name.removeprefix('proposal_')} " + ("-" if math.isnan(value) else f"{100 * value:.1f}")
+
+    def _marker(self, step: Step, kind: str) -> Path:
+        return self.path / f"{step.name}.{kind}"
+
+    def _written(self, step: Step, name: str) -> Iterator[Path]:
+        """Files of a name below the folder that this step has written, the newest first."""
+        index = self.task.steps.index(step)
+        since = 0
+        if index:
+            before = self._marker(self.task.steps[index - 1], "done")
+            since = before.stat().st_mtime_ns if before.is_file() else 0
+        others = {lock.parent for lock in self.path.glob("*/**/lock")}
+        found = [p for p in self.path.glob(f"*/**/{name}") if p.is_file() and others.isdisjoint(p.parents)]
+        times = sorted(((p.stat().st_mtime_ns, p) for p in found), reverse=True)
+        return (path for time_ns, path in times if time_ns >= since)
+
+    def _conflict(self, step: Step, marker: dict[str, Any]) -> InputError:
+        then, now = _options(marker.get("arguments", ())), _options(step.arguments)
+        gone = " ".join(option for option in then if option not in now) or "nothing more"
+        new = " ".join(option for option in now if option not in then) or "nothing more"
+        return InputError(
+            f"{self.path}: its {step.name} was run with other arguments, then "
+            f"{textwrap.shorten(gone, 150)}, now {textwrap.shorten(new, 150)}; "
+            "remove the folder or choose another --out"
+        )
+
+    def _lines(self, since: int, size: int) -> list[str]:
+        try:
+            with self.log.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(since, end - size))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return []  # no log yet; and a look at it must not end what it tells of
+        return [line.strip() for line in re.split("[\r\n]", text)]
+
+
+def resumed(step: Step, checkpoint: Path | None) -> tuple[str, ...]:
+    """A step's arguments when it goes on from a checkpoint, or starts anew without one."""
+    return step.arguments + (() if checkpoint is None else ("--ckpt_path", str(checkpoint)))
+
+
+def _options(arguments: Sequence[str]) -> list[str]:
+    """Each option with its values as one text."""
+    options: list[str] = []
+    for argument in arguments:
+        if argument.startswith("-") or not options:
+            options.append(argument)
+        else:
+            options[-1] += f" {argument}"
+    return options
+
+
+def _try_lock(lock: int, kind: int, path: Path) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be locked ({error.strerror}); choose an --out on a file system with locks"
+        ) from error
+    return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON; remove it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold an object; remove it")
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    new = _beside(path)
+    new.write_text(json.dumps(content, indent=2) + "\n")
+    new.replace(path)
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists() and source.samefile(target):
+        return  # renaming a link onto its twin would leave both
+    new = _beside(target)
+    new.unlink(missing_ok=True)
+    try:
+        os.link(source, new)
+    except OSError:
+        shutil.copy2(source, new)
+    new.replace(target)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

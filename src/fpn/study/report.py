@@ -1,0 +1,228 @@
+"""The report of a study: the paper's numbers beside ours, how their order agrees, curves of recall."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fpn.errors import InputError
+from fpn.study import paper
+from fpn.study.plots import draw_curves, same_axes
+from fpn.study.results import read_runs
+from fpn.study.sections import PLAIN, Row, Section, sections_of
+
+LEGEND = """\
+AP and AR are in percent. Ours are means over the finished seeds, n of them, ± the standard deviation
+of the sample; differences are taken before rounding. The paper's numbers are of COCO: for other data
+the report shows how far the rows are from one of them, in the paper and in ours.
+
+- `-`: the paper has no such number, or there is nothing to subtract
+- no run: there is no folder of this row
+- unfinished: none of the row's runs has a scores.json
+- not scored: scores.json lacks the number
+- no object: the data have no object of the kind"""
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path = "report") -> Path:
+    """Writes OUT/report.md and figures beside it, prints the tables in brief; gives the file's path.
+
+    Args:
+        folders: searched for runs, folders with a run.json, at any depth.
+        out: the folder to write to; made if it is missing.
+
+    Raises:
+        InputError: runs cannot be read, are of no known table, or are there twice.
+    """
+    sections = sections_of(read_runs(folders))
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = ["# Report", LEGEND]
+    console = Console()
+    for number, section in enumerate(sections):
+        figure = _draw(section, folder, taken=[_slug(other) for other in sections[:number]])
+        parts += _markdown(section, figure)
+        console.print(_brief(section))
+        for line in _order_lines(section):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print()
+    path = folder / "report.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    console.print(f"written to {path}", highlight=False, markup=False, soft_wrap=True)
+    return path
+
+
+def _markdown(section: Section, figure: Path | None) -> list[str]:
+    """The blocks of a section, for GitHub; `figure` lies beside the report."""
+    layout = section.layout
+    blocks = [f"## {_escaped(section.heading)}"]
+    if layout.papers:
+        blocks.append(f"The paper's: {_escaped(paper.table(section.table).title)}.")
+    lines = [["row", "name", "", "n", *(_escaped(_title(column)) for column in layout.columns)]]
+    lines.append(["---"] * 4 + ["--:"] * len(layout.columns))
+    for row in section.rows:
+        heads = [[row.key, row.name], *([["", ""]] * 3)]
+        lines += [
+            [*map(_escaped, (*head, *line))] for head, line in zip(heads, _lines(section, row), strict=False)
+        ]
+    blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    if orders := _order_lines(section):
+        blocks.append("\n".join(f"- {_escaped(line)}" for line in orders))
+    if figure is None and layout.ranked:
+        blocks.append("No curves: no finished run has a curves.json.")
+    elif figure is not None:
+        blocks.append(f"![Recall of proposals, {_escaped(section.heading)}]({figure.name})")
+    return blocks
+
+
+def _lines(section: Section, row: Row) -> list[list[str]]:
+    """The cells of a row from the third on: the paper's, ours, and how far apart they are."""
+    columns = section.layout.columns
+    ours = ["ours", row.seeds, *(_ours(section, row, column) for column in columns)]
+    if not section.layout.papers:
+        return [ours]
+    theirs = ["paper", "", *(_number(row.paper.get(column), column) for column in columns)]
+    distances = [line for line in _distances(section, row) if any(cell not in ("", "-") for cell in line[2:])]
+    return [theirs, ours, *distances]
+
+
+def _distances(section: Section, row: Row) -> list[list[str]]:
+    """Ours from the paper's; on other data than the paper's, each from its own reference row."""
+
+    def line(
+        label: str, one: Callable[[str], float | None], other: Callable[[str], float | None]
+    ) -> list[str]:
+        columns = section.layout.columns
+        return [
+            label,
+            "",
+            *("" if column in PLAIN else _difference(one(column), other(column)) for column in columns),
+        ]
+
+    def ours(of: Row) -> Callable[[str], float | None]:
+        return lambda column: section.ours(of, column)
+
+    if section.data == "coco":
+        return [line("ours - paper", ours(row), row.paper.get)]
+    key = section.layout.reference
+    reference = next((other for other in section.rows if other.key == key), row)
+    if reference is row:
+        return []
+    return [
+        line(f"paper - paper ({key})", row.paper.get, reference.paper.get),
+        line(f"ours - ours ({key})", ours(row), ours(reference)),
+    ]
+
+
+def _ours(section: Section, row: Row, column: str) -> str:
+    if not row.runs:
+        return "no run"
+    values = section.values(row, column)
+    known = [value for value in values if not math.isnan(value)]
+    if column == "anchors":  # a property of the network, the same for all seeds
+        return _number(known[0] if known else None, column)
+    if not row.finished:
+        return "unfinished"
+    if not known:
+        return "no object" if values else "not scored"
+    text = _number(mean(known), column)
+    if len(known) > 1:
+        text += f" ± {_number(stdev(known), column)}"
+    return text if len(known) == len(row.finished) else f"{text} (n = {len(known)})"
+
+
+def _number(value: float | None, column: str) -> str:
+    return "-" if value is None else PLAIN.get(column, "{:.1f}").format(value)
+
+
+def _difference(value: float | None, other: float | None) -> str:
+    # Adding zero turns -0.0 into 0.0.
+    return "-" if value is None or other is None else f"{round(value - other, 1) + 0.0:+.1f}"
+
+
+def _order_lines(section: Section) -> list[str]:
+    """Whether the order of the rows agrees with the paper's, a line for each ranked column."""
+    lines = []
+    for column in section.layout.ranked:
+        order = section.order(column)
+        if order.rows < 2:
+            lines.append(
+                f"Order by {column}: it takes two rows that have both a number of the paper's and a "
+                f"finished run; there is {'one' if order.rows else 'none'}."
+            )
+            continue
+        tau = "undefined, as all rows are equal" if math.isnan(order.tau) else f"{order.tau:.2f}"
+        pairs = [
+            f"{what}: {', '.join(f'{one} {sign} {other}' for one, other in found)}"
+            for what, sign, found in (
+                ("inverted against the paper", "<", order.inverted),
+                ("equal in ours alone", "=", order.tied),
+            )
+            if found
+        ]
+        ending = "; ".join(pairs) or "no pair inverted"
+        lines.append(f"Order by {column}, {order.rows} rows: Kendall's tau {tau}; {ending}.")
+    return lines
+
+
+def _brief(section: Section) -> Table:
+    """For a terminal: the ranked columns, or all where none is."""
+    table = Table(title=Text(section.heading))
+    table.add_column("row", overflow="fold")
+    table.add_column("n")
+    columns = section.layout.ranked or section.layout.columns
+    sides = ("paper", "ours") if section.layout.papers else ("ours",)
+    for column in columns:
+        for side in sides:
+            table.add_column(f"{_title(column)}\n{side}", justify="right")
+    for row in section.rows:
+        cells = []
+        for column in columns:
+            cells += [_number(row.paper.get(column), column)] if section.layout.papers else []
+            cells.append(_ours(section, row, column))
+        # Texts, because a key in square brackets would be read as markup.
+        table.add_row(*map(Text, (row.key, row.seeds, *cells)))
+    return table
+
+
+def _draw(section: Section, folder: Path, taken: Sequence[str]) -> Path | None:
+    """The section's figure, None where no run has curves."""
+    curves = {
+        run.folder: run.curves for row in section.rows for run in row.finished if run.curves is not None
+    }
+    if not curves:
+        return None
+    first = next(iter(curves))
+    for run, its in curves.items():
+        if not same_axes(curves[first], its):
+            raise InputError(
+                f"{run / 'curves.json'}: limits, sizes or thresholds are not those of "
+                f"{first / 'curves.json'}; test the older run again"
+            )
+    slug = _slug(section)
+    path = folder / f"{slug}{f'-{taken.count(slug) + 1}' if slug in taken else ''}.png"
+    by_row = {
+        f"{row.key}  {row.name}": [curves[run.folder] for run in row.runs if run.folder in curves]
+        for row in section.rows
+    }
+    draw_curves(by_row, section.heading, path)
+    return path
+
+
+def _slug(section: Section) -> str:
+    """A file's name, which the names of two data sets may share."""
+    return "-".join(re.sub(r"[^a-z0-9.]+", "_", name.lower()) for name in section[:3])
+
+
+def _title(column: str) -> str:
+    titles = {"seconds": "seconds per image", "peak_memory_mb": "peak memory (MB)"}
+    return titles.get(column, column.replace("_", " "))
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown takes for nothing else, on one line."""
+    return re.sub(r"([\\|*<>`\[\]_~&])", r"\\\1", " ".join(text.split()))

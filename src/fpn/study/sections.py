@@ -1,0 +1,141 @@
+"""The sections of a report: a table of one family on one data set each, never mixed."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
+from typing import NamedTuple
+
+from fpn.errors import InputError
+from fpn.study import paper
+from fpn.study.order import Order, compare_order
+from fpn.study.results import Run
+
+
+class Layout(NamedTuple):
+    """What a section shows."""
+
+    heading: str
+    columns: tuple[str, ...]
+    """By their names in the paper, or in scores.json where the paper has none."""
+    ranked: tuple[str, ...] = ()
+    """The columns by which the order of the rows is compared."""
+    reference: str = ""
+    """The row whose distance from the others is shown on other data than the paper's."""
+    prefix: str = ""
+    """What scores.json puts before the columns' names."""
+    papers: bool = True
+    """Whether the paper has such a table."""
+
+
+BOXES = ("AP50", "AP", "AP_small", "AP_medium", "AP_large")
+COST = ("seconds", "peak_memory_mb")
+LAYOUTS = {
+    "table1": Layout(
+        "Table 1",
+        ("anchors", "AR@100", "AR@1000", "AR@1000_small", "AR@1000_medium", "AR@1000_large"),
+        ("AR@1000", "AR@100"),
+        "c",
+        "proposal_",
+    ),
+    "table2": Layout("Table 2", BOXES, ("AP",), "c"),
+    "table3": Layout("Table 3", BOXES, ("AP",), "c"),
+    "table4": Layout("Table 4", BOXES, ("AP",)),
+    "table5": Layout("Table 5", BOXES[:2], ("AP",), "resnet50_unshared"),
+    "fig1": Layout("Figure 1", ("AP50", "AP", *COST), papers=False),
+    "running_time": Layout("Running time", COST),
+}
+PLAIN = {"anchors": "{:,.0f}", "seconds": "{:.3f}", "peak_memory_mb": "{:,.0f}"}
+"""The columns that are no percentages, and how they are written."""
+
+
+class Row(NamedTuple):
+    """A row of a section: the paper's numbers and our runs."""
+
+    key: str
+    name: str
+    paper: Mapping[str, float | None]
+    """By column, in the units of the paper; empty for a row that the paper does not have."""
+    runs: Sequence[Run]
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that have scores."""
+        return [run for run in self.runs if run.scores is not None]
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds are finished, and how many are not."""
+        open_ = len(self.runs) - len(self.finished)
+        return f"{len(self.finished)}" + (f" ({open_} unfinished)" if open_ else "")
+
+
+class Section(NamedTuple):
+    """A table of one family on one data set."""
+
+    table: str
+    family: str
+    data: str
+    rows: Sequence[Row]
+    """In the paper's order, then those that the paper does not have, by key."""
+
+    @property
+    def layout(self) -> Layout:
+        """What is shown of it."""
+        return LAYOUTS[self.table]
+
+    @property
+    def heading(self) -> str:
+        """Table, family and data."""
+        return f"{self.layout.heading}, {self.family}, on {self.data}"
+
+    def values(self, row: Row, column: str) -> list[float]:
+        """The column's numbers of the runs that have it, in its own unit; NaN for no object."""
+        if column == "anchors":
+            return [float(run.anchors) for run in row.runs if run.anchors is not None]
+        key, factor = self.layout.prefix + column, 1 if column in PLAIN else 100
+        return [factor * run.scores[key] for run in row.finished if run.scores and key in run.scores]
+
+    def ours(self, row: Row, column: str) -> float | None:
+        """The mean over the runs, None where there is none."""
+        known = [value for value in self.values(row, column) if not math.isnan(value)]
+        return mean(known) if known else None
+
+    def order(self, column: str) -> Order:
+        """How the rows' order by a column agrees with the paper's."""
+        theirs = {row.key: row.paper.get(column) for row in self.rows}
+        ours = {row.key: self.ours(row, column) for row in self.rows}
+        return compare_order(
+            {key: value for key, value in theirs.items() if value is not None},
+            {key: value for key, value in ours.items() if value is not None},
+        )
+
+
+def sections_of(runs: Iterable[Run]) -> list[Section]:
+    """The runs by table, the paper's family and COCO first.
+
+    Raises InputError for a table that no section is laid out for.
+    """
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        if run.table not in LAYOUTS:
+            raise InputError(
+                f"{run.folder / 'run.json'}: table {run.table!r} is unknown; use one of {', '.join(LAYOUTS)}"
+            )
+        groups.setdefault((run.table, run.family, run.data), []).append(run)
+
+    def place(key: tuple[str, str, str]) -> tuple[int, bool, str, bool, str]:
+        table, family, data = key
+        return list(LAYOUTS).index(table), family != "paper", family, data != "coco", data
+
+    return [Section(*key, _rows(key[0], groups[key])) for key in sorted(groups, key=place)]
+
+
+def _rows(table: str, runs: Sequence[Run]) -> list[Row]:
+    known = paper.table(table).rows if LAYOUTS[table].papers else {}
+    of_row = {
+        key: sorted((r for r in runs if r.row == key), key=lambda r: r.seed) for key in {r.row for r in runs}
+    }
+    rows = [Row(key, row.name, row.values, of_row.get(key, [])) for key, row in known.items()]
+    return rows + [
+        Row(key, of_row[key][0].name, {}, of_row[key]) for key in sorted(of_row.keys() - known.keys())
+    ]

@@ -1,0 +1,367 @@
+import itertools
+import json
+import math
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from fpn.errors import InputError
+from fpn.study import paper
+from fpn.study.order import compare_order
+from fpn.study.report import write_report
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "report.py"
+Tables = dict[str, dict[str, dict[str, dict[str, str]]]]
+"""Cells by section, row, line of the row and column."""
+
+
+def run(
+    folder: Path,
+    scores: dict[str, Any] | None,
+    *,
+    curves: dict[str, Any] | None = None,
+    **about: Any,
+) -> Path:
+    """A run's folder, by default of Table 1 (c) on COCO; unfinished without scores."""
+    folder.mkdir(parents=True)
+    default = {"table": "table1", "row": "c", "name": "FPN", "seed": 0, "family": "paper", "data": "coco"}
+    (folder / "run.json").write_text(json.dumps(default | {"toggles": {}, "arguments": []} | about))
+    if scores is not None:
+        (folder / "scores.json").write_text(json.dumps(scores))
+    if curves is not None:
+        (folder / "curves.json").write_text(json.dumps(curves))
+    return folder
+
+
+def ar(average: float, **more: float) -> dict[str, Any]:
+    """Scores of proposals: AR@1000, and half of it at 100."""
+    scores = {"proposal_AR@100": average / 2, "proposal_AR@1000": average, "by_category": {"dog": {"AP": 1}}}
+    return scores | {f"proposal_{key}": value for key, value in more.items()}
+
+
+def curves(level: float, limits: tuple[int, ...] = (1, 10, 1000)) -> dict[str, Any]:
+    octaves = [level, None, level / 2]
+    return {
+        "by_limit": {"limits": list(limits), "AR": [level] * len(limits)},
+        "by_size": {
+            "from": [0, 8, 16],
+            "to": [8, 16, None],
+            "objects": [3, 0, 1],
+            "AR@100": octaves,
+            "AR@1000": octaves,
+        },
+        "by_iou": {"thresholds": [0.5, 0.75], "recall@100": [level, 0], "recall@1000": [level, 0]},
+    }
+
+
+def parsed(path: Path) -> tuple[Tables, str]:
+    """The report's tables as a reader of Markdown sees them, and its text."""
+    text = path.read_text(encoding="utf-8")
+    tables: Tables = {}
+    section, row = "", ""
+    cells: list[str] = []
+    columns: list[str] = []
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    for before, token in itertools.pairwise(tokens):
+        if before.type == "heading_open":
+            section = "".join(child.content for child in token.children or ())
+            tables[section] = {}
+        elif before.type in ("th_open", "td_open"):
+            cells.append("".join(child.content for child in token.children or ()))
+        elif before.type == "tr_open":
+            cells = []
+        elif token.type == "tr_close" and not columns:
+            columns = cells
+        elif token.type == "tr_close":
+            assert len(cells) == len(columns)
+            row = cells[0] or row
+            tables[section].setdefault(row, {})[cells[2]] = dict(zip(columns, cells, strict=True))
+        elif token.type == "table_close":
+            columns = []
+    return tables, text
+
+
+def test_the_papers_numbers() -> None:
+    table = paper.table("table1")
+    assert table.columns[:3] == ("anchors", "AR@100", "AR@1000")
+    assert list(table.rows) == ["a", "b", "c", "d", "e", "f"]
+    assert table.rows["c"].name == "FPN"
+    assert table.rows["c"].values["AR@1000_small"] == 44.9
+    assert table.rows["d"].about == {"feature": "P2-P6", "lateral": True, "top_down": False}
+    assert paper.table("table2").rows["d"].values["AP"] == 24.9
+    assert paper.table("table3").rows["star"].values["AP_small"] is None
+    assert paper.table("table4").rows["test_dev"].values["AP"] == 36.2
+    assert paper.table("table5").rows["resnet101_shared"].values == {"AP50": 58.2, "AP": 35.2}
+    assert paper.table("table6").rows["dual"].values["AR"] == 45.7
+    assert paper.table("running_time").rows["resnet50_fpn"].values == {"seconds": 0.148}
+    with pytest.raises(InputError, match="no table 'table9'; use one of table1"):
+        paper.table("table9")
+
+
+def test_means_deviations_and_differences(tmp_path: Path) -> None:
+    # 56, 57 and 61: mean 58, squared distances 4 + 1 + 9 over two, so a deviation of √7 = 2.6.
+    for seed, value in enumerate((0.56, 0.57, 0.61)):
+        scores = ar(value, **{"AR@1000_small": 0.45, "AR@1000_large": math.nan})
+        run(tmp_path / f"c{seed}", scores, seed=seed, anchors=200439)
+    run(tmp_path / "c3", None, seed=3, anchors=200439)
+    run(tmp_path / "a0", None, row="a", anchors=47250)
+    run(tmp_path / "extra", ar(0.5), row="c_unshared", name="one | head <each>")
+    tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
+
+    assert list(tables) == ["Report", "Table 1, paper, on coco"]
+    table = tables["Table 1, paper, on coco"]
+    assert list(table) == ["a", "b", "c", "d", "e", "f", "c_unshared"]
+    assert table["c"]["paper"]["AR@1000"] == "56.3"
+    assert table["c"]["paper"]["anchors"] == "200,000"
+    ours = table["c"]["ours"]
+    assert ours["n"] == "3 (1 unfinished)"
+    assert ours["anchors"] == "200,439"
+    assert ours["AR@1000"] == "58.0 ± 2.6"
+    assert ours["AR@100"] == "29.0 ± 1.3"
+    assert ours["AR@1000 small"] == "45.0 ± 0.0"
+    assert ours["AR@1000 medium"] == "not scored"
+    assert ours["AR@1000 large"] == "no object"
+    difference = table["c"]["ours - paper"]
+    assert difference["AR@1000"] == "+1.7"
+    assert difference["AR@100"] == "-15.0"
+    assert difference["AR@1000 small"] == "+0.1"
+    assert difference["AR@1000 medium"] == "-"
+    assert difference["anchors"] == ""
+
+    assert table["a"]["ours"]["AR@1000"] == "unfinished"
+    assert table["a"]["ours"]["anchors"] == "47,250"
+    assert table["b"]["ours"]["AR@1000"] == "no run"
+    assert list(table["b"]) == ["paper", "ours"]
+    extra = table["c_unshared"]
+    assert extra["paper"]["name"] == "one | head <each>"
+    assert extra["paper"]["AR@1000"] == "-"
+    assert extra["ours"]["AR@1000"] == "50.0"
+    assert extra["ours"]["anchors"] == "-"
+    assert "ours - paper" not in extra
+    assert "no finished run has a curves.json" in text
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_number_that_some_seeds_lack_says_over_how_many_it_is(tmp_path: Path) -> None:
+    run(tmp_path / "0", ar(0.5, **{"AR@1000_small": 0.4}), seed=0)
+    run(tmp_path / "1", ar(0.5), seed=1)
+    tables, _ = parsed(write_report([tmp_path], tmp_path / "out"))
+    assert tables["Table 1, paper, on coco"]["c"]["ours"]["AR@1000 small"] == "40.0 (n = 1)"
+
+
+def test_on_other_data_the_distances_from_row_c_stand_side_by_side(tmp_path: Path) -> None:
+    run(tmp_path / "c", ar(0.30), data="shapes")
+    run(tmp_path / "d", ar(0.25), data="shapes", row="d")
+    run(tmp_path / "e", ar(0.31), data="shapes", row="e")
+    tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
+
+    table = tables["Table 1, paper, on shapes"]
+    assert list(table["c"]) == ["paper", "ours"]
+    # The paper's d is 49.5, its c 56.3.
+    assert table["d"]["paper - paper (c)"]["AR@1000"] == "-6.8"
+    assert table["d"]["ours - ours (c)"]["AR@1000"] == "-5.0"
+    assert table["e"]["ours - ours (c)"]["AR@1000"] == "+1.0"
+    assert list(table["f"]) == ["paper", "ours", "paper - paper (c)"]
+    assert not any("ours - paper" in lines for lines in table.values())
+    # c > d > e in the paper, e > c > d in ours: of three pairs two are inverted.
+    assert (
+        r"Order by AR@1000, 3 rows: Kendall's tau -0.33; inverted against the paper: c \< e, d \< e." in text
+    )
+
+
+def test_families_and_data_sets_are_never_mixed(tmp_path: Path) -> None:
+    settings = [("modern", "shapes"), ("paper", "shapes"), ("modern", "coco"), ("paper", "coco")]
+    for number, (family, data) in enumerate(settings):
+        run(tmp_path / str(number), ar(0.1 * (number + 1)), family=family, data=data)
+    run(tmp_path / "table3", {"AP": 0.5}, table="table3")
+    tables, _ = parsed(write_report([tmp_path], tmp_path / "out"))
+    assert {name: table["c"]["ours"].get("AR@1000") for name, table in tables.items() if table} == {
+        "Table 1, paper, on coco": "40.0",
+        "Table 1, paper, on shapes": "20.0",
+        "Table 1, modern, on coco": "30.0",
+        "Table 1, modern, on shapes": "10.0",
+        "Table 3, paper, on coco": None,
+    }
+    assert list(tables)[1:3] == ["Table 1, paper, on coco", "Table 1, paper, on shapes"]
+    assert tables["Table 3, paper, on coco"]["c"]["ours"]["AP"] == "50.0"
+    assert tables["Table 3, paper, on coco"]["star"]["paper"]["AP small"] == "-"
+
+
+def test_times_and_memory_keep_their_units(tmp_path: Path) -> None:
+    cost = {"seconds": 0.0214, "peak_memory_mb": 1234.4}
+    run(tmp_path / "time", cost, table="running_time", row="resnet50_fpn")
+    run(tmp_path / "figure", cost | {"AP": 0.25}, table="fig1", row="image_pyramid", name="pyramid of images")
+    tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
+
+    time = tables["Running time, paper, on coco"]["resnet50_fpn"]
+    assert time["paper"]["seconds per image"] == "0.148"
+    assert time["ours"]["seconds per image"] == "0.021"
+    assert time["ours"]["peak memory (MB)"] == "1,234"
+    assert "ours - paper" not in time, "the paper's times are of another machine"
+    figure = tables["Figure 1, paper, on coco"]["image_pyramid"]["ours"]
+    assert (figure["AP"], figure["AP50"], figure["seconds per image"]) == ("25.0", "not scored", "0.021")
+    assert "Order by" not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({}, "it takes two rows that have both a number of the paper's and a finished run; there is none."),
+        ({"c": 0.3, "new": 0.4}, "finished run; there is one."),
+        ({"a": 0.2, "b": 0.1, "c": 0.3}, "3 rows: Kendall's tau 1.00; no pair inverted."),
+        # Of three pairs one is tied: 2 / sqrt(3 × 2).
+        ({"a": 0.2, "b": 0.2, "c": 0.3}, "3 rows: Kendall's tau 0.82; equal in ours alone: a = b."),
+        ({"a": 0.2, "c": 0.2}, "2 rows: Kendall's tau undefined, as all rows are equal; equal in ours alone"),
+    ],
+)
+def test_the_order_of_the_rows(tmp_path: Path, values: dict[str, float], line: str) -> None:
+    run(tmp_path / "unfinished", None, row="f")
+    for row, value in values.items():
+        run(tmp_path / row, ar(value), row=row)
+    assert line in write_report([tmp_path], tmp_path / "out").read_text()
+
+
+def test_tau_equals_its_definition() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        size = int(random.integers(2, 8))
+        one = {str(i): float(random.integers(5)) for i in range(size)}
+        other = {str(i): float(random.integers(5)) for i in range(size) if i != 3}
+        rows = [key for key in one if key in other]
+        signs = [
+            (np.sign(one[x] - one[y]), np.sign(other[x] - other[y]))
+            for x, y in itertools.combinations(rows, 2)
+        ]
+        untied = [sum(pair[side] != 0 for pair in signs) for side in (0, 1)]
+        order = compare_order(one, other)
+        assert order.rows == len(rows)
+        if 0 in untied:
+            assert math.isnan(order.tau)
+        else:
+            expected = sum(a * b for a, b in signs) / math.sqrt(untied[0] * untied[1])
+            assert order.tau == pytest.approx(expected)
+        assert len(order.inverted) == sum(a * b < 0 for a, b in signs)
+        assert all(one[x] > one[y] and other[x] < other[y] for x, y in order.inverted)
+        assert len(order.tied) == sum(a != 0 and b == 0 for a, b in signs)
+
+
+def test_figures_show_every_row_that_has_curves(tmp_path: Path) -> None:
+    for seed in range(2):
+        run(tmp_path / f"c{seed}", ar(0.5), seed=seed, curves=curves(0.5 + 0.1 * seed))
+    run(tmp_path / "d", ar(0.5), row="d", name="costs $1 or $2", curves=curves(0.3))
+    run(tmp_path / "e", ar(0.5), row="e")
+    for data in ("a b", "a_b"):  # two names that would make one file
+        run(tmp_path / data, ar(0.5), data=data, curves=curves(0.5, limits=(1, 2)))
+    path = write_report([tmp_path], tmp_path / "out")
+
+    names = re.findall(r"!\[[^]]*\]\(([^)]*)\)", path.read_text())
+    assert len(set(names)) == 3
+    for name in names:
+        with Image.open(path.parent / name) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        row_c, row_d, row_e = (
+            (pixels == colour).all(axis=2).any()
+            for colour in ((0x00, 0x9E, 0x73), (0xCC, 0x79, 0xA7), (0xE6, 0x9F, 0x00))
+        )
+        assert row_c
+        assert row_d == (name == "table1-paper-coco.png")
+        assert not row_e
+
+
+def test_curves_over_unlike_limits_are_refused(tmp_path: Path) -> None:
+    run(tmp_path / "0", ar(0.5), curves=curves(0.5))
+    run(tmp_path / "1", ar(0.5), seed=1, curves=curves(0.5, limits=(1, 2)))
+    with pytest.raises(InputError, match=r"1/curves\.json: limits, .* are not those of .*0/curves\.json"):
+        write_report([tmp_path], tmp_path / "out")
+
+
+def test_the_same_run_twice_is_refused_and_a_folder_named_twice_is_not(tmp_path: Path) -> None:
+    run(tmp_path / "one", ar(0.5))
+    write_report([tmp_path, tmp_path / "one"], tmp_path / "out")
+    run(tmp_path / "deep" / "other", None)
+    with pytest.raises(
+        InputError, match=r"deep/other and .*/one: both are table1, row c, seed 0 \(paper, coco\)"
+    ):
+        write_report([tmp_path], tmp_path / "out")
+
+
+BROKEN: dict[str, tuple[str, str, str]] = {
+    "torn": ("run.json", '{"table": "tab', r"run\.json: not JSON"),
+    "list": ("run.json", "[]", r"run\.json: a JSON object is expected"),
+    "no row": ("run.json", '{"table": "table1"}', r"run\.json: 'row' is missing or no text"),
+    "table": (
+        "run.json",
+        '{"table": "table9", "row": "c", "name": "x", "seed": 0, "family": "paper", "data": "coco"}',
+        r"run\.json: table 'table9' is unknown; use one of table1",
+    ),
+    "seed": (
+        "run.json",
+        '{"table": "table1", "row": "c", "name": "x", "seed": true, "family": "paper", "data": "coco"}',
+        r"run\.json: 'seed' is missing or no integer",
+    ),
+    "scores": ("scores.json", "{", r"scores\.json: not JSON"),
+    "word": ("scores.json", '{"AP": "high"}', r"scores\.json: 'AP' is no number"),
+    "binary": ("scores.json", "\udcff", r"scores\.json: not JSON"),
+    "curves": ("curves.json", "{}", r"curves\.json: 'by_limit' must hold the lists 'limits' and 'AR'"),
+    "short": (
+        "curves.json",
+        json.dumps(curves(0.5) | {"by_iou": {"thresholds": [0.5], "recall@1000": []}}),
+        r"curves\.json: 'by_iou' must hold",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_named_in_one_line(tmp_path: Path, kind: str) -> None:
+    file, content, message = BROKEN[kind]
+    folder = run(tmp_path / "run", ar(0.5), curves=curves(0.5))
+    (folder / file).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=message) as caught:
+        write_report([tmp_path], tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    run(tmp_path / "runs" / "c", ar(0.5), curves=curves(0.5))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "runs"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Table 1, paper, on coco" in done.stdout
+    assert "56.3" in done.stdout
+    assert "written to report/report.md" in done.stdout
+    assert (tmp_path / "report" / "table1-paper-coco.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such folder; give folders of runs"),
+        (["empty"], "empty: no run.json in it or below it; give folders of runs"),
+        (["runs", "--out", "runs/c/run.json"], "runs/c/run.json: File exists"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Path("runs/c"), ar(0.5))
+    Path("empty").mkdir()
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"report: {message}\n"

@@ -1,0 +1,358 @@
+"""Every row of the paper's tables: what its files resolve to, and one step of it by the real command line."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from fpn.checkpoints import forget_initial_weights
+from fpn.data.coco import read_annotations
+from fpn.data.proposals import Stamp, file_hash, write_proposals
+from fpn.data.shapes import generate_shapes
+from fpn.errors import InputError
+from fpn.lit.cli import main
+from fpn.lit.module import DetectionModule
+from fpn.models.detectors import Detector
+from fpn.models.roi_head import Conv5Head, TwoFCHead
+from fpn.study.paper import table as paper_table
+from fpn.study.rows import CONFIGS, TABLES, plan
+from fpn.study.tasks import Task
+
+K = 80
+
+
+def fits(data: str, family: str = "paper", **more: Any) -> dict[str, Task]:
+    """All trainings of all tables, by name."""
+    tables = [t for t in TABLES if family == "paper" or t not in ("table2", "table5")]
+    tasks = [task for table in tables for task in plan(table, family=family, data=data, **more)]
+    return {task.name: task for task in tasks if task.steps[0].name == "fit"}
+
+
+def resolved(task: Task) -> dict[str, Any]:
+    """The configuration of a task's training."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as caught:
+        main([*task.steps[0].arguments, "--print_config"])
+    assert caught.value.code == 0
+    config: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    return config
+
+
+def built(config: dict[str, Any]) -> Any:
+    """The detector without its weights, K classes."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--detector", type=Callable[[int], Detector])
+    parsed = parser.parse_object({"detector": config["model"]["detector"]})
+    forget_initial_weights(parsed)
+    with torch.device("meta"):
+        return parser.instantiate(parsed).detector(K)
+
+
+# Trainable parameters, worked out layer by layer: bias where there is no BatchNorm.
+def conv(i: int, o: int, k: int) -> int:
+    return i * o * k * k + o
+
+
+def bottleneck(i: int, planes: int, first: bool) -> int:
+    """Without BatchNorm, which is frozen."""
+    return i * planes + 9 * planes**2 + 4 * planes**2 + (4 * i * planes if first else 0)
+
+
+def stage(i: int, planes: int, depth: int) -> int:
+    return bottleneck(i, planes, True) + (depth - 1) * bottleneck(4 * planes, planes, False)
+
+
+C3, C4, C5 = stage(256, 128, 4), stage(512, 256, 6), stage(1024, 512, 3)
+C4_101 = stage(512, 256, 23)
+WIDTHS = {2: 256, 3: 512, 4: 1024, 5: 2048}
+
+
+def laterals(*levels: int) -> int:
+    return sum(conv(WIDTHS[k], 256, 1) for k in levels)
+
+
+SMOOTH = conv(256, 256, 3)
+
+
+def rpn(channels: int, areas: int = 1) -> int:
+    return conv(channels, channels, 3) + conv(channels, 3 * areas, 1) + conv(channels, 12 * areas, 1)
+
+
+def predictor(channels: int) -> int:
+    return 5 * (channels * (K + 1) + (K + 1))
+
+
+def two_fc(channels: int) -> int:
+    return (49 * channels + 1) * 1024 + 1025 * 1024 + predictor(1024)
+
+
+CONV5 = C5 + predictor(2048)
+FPN = C3 + C4 + C5 + laterals(2, 3, 4, 5) + 4 * SMOOTH
+TOP_ONLY = C3 + C4 + C5 + laterals(5) + 4 * SMOOTH
+FINEST = C3 + C4 + C5 + laterals(2, 3, 4, 5) + SMOOTH
+
+PARAMETERS = {
+    "table1/a": C3 + C4 + rpn(1024, 5),
+    "table1/b": C3 + C4 + C5 + rpn(2048, 5),
+    "table1/c": FPN + rpn(256),
+    "table1/d": FPN + rpn(256),
+    "table1/e": TOP_ONLY + rpn(256),
+    "table1/f": FINEST + rpn(256, 5),
+    "table1/c_unshared": FPN + 5 * rpn(256),
+    "table1/d_unshared": FPN + 5 * rpn(256),
+    "table1/c_no_border_anchors": FPN + rpn(256),
+    "table1/c_nonlinearity": FPN + rpn(256),
+    "table1/c_no_smoothing": FPN - 4 * SMOOTH + rpn(256),
+    "table2/a": C3 + C4 + CONV5,
+    "table2/b": C3 + C4 + C5 + two_fc(2048),
+    "table2/c": FPN + two_fc(256),
+    "table2/d": FPN + two_fc(256),
+    "table2/e": TOP_ONLY + two_fc(256),
+    "table2/f": FINEST + two_fc(256),
+    "table3/star/1_rpn": C3 + C4 + rpn(1024, 4),
+    "table3/star": C3 + C4 + CONV5,
+    "table3/a": C3 + C4 + CONV5,
+    "table3/b": C3 + C4 + C5 + two_fc(2048),
+    "table3/c": FPN + two_fc(256),
+    "table4/resnet101": FPN - C4 + C4_101 + rpn(256) + two_fc(256),
+    **{
+        f"table5/resnet{depth}_{stage}": FPN + more + own
+        for depth, more in ((50, 0), (101, C4_101 - C4))
+        for stage, own in (
+            ("unshared/1_rpn", rpn(256)),
+            ("unshared", two_fc(256)),
+            ("shared/1_rpn", rpn(256)),
+            ("shared/2_fast_rcnn", two_fc(256)),
+            # Of the features, none are trained.
+            ("shared/3_rpn", rpn(256)),
+            ("shared/4_fast_rcnn", two_fc(256)),
+            ("joint", rpn(256) + two_fc(256)),
+        )
+    },
+}
+# The paper's Table 1, on an input of 800 × 1000.
+ANCHORS = {"a": 47_250, "b": 12_000, "c": 199_974, "d": 199_974, "e": 199_974, "f": 750_000}
+
+
+def without_seed(name: str) -> str:
+    return name.replace("/seed_0", "")
+
+
+@pytest.mark.parametrize("name", sorted(fits("coco")))
+def test_rows_at_the_papers_settings(name: str) -> None:
+    task, row = fits("coco")[name], without_seed(name)
+    config = resolved(task)
+    detector = built(config)
+    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    assert trained == PARAMETERS[row]
+    table, key = row.split("/")[:2]
+    model, data = config["model"], config["data"]["init_args"]
+    frozen = ["bottom_up", "neck"] if key.endswith("_shared") and ("3_" in row or "4_" in row) else []
+    assert model["frozen_parts"] == frozen
+    kind = type(detector).__name__
+    steps, milestones = (40_000, [30_000]) if kind == "ProposalNetwork" else (80_000, [60_000])
+    if table == "table4":
+        steps, milestones = 160_000, [120_000]
+    assert (model["schedule"]["steps"], model["schedule"]["milestones"]) == (steps, milestones)
+    assert model["optimizer"]["init_args"]["lr"] == 0.02
+    assert (data["short_side"], data["max_side"]) == (800, 1333)
+    assert data["size_factor"] == (0.75 if key == "star" else 1)
+    assert detector.bottom_up.name == ("resnet101" if "resnet101" in key else "resnet50")
+
+    neck = config["model"]["detector"]["init_args"]["neck"]
+    if key in ("a", "b", "star"):
+        assert neck["init_args"] == {"level": 5 if key == "b" else 4}
+    else:
+        toggles = {"lateral": True, "top_down": True, "smooth": True, "nonlinearity": False, "channels": 256}
+        toggles |= {"levels": [2] if key == "f" else [2, 3, 4, 5]}
+        off = {"d": "top_down", "e": "lateral", "d_unshared": "top_down", "c_no_smoothing": "smooth"}.get(key)
+        toggles |= {off: False} if off else {}
+        toggles |= {"nonlinearity": True} if key == "c_nonlinearity" else {}
+        assert neck["init_args"] == toggles
+
+    if kind != "FastRCNN":
+        assert detector.anchor_sampling.include_border_anchors is (key != "c_no_border_anchors")
+        sides = {k: (ceil(800 / 2**k), ceil(1000 / 2**k)) for k in detector.rpn.levels}
+        with torch.device("meta"):
+            anchors = sum(len(detector.rpn.anchors(k, side, (800, 1000))) for k, side in sides.items())
+        if table == "table1":
+            assert anchors == ANCHORS[key[0]]
+            assert (task.about or {})["anchors"] == anchors
+        assert list(detector.rpn.head) == (
+            ["2", "3", "4", "5", "6"] if "unshared" in key and table == "table1" else ["shared"]
+        )
+        assert detector.testing_proposals.post_nms_top_n == (300 if key == "star" else 1000)
+    if kind != "ProposalNetwork":
+        single = key in ("a", "star")
+        assert detector.roi_head.resolution == (14 if single else 7)
+        assert isinstance(detector.roi_head.head["shared"], Conv5Head if single else TwoFCHead)
+        assert detector.roi_head.levels == {"a": (4,), "star": (4,), "b": (5,), "f": (2,)}.get(
+            key, (2, 3, 4, 5)
+        )
+        assert detector.roi_sampling.per_image == (64 if key == "star" else 512)
+        assert detector.detections.nms_iou == 0.3
+        assert detector.loss.roi_beta == 1
+    if kind == "FastRCNN":
+        assert (detector.training_top_n, detector.testing_top_n) == (2000, 1000)
+
+
+def test_all_rows_are_pinned() -> None:
+    assert {without_seed(name) for name in fits("coco")} == set(PARAMETERS)
+    files = {row.file for table in TABLES.values() for row in table.values()}
+    assert files == {str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("table*/*.yaml")}
+
+
+def test_modern_rows() -> None:
+    for name, task in fits("coco", "modern").items():
+        config = resolved(task)
+        row = without_seed(name)
+        schedule = config["model"]["schedule"]
+        times = 2 if row.startswith("table4") else 1
+        milestones = [120_000, 160_000] if row.startswith("table4") else [60_000, 80_000]
+        assert (schedule["steps"], schedule["milestones"]) == (times * 90_000, milestones)
+        detector = built(config)
+        joint = row.startswith(("table3", "table4"))
+        assert type(detector).__name__ == ("FasterRCNN" if joint else "ProposalNetwork")
+        expected = PARAMETERS[row]
+        if row.startswith("table3"):
+            expected += {"a": rpn(1024, 5), "star": rpn(1024, 4), "b": rpn(2048, 5), "c": rpn(256)}[row[7:]]
+        assert sum(p.numel() for p in detector.parameters() if p.requires_grad) == expected
+        assert detector.rpn.grid == "stride"
+        assert detector.loss.rpn_beta == 0
+        if joint:
+            assert detector.detections.nms_iou == 0.5
+            assert detector.roi_head.aligned
+
+
+def test_rows_at_pocket_scale() -> None:
+    for name, task in fits("shapes").items():
+        config = resolved(task)
+        parts = config["model"]["detector"]["init_args"]
+        bottom_up = parts["bottom_up"]["init_args"]
+        depth = next((d for d in ("resnet101", "resnet50") if d in name), "resnet18")
+        assert (bottom_up["name"], bottom_up["width"], bottom_up["weights"]) == (depth, 16, None)
+        assert config["model"]["schedule"]["length"] == 0.01
+        assert config["data"]["class_path"].endswith("ShapesDataModule")
+        if "rpn" in parts:
+            assert parts["rpn"]["init_args"]["size_factor"] == 0.25
+        if "roi_head" in parts:
+            assert parts["roi_head"]["init_args"]["canonical_size"] == 56
+
+
+def test_headers_state_the_papers_numbers_and_a_command() -> None:
+    for name, rows in TABLES.items():
+        numbers = {k: list(r.values.values()) for k, r in paper_table(name).rows.items()}
+        for key, row in rows.items():
+            lines = (CONFIGS / row.file).read_text().splitlines()
+            header = [line for line in lines if line.startswith("#")]
+            assert len(lines) - len(header) <= 15
+            text = "\n".join(header)
+            assert "fpn fit --config configs/base.yaml" in text
+            assert f"--config configs/{row.file}" in text
+            for value in numbers.get({"star": "*"}.get(key, key), []):
+                assert value is None or (f"{value:,}" if value > 1000 else f"{value:.1f}") in text, (
+                    row.file,
+                    value,
+                )
+
+
+@pytest.fixture(scope="module")
+def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("rows") / "shapes"
+    generate_shapes(root, train=4, val=2, long_side=96)
+    return root
+
+
+def tiny(root: Path) -> list[str]:
+    """One step of two images, and the validation of two."""
+    values = {
+        "data.folder": root,
+        "data.train_count": 4,
+        "data.val_count": 2,
+        "data.long_side": 96,
+        "data.batch_size": 2,
+        "data.eval_batch_size": 2,
+        "data.num_workers": 0,
+        "model.schedule.length": 1e-9,
+        "trainer.num_sanity_val_steps": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_model_summary": "false",
+    }
+    return [word for key, value in values.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.mark.parametrize("row", [f"{table}/{key}" for table, rows in TABLES.items() for key in rows])
+def test_one_step_at_pocket_scale(
+    row: str, tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every training that a row takes, one step each; then every trainable parameter has a gradient."""
+    monkeypatch.chdir(tmp_path)
+    without: list[str] = []
+
+    def on_after_backward(self: DetectionModule) -> None:
+        trainable = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        assert trainable
+        without.extend(name for name, p in trainable.items() if p.grad is None)
+
+    monkeypatch.setattr(DetectionModule, "on_after_backward", on_after_backward)
+    table, key = row.split("/")
+    given = [*tiny(tiny_shapes), "--model.detector.bottom_up.width", "4"]
+    if "resnet101" in key:
+        given += ["--model.detector.bottom_up.name", "resnet18"]  # its depth is pinned above
+    for task in plan(table, [key], data="shapes", out="study", given=given):
+        own = task.name.startswith(row)
+        if own and task.steps[0].name == "fit":
+            main(task.steps[0].arguments)
+            (last,) = Path("study", task.name).glob("version_0/checkpoints/last.ckpt")
+            shutil.copy(last, Path("study", task.name, "last.ckpt"))
+        for split in ("train", "val"):
+            random_proposals(tiny_shapes, split, Path("study", task.name, split, "proposals.safetensors"))
+    assert not without
+
+
+def random_proposals(root: Path, split: str, out: Path) -> None:
+    """What `fpn predict` would write."""
+    annotations = root / "annotations" / f"instances_{split}2017.json"
+    ids = read_annotations(annotations).image_ids.tolist()
+    corner = 60 * torch.rand(len(ids), 30, 2)
+    boxes = torch.cat((corner, corner + 5 + 30 * torch.rand(len(ids), 30, 2)), dim=2)
+    stamp = Stamp(file_hash(annotations), annotations.name, "", "random")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_proposals(out, ids, list(boxes), list(torch.rand(len(ids), 30)), stamp)
+
+
+def test_plans() -> None:
+    names = [task.name for task in plan("table2", ["d", "f"], seeds=[0, 1])]
+    assert names == [f"{row}/seed_{seed}" for seed in (0, 1) for row in ("table1/c", "table2/d", "table2/f")]
+    four = plan("table5", ["resnet50_shared"])
+    assert [(task.name.rpartition("/")[2], task.needs) for task in four] == [
+        ("1_rpn", ()),
+        ("2_fast_rcnn", ("table5/resnet50_shared/seed_0/1_rpn",)),
+        ("3_rpn", ("table5/resnet50_shared/seed_0/2_fast_rcnn",)),
+        ("4_fast_rcnn", tuple(f"table5/resnet50_shared/seed_0/{s}" for s in ("3_rpn", "2_fast_rcnn"))),
+        ("seed_0", ("table5/resnet50_shared/seed_0/4_fast_rcnn",)),
+    ]
+    assert [bool(task.about) for task in four] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("table9",), "no table 'table9'; there are table1"),
+        (("table1", ["g"]), "table1 has no row 'g'; it has a, b, c"),
+        (("table1", ["c"], [0], "later"), "no family 'later'"),
+        (("table2", ["c"], [0], "modern"), "leave out --family"),
+        (("table1", ["c"], [0], "paper", "imagenet"), "'imagenet' is none of coco, shapes"),
+    ],
+)
+def test_plans_that_make_no_sense(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(*arguments)
