@@ -55,8 +55,11 @@ def test_stride_in_1x1_moves_only_the_stride() -> None:
 
 
 @pytest.mark.parametrize("frozen", range(6))
-def test_frozen_stages_do_not_learn(frozen: int) -> None:
-    resnet = ResNet("resnet18", norm="batch", frozen_stages=frozen, width=16).train()
+@pytest.mark.parametrize("as_built", [True, False])
+def test_frozen_stages_do_not_learn(frozen: int, as_built: bool) -> None:
+    resnet = ResNet("resnet18", norm="batch", frozen_stages=frozen, width=16)
+    if not as_built:
+        resnet.eval().train()
     parts = [[resnet.conv1, resnet.bn1], *[[resnet.get_submodule(f"layer{i}")] for i in range(1, 5)]]
     before = {k: v.clone() for k, v in resnet.state_dict().items()}
     total = sum(c.sum() for c in resnet(torch.randn(2, 3, 64, 64)).values())

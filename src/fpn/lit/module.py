@@ -89,7 +89,7 @@ class DetectionModule(LightningModule):
             raise InputError(f"frozen_parts: this detector has no {unknown[0]!r}; it has {', '.join(parts)}")
         self.frozen_parts = tuple(frozen_parts)
         for part in frozen_parts:
-            self.detector.get_submodule(part).requires_grad_(False)
+            self.detector.get_submodule(part).requires_grad_(False).eval()
         self.optimizer, self.schedule = optimizer, schedule
         self.engine: Engine = engine
         self.config: dict[str, Any] = {}

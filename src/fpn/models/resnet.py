@@ -154,7 +154,7 @@ class ResNet(nn.Module):
         # A tuple, so that the modules are not registered a second time.
         self._frozen = tuple(module for part in parts[:stages] for module in part)
         for module in self._frozen:
-            module.requires_grad_(False)
+            module.requires_grad_(False).eval()
 
 
 def _norm_layer(norm: Norm, eps: float) -> Callable[[int], nn.Module]:
