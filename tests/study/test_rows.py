@@ -3,7 +3,7 @@
 import contextlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ def fits(data: str, family: str = "paper", **more: Any) -> dict[str, Task]:
     return {task.name: task for task in tasks if task.steps[0].name == "fit"}
 
 
-def resolved(task: Task) -> dict[str, Any]:
-    """The configuration of a task's training."""
+def resolved(words: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a training."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as caught:
-        main([*task.steps[0].arguments, "--print_config"])
+        main([*words, "--print_config"])
     assert caught.value.code == 0
     config: dict[str, Any] = yaml.safe_load(printed.getvalue())
     return config
@@ -149,7 +149,7 @@ def without_seed(name: str) -> str:
 @pytest.mark.parametrize("name", sorted(fits("coco")))
 def test_rows_at_the_papers_settings(name: str) -> None:
     task, row = fits("coco")[name], without_seed(name)
-    config = resolved(task)
+    config = resolved(task.steps[0].arguments)
     detector = built(config)
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     assert trained == PARAMETERS[row]
@@ -212,7 +212,7 @@ def test_all_rows_are_pinned() -> None:
 
 def test_modern_rows() -> None:
     for name, task in fits("coco", "modern").items():
-        config = resolved(task)
+        config = resolved(task.steps[0].arguments)
         row = without_seed(name)
         schedule = config["model"]["schedule"]
         times = 2 if row.startswith("table4") else 1
@@ -234,7 +234,7 @@ def test_modern_rows() -> None:
 
 def test_rows_at_pocket_scale() -> None:
     for name, task in fits("shapes").items():
-        config = resolved(task)
+        config = resolved(task.steps[0].arguments)
         parts = config["model"]["detector"]["init_args"]
         bottom_up = parts["bottom_up"]["init_args"]
         depth = next((d for d in ("resnet101", "resnet50") if d in name), "resnet18")
@@ -313,6 +313,11 @@ def test_one_step_at_pocket_scale(
             main(task.steps[0].arguments)
             (last,) = Path("study", task.name).glob("version_0/checkpoints/last.ckpt")
             shutil.copy(last, Path("study", task.name, "last.ckpt"))
+            # On top of what the checkpoint remembers, the same words mean the same run.
+            begun, gone_on = (
+                resolved(task.steps[0].arguments + more) for more in ((), ("--ckpt_path", str(last)))
+            )
+            assert [begun["model"], begun["data"]] == [gone_on["model"], gone_on["data"]]
         for split in ("train", "val"):
             random_proposals(tiny_shapes, split, Path("study", task.name, split, "proposals.safetensors"))
     assert not without
