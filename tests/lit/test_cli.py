@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -325,3 +326,29 @@ def test_two_processes_score_as_one(trained: tuple[str, str]) -> None:
     # Four images a step are twice the schedule's two: half the steps.
     state = torch.load("runs/tiny/version_1/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 2
+
+
+def test_two_nodes_by_torchrun(config: str) -> None:
+    """The command of a cluster, its two nodes on one machine: both learn, one writes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    launcher += ["--rdzv_backend", "c10d", "--rdzv_id", "test", "--rdzv_endpoint", f"localhost:{port}"]
+    nodes = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [*launcher, "-m", "fpn", "fit", "--config", config, *nodes],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for _ in range(2)
+    ]
+    printed = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], printed
+    # Two processes of two images are twice the schedule's two: half the steps.
+    state = torch.load(only("runs/tiny/version_0/checkpoints/last.ckpt"), weights_only=True)
+    assert (state["global_step"], state["fpn"]["images_per_step"]) == (2, 4)

@@ -79,7 +79,7 @@ class LastCheckpoint(Callback):
     def _save(self, trainer: Trainer) -> None:
         # Once: after an epoch's end, Lightning counts the next as begun.
         if trainer.global_step != self.saved:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             self.saved = trainer.global_step
 
 
