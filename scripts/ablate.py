@@ -38,7 +38,11 @@ def main() -> int:
         return ablate(options, given)
     except InputError as error:
         print(f"ablate.py: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"ablate.py: {error.filename}: {error.strerror}", file=sys.stderr)
+    return 2
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,7 +3,8 @@
     python scripts/running_time.py                                  # both tables
     python scripts/running_time.py --tables fig1 --device cuda --repeats 50
 
-Prints seconds and peak memory for an image, and writes them where `scripts/report.py` finds them.
+Prints seconds and peak memory for an image, and writes them where `scripts/report.py` finds them. Weights and
+images are random.
 """
 
 import platform
@@ -34,7 +35,7 @@ def main(
         rows: of the one table named; all by default.
         repeats: images timed, after one that is not.
         device: as cpu or cuda.
-        factor: multiplies the sides of the images, 800 × 1067 pixels.
+        factor: multiplies the sides of the images, 800 × 1067 pixels; times of others are only printed.
         out: folder of the study to write to.
     """
     on_gpu = torch.device(device).type == "cuda"
@@ -54,7 +55,10 @@ def main(
                 f"{key}: {row.name}", f"{numbers['seconds']:.3f}", spread, f"{numbers['peak_memory_mb']:,.0f}"
             )
         Console().print(shown, setting)
-        timing.write_runs(name, measured, Path(out), {"data": device, "toggles": {}, "hardware": setting})
+        if factor == 1:
+            timing.write_runs(
+                name, measured, Path(out), {"data": hardware, "toggles": {}, "setting": setting}
+            )
 
 
 if __name__ == "__main__":

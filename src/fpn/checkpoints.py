@@ -11,6 +11,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from fpn.data.proposals import replacing
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
 from fpn.models.detectors import Detector, FasterRCNN
@@ -99,9 +100,16 @@ def remembered_version(path: str | Path, logger: str) -> str | None:
 
 def forget_initial_weights(model: Namespace) -> None:
     """Take out of a model's configuration what it starts from: a checkpoint's weights replace it anyway."""
-    for key in ("detector.init_args.bottom_up.init_args.weights", "start_from"):
-        if model.get(key) is not None:
-            model[key] = None
+    forget_imagenet(model)
+    if model.get("start_from") is not None:
+        model["start_from"] = None
+
+
+def forget_imagenet(model: Namespace) -> None:
+    """Take the bottom-up's weights out of a model's configuration, where others replace them anyway."""
+    key = "detector.init_args.bottom_up.init_args.weights"
+    if model.get(key) is not None:
+        model[key] = None
 
 
 def start_from(detector: Detector, path: str | Path) -> tuple[list[str], list[str]]:
@@ -171,6 +179,9 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
     )
     parts = {key: value for key, value in mine.items() if not key.endswith("_top_n")}
     loss = {"loss": mine["loss"] | {"rpn_beta": theirs["loss"]["rpn_beta"]}}
+    selection = theirs["testing_proposals"]
+    number = min(selection["post_nms_top_n"], mine["testing_top_n"])
+    parts["testing_proposals"] = selection | {"post_nms_top_n": number}
     config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts | loss}
     config["model"] |= {"start_from": None, "frozen_parts": []}
     settings = config["data"].get("init_args", config["data"])
@@ -182,9 +193,9 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
         if key not in ("optimizer_states", "lr_schedulers", "callbacks", "loops")
     }
     joined["state_dict"] = {f"{_PREFIX}{key}": value for key, value in (one | other).items()}
-    joined["fpn"] = kept[fast_rcnn] | {"config": config}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(joined, out)
+    joined["fpn"] = kept[fast_rcnn] | {"config": config, "loggers": {}}
+    with replacing(Path(out)) as part:
+        torch.save(joined, part)
 
 
 def load_torchvision(

@@ -3,10 +3,13 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer
 
 from fpn.lit.callbacks import Scores
@@ -62,3 +65,31 @@ def test_a_run_ended_by_sigterm_goes_on_as_if_it_had_not_been(
     assert steps == [row["step"] for row in unbroken if row["train/rpn_box"]][-len(steps) :]
     assert len(begun) + len(rest) >= len(unbroken)
     assert rest == unbroken[-len(rest) :]
+
+
+def test_two_processes_end_together_and_go_on(config: str) -> None:
+    """SIGTERM to one of them, as of a runner, at no particular moment."""
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1"]
+    steps = '{"steps": 40, "milestones": [30], "warmup_steps": 2, "reference_images": 2}'
+    given = [sys.executable, "-m", "fpn", "fit", "--config", config, "--model.schedule", steps, *two]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(given, check=True, capture_output=True, env=environment)
+    stopped = subprocess.Popen(
+        given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    assert stopped.stdout is not None
+    for line in stopped.stdout:
+        if "step 12 of 40" in line:
+            stopped.send_signal(signal.SIGTERM)
+            break
+    rest_of_output = stopped.communicate(timeout=120)[0]
+    assert stopped.returncode == 128 + signal.SIGTERM, rest_of_output
+    last = "runs/tiny/version_1/checkpoints/last.ckpt"
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert 12 <= step < 40
+    subprocess.run([*given, "--ckpt_path", last], check=True, capture_output=True, env=environment)
+    unbroken, rest = (
+        torch.load(f"runs/tiny/version_{v}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for v in (0, 2)
+    )
+    assert all(torch.equal(unbroken[name], rest[name]) for name in unbroken)

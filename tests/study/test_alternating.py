@@ -97,6 +97,39 @@ def test_joined_is_the_two_halves(steps: dict[str, Path]) -> None:
         assert whole[key] == pytest.approx(half[key], abs=1e-6), key
 
 
+def test_a_joined_checkpoint_cannot_be_gone_on_with(
+    steps: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = steps[""] / "joined.ckpt"
+    monkeypatch.chdir(joined.parents[3])
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--ckpt_path", str(joined)])
+    assert caught.value.code == 2
+    assert "start a new run with model.start_from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ("[neck]", "neck would stay as random as it is"),
+        ("[bottom_up, head]", "this detector has no 'head'; it has bottom_up, neck, rpn, roi_head"),
+    ],
+)
+def test_frozen_parts_that_make_no_sense(
+    parts: str,
+    message: str,
+    steps: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(steps[""].parents[2])
+    given = [word for key, value in GIVEN.items() if "data" not in key for word in (f"--{key}", str(value))]
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", *given, "--data.root", "shapes", "--model.frozen_parts", parts])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_halves_that_do_not_fit(steps: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*words: object) -> str:
         with pytest.raises(SystemExit) as caught:

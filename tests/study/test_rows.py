@@ -334,6 +334,27 @@ def random_proposals(root: Path, split: str, out: Path) -> None:
     write_proposals(out, ids, list(boxes), list(torch.rand(len(ids), 30)), stamp)
 
 
+def test_runs_with_another_model_are_not_called_the_rows() -> None:
+    def data(*given: str) -> str:
+        (task,) = plan("table1", ["c"], given=given)
+        assert task.about is not None
+        return str(task.about["data"])
+
+    assert data() == data("--data.root", "/data/coco", "--trainer.devices", "8") == "coco"
+    altered = data("--trainer.devices", "8", "--model.schedule.length", "0.1", "--model.optimizer.lr=1")
+    assert altered == "coco, with --model.schedule.length 0.1, with --model.optimizer.lr=1"
+
+
+def test_single_maps_make_as_many_proposals_as_a_pyramid() -> None:
+    """What enters suppression is counted by level, and a baseline has one where a pyramid has five."""
+    for name, task in fits("coco").items():
+        detector = built(resolved(task.steps[0].arguments))
+        if hasattr(detector, "rpn"):
+            levels = len(detector.rpn.levels)
+            for selection in (detector.training_proposals, detector.testing_proposals):
+                assert levels * selection.pre_nms_top_n >= 5 * min(selection.post_nms_top_n, 1000), name
+
+
 def test_plans() -> None:
     names = [task.name for task in plan("table2", ["d", "f"], seeds=[0, 1])]
     assert names == [f"{row}/seed_{seed}" for seed in (0, 1) for row in ("table1/c", "table2/d", "table2/f")]

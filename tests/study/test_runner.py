@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ from fpn.study.tasks import Step, Task
 HERE = Path(__file__).resolve().parent
 FAKE = (sys.executable, "-S", str(HERE / "fake_program.py"))
 TIME_OUT = 60.0
+COLLECTED = ("last.ckpt", "scores.json")
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,11 @@ def score(name: str, value: float) -> Step:
     return Step("test", arguments, collect=("scores.json",))
 
 
+def leave(name: str, code: int, seconds: float) -> Step:
+    arguments = ("leave", str(code), str(seconds), "--folder", f"study/{name}/leave")
+    return Step("leave", arguments, collect=("scores.json",))
+
+
 def go(tasks: Sequence[Task], jobs: int = 1, patience: float = 20.0) -> tuple[int, str]:
     """Run tasks with the fake program: the exit status, and what was printed."""
     console = Console(file=io.StringIO(), width=100)
@@ -68,6 +75,23 @@ def happened(name: str) -> list[str]:
     return [what for what, _ in events(name)]
 
 
+def children(name: str) -> list[int]:
+    """Processes that a task's commands have started."""
+    return [int(what.split()[1]) for what in happened(name) if what.startswith("child")]
+
+
+def gone(process: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return True
+
+
+def complaint(printed: str, name: str) -> str:
+    """The last line that says why a task failed."""
+    return [line for line in printed.splitlines() if line.startswith(f"{name}: failed: ")][-1]
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + TIME_OUT
     while not condition():
@@ -78,10 +102,17 @@ def eventually(condition: Callable[[], bool]) -> None:
 class Runner:
     """A runner in a process of its own."""
 
-    def __init__(self, tasks: Sequence[Task], program: Sequence[str] = FAKE, patience: float = 20.0) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        program: Sequence[str] = FAKE,
+        patience: float = 20.0,
+        places: int = 1,
+    ) -> None:
         def work() -> None:
             with output.open("w") as file:
-                status = run(tasks, "study", [{}], program, Console(file=file), patience, interval=0.02)
+                console = Console(file=file)
+                status = run(tasks, "study", [{}] * places, program, console, patience, interval=0.02)
             sys.exit(status)
 
         output = self.output = Path(f"runner_{time.time_ns()}.txt")
@@ -143,7 +174,7 @@ def test_other_arguments_are_refused_and_nothing_is_overwritten() -> None:
     before = everything()
     status, printed = go([task("a", fit("a", 3)), task("b", fit("b"))])
     assert status == 1
-    line = [line for line in printed.splitlines() if line.startswith("a: failed: ")][-1]
+    line = complaint(printed, "a")
     assert "study/a: its fit was run with other arguments, then fit 2 0.0, now fit 3 0.0;" in line
     assert "choose another --out" in line
     assert before.items() <= everything().items()
@@ -156,6 +187,125 @@ def test_an_unfinished_run_is_not_gone_on_with_by_other_arguments() -> None:
     status, printed = go([task("a", fit("a", 3))])
     assert status == 1
     assert "then fit 2 0.0, now fit 3 0.0" in printed
+
+
+def interrupt(tasks: Sequence[Task], name: str) -> None:
+    """Run tasks until one of them has made a step or two, then stop."""
+    runner = Runner(tasks)
+    eventually(lambda: len(happened(name)) > 2)
+    runner.send(signal.SIGTERM)
+    assert runner.end()[0] == 143
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_result_counts_only_with_the_results_it_was_made_from(finished: bool) -> None:
+    steps = {name: (fit(name, 8, 0.1), score(name, 0.5)) for name in ("t1/c", "t2/c")}
+    tasks = [task("t1/c", *steps["t1/c"]), task("t2/c", *steps["t2/c"], needs=["t1/c"])]
+    if finished:
+        assert go(tasks)[0] == 0
+    else:
+        interrupt(tasks, "t2/c")
+    before = happened("t2/c")
+    shutil.rmtree("study/t1/c")
+    for _ in range(2):  # at first there is no result of t1/c, then another one
+        status, printed = go(tasks)
+        assert status == 1
+        line = complaint(printed, "t2/c")
+        assert "its fit was run on a result of t1/c that is no longer there; remove the folder or" in line
+        assert happened("t2/c") == before
+        assert happened("t1/c").count("start") == 2  # its two steps, once
+    console = Console(file=io.StringIO(), width=100)
+    describe(tasks, "study", FAKE, console)
+    assert "would fail: study/t2/c: its fit was run on" in console.file.getvalue()  # type: ignore[attr-defined]
+    shutil.rmtree("study/t2/c")
+    assert go(tasks)[0] == 0
+    assert [what for what in happened("t2/c") if what.startswith("step")] == [f"step {i}" for i in range(8)]
+    assert "t2/c: finished earlier" in go(tasks)[1]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("words", [("--config", "my.yaml"), ("--config=my.yaml",)])
+def test_an_edited_configuration_file_counts_as_another(finished: bool, words: tuple[str, ...]) -> None:
+    Path("my.yaml").write_text("rate: 1\n")
+    Path("other.yaml").write_text("")
+    plain = fit("a", 12, 0.1)
+    step = Step("fit", (*plain.arguments, "--config", "other.yaml", *words), True, plain.collect)
+    tasks = [task("a", step)]
+    if finished:
+        assert go(tasks)[0] == 0
+    else:
+        interrupt(tasks, "a")
+    before = happened("a")
+    Path("my.yaml").write_text("rate: 2\n")
+    status, printed = go(tasks)
+    assert status == 1
+    line = complaint(printed, "a")
+    assert "study/a: its fit was run before my.yaml was changed; remove the folder or choose" in line
+    assert happened("a") == before
+    Path("my.yaml").write_text("rate: 1\n")
+    assert go(tasks)[0] == 0
+
+
+def test_what_older_markers_do_not_tell_counts_as_the_same() -> None:
+    Path("my.yaml").write_text("rate: 1\n")
+    plain = fit("b")
+    step = Step("fit", (*plain.arguments, "--config", "my.yaml"), True, plain.collect)
+    tasks = [task("a", fit("a")), task("b", step, needs=["a"])]
+    assert go(tasks)[0] == 0
+    for path in Path("study").glob("*/fit.*"):
+        marker = json.loads(path.read_text())
+        path.write_text(json.dumps({"arguments": marker["arguments"]}))
+    Path("my.yaml").write_text("rate: 2\n")
+    status, printed = go(tasks)
+    assert status == 0
+    assert "b: finished earlier" in printed
+    Path("study/b/fit.done").unlink()
+    assert go(tasks)[0] == 0
+    assert json.loads(Path("study/b/fit.done").read_text())["resumed"] is not None
+    assert "b: finished earlier" in go(tasks)[1]
+
+
+def test_other_arguments_for_being_started_in_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, config = tmp_path / "study", tmp_path / "my.yaml"
+    config.write_text("")
+    (tmp_path / "elsewhere").mkdir()
+
+    def started_in(directory: Path, file: str) -> str:
+        monkeypatch.chdir(directory)
+        step = Step("fit", ("fit", "1", "0", "--folder", str(study / "a/fit"), "--config", file))
+        console = Console(file=io.StringIO())
+        run([task("a", step)], study, program=FAKE, console=console, interval=0.02)
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    started_in(tmp_path, "my.yaml")
+    line = complaint(started_in(tmp_path / "elsewhere", str(config)), "a")
+    assert f"was run in the directory {tmp_path} with other arguments, then --config my.yaml, now" in line
+    assert "go on from that directory, remove the folder or choose another --out" in line
+    assert "directory" not in complaint(started_in(tmp_path, str(config)), "a")
+    assert "finished earlier" in started_in(tmp_path, "my.yaml")
+
+
+def test_a_step_begun_again_leaves_no_earlier_result_to_be_counted() -> None:
+    tasks = [task("a", fit("a", 12, 0.1), score("a", 0.5))]
+    assert go(tasks)[0] == 0
+    folder = Path("study/a")
+    (folder / "fit/version_0/checkpoints/step.txt").write_text("0")  # so that there is something to do
+    (folder / "fit.done").unlink()
+    so_far = len(happened("a"))
+    runner = Runner(tasks)
+    eventually(lambda: len(happened("a")) > so_far + 1)
+    assert not any((folder / name).exists() for name in COLLECTED)
+    runner.send(signal.SIGTERM)
+    assert runner.end()[0] == 143
+    assert (folder / "fit/version_0/checkpoints/last.ckpt").exists()
+    assert (folder / "test/version_0/scores.json").exists()
+    assert go(tasks)[0] == 0
+    assert all((folder / name).exists() for name in COLLECTED)
+    (folder / "test.done").unlink()
+    go([task("a", fit("a", 12, 0.1), Step("test", score("a", 0.5).arguments, collect=("curves.json",)))])
+    assert (folder / "last.ckpt").exists()  # of a step that is not redone
 
 
 def test_a_step_done_again_takes_what_follows_with_it() -> None:
@@ -263,18 +413,49 @@ def test_what_a_killed_runner_left_running_is_not_started_beside() -> None:
 def test_a_step_that_does_not_end_is_killed_with_all_it_started() -> None:
     runner = Runner([task("a", Step("fit", ("stay", "--folder", "study/a/fit")))], patience=0.5)
     eventually(lambda: len(happened("a")) == 2)
-    child = int(happened("a")[1].split()[1])
     runner.send(signal.SIGTERM)
     assert runner.end()[0] == 143
+    eventually(lambda: all(map(gone, children("a"))))
 
-    def gone() -> bool:
-        status = Path(f"/proc/{child}/status")
-        try:
-            return "State:\tZ" in status.read_text()
-        except OSError:
-            return True
 
-    eventually(gone)
+@pytest.mark.parametrize("code", [0, 3])
+def test_what_a_step_leaves_running_is_killed_as_it_ends(code: int) -> None:
+    steps = (leave("a", code, 0.0), score("a", 0.5))
+    assert go([task("a", *steps), task("b", fit("b", 8, 0.2))], jobs=2)[0] == (1 if code else 0)
+    assert len(children("a")) == 1
+    eventually(lambda: gone(children("a")[0]))
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_step_told_to_end_that_ends_well_is_finished(code: int) -> None:
+    tasks = [task("a", leave("a", code, 300.0), score("a", 0.5)), task("b", leave("b", code, 300.0))]
+    runner = Runner(tasks, places=2)
+    eventually(lambda: all(len(happened(name)) == 2 for name in "ab"))
+    runner.send(signal.SIGTERM)
+    status, printed = runner.end()
+    assert status == 143
+    eventually(lambda: all(map(gone, children("a") + children("b"))))
+    assert "a: stopped" in printed
+    assert ("b: finished (AP 25.0" in printed) == (code == 0)
+    for name in "ab":
+        assert Path("study", name, "leave.done").exists() == (code == 0)
+        assert Path("study", name, "scores.json").exists() == (code == 0)
+    if code == 0:
+        status, printed = go(tasks)
+        assert status == 0
+        assert "b: finished earlier (AP 25.0)" in printed
+        assert happened("a") == ["start", happened("a")[1], "start", "end"]
+        assert len(happened("b")) == 2
+
+
+def test_a_step_told_to_end_that_ends_well_without_its_result_has_failed() -> None:
+    step = Step("leave", leave("a", 0, 300.0).arguments, collect=("curves.json",))
+    runner = Runner([task("a", step)])
+    eventually(lambda: len(happened("a")) == 2)
+    runner.send(signal.SIGTERM)
+    status, printed = runner.end()
+    assert status == 143
+    assert "a: failed: leave: leave ended well but has written no curves.json below study/a" in printed
 
 
 def test_a_command_is_not_taken_for_one_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,19 @@ def test_ablate_refuses_in_one_line(
         assert message.count("\n") == 1
 
 
+@pytest.mark.parametrize("more", [[], ["--slurm"], ["--dry-run"]])
+def test_ablate_names_an_out_that_cannot_be_written(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    Path("file").write_text("")
+    words = ["table1", "--rows", "c", "--data", "shapes", "--out", "file/study"]
+    assert ablate(monkeypatch, *words, *more) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("ablate.py: file/study")
+    assert message.endswith(": Not a directory\n")
+    assert message.count("\n") == 1
+
+
 def test_a_finished_row_is_not_run_again_by_ablate(
     cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,12 @@
 
 import json
 import math
+import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -53,18 +56,20 @@ class LastCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Write, every so many steps."""
-        if (batch_idx + 1) % (self.every_n_steps * trainer.accumulate_grad_batches) == 0:
+        """Write, every so many steps; at an epoch's end, whether it is counted as done is not settled yet."""
+        due = (batch_idx + 1) % (self.every_n_steps * trainer.accumulate_grad_batches) == 0
+        if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write, if training was asked to end; Lightning raises this in all processes after the same step."""
+        """Write, if training was asked to end: `EndOnSigterm` has it end in all processes at one step."""
         if not isinstance(exception, SIGTERMException) or trainer.state.fn != TrainerFn.FITTING:
             return
         if trainer.validating:
             # To Lightning, a validation that stops in the midst of its first batch has to be run again.
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-            for tracker in (progress.total, progress.current):
+            trackers: tuple[Any, Any] = (progress.total, progress.current)
+            for tracker in trackers:
                 tracker.ready = tracker.started = 1
                 tracker.processed = tracker.completed = 0
         self._save(trainer)
@@ -81,6 +86,64 @@ class LastCheckpoint(Callback):
         if trainer.global_step != self.saved:
             trainer.save_checkpoint(self.path, weights_only=False)
             self.saved = trainer.global_step
+
+
+class EndOnSigterm(Callback):
+    """Ends training after the same step in all processes, whichever of them got a SIGTERM.
+
+    Lightning's own handler broadcasts from within the signal, where other processes may be in the midst of
+    another exchange, and each process ends where it is: together they hang.
+
+    Args:
+        every_n_steps: several processes ask each other so often, and at the end of every epoch.
+    """
+
+    def __init__(self, every_n_steps: int = 8) -> None:
+        self.every_n_steps = every_n_steps
+        self.asked = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of Lightning's handler, which it takes away itself at the end."""
+        self.asked = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """End between two steps of the optimiser; what ends an epoch or the run is validated first."""
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        done = 0 < trainer.max_steps <= trainer.global_step
+        if last or done or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
+            self._end_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """End at once, where no other process waits for this one's boxes."""
+        if trainer.world_size == 1 and not trainer.sanity_checking:
+            self._end_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End, unless the run does anyway."""
+        if not trainer.should_stop:
+            self._end_if_asked(trainer)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def _end_if_asked(self, trainer: Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            # From here on as if Lightning's handler had been called: it ends when it has logged the step.
+            trainer._signal_connector.received_sigterm = True
 
 
 class Throughput(Callback):

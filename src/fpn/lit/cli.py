@@ -17,10 +17,18 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from fpn.checkpoints import forget_initial_weights, remembered_config, remembered_version
+from fpn.checkpoints import forget_imagenet, forget_initial_weights, remembered_config, remembered_version
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
-from fpn.lit.callbacks import Bar, BestCheckpoint, LastCheckpoint, PlainProgress, Scores, Throughput
+from fpn.lit.callbacks import (
+    Bar,
+    BestCheckpoint,
+    EndOnSigterm,
+    LastCheckpoint,
+    PlainProgress,
+    Scores,
+    Throughput,
+)
 from fpn.lit.module import DetectionModule
 
 COMMANDS = {
@@ -77,16 +85,19 @@ class DetectionCLI(LightningCLI):
         pass
 
     def before_instantiate_classes(self) -> None:
-        """With a checkpoint at hand, weights to start from would only be overwritten: do not load them."""
+        """With a checkpoint at hand, weights that it would only replace are not loaded."""
         config = self.config[self.subcommand]
         if config.get("ckpt_path"):
             forget_initial_weights(config.model)
-            _go_on_with_dashboard(config)
+            if self.subcommand == "fit":
+                _go_on_with_dashboard(config)
+        elif config.model.start_from is not None:
+            forget_imagenet(config.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks of every run, less those that the user's flags rule out."""
         given = self.config_init[self.subcommand]["trainer"]
-        callbacks: list[Callback] = [Throughput(), Scores()]
+        callbacks: list[Callback] = [Throughput(), Scores(), EndOnSigterm()]
         if given["enable_checkpointing"] is not False:
             callbacks += [BestCheckpoint(), LastCheckpoint()]
         if given["enable_progress_bar"] is not False:
@@ -170,7 +181,7 @@ def _run_lightning(arguments: list[str]) -> None:
 
 
 def _go_on_with_dashboard(config: Namespace) -> None:
-    """Give a W&B run that has no id the one of the checkpoint, if training goes on."""
+    """Give a W&B run that has no id the one of the checkpoint."""
     loggers = config.trainer.logger
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = getattr(logger, "init_args", None)

@@ -160,7 +160,10 @@ class DetectionModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The schedule, at this run's number of images a step."""
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if not trained:
+            raise InputError(f"frozen_parts {list(self.frozen_parts)} leave nothing to train")
+        optimizer = self.optimizer(trained)
         schedule, scheduler = self.schedule.attach(optimizer, self.images_per_step)
         name, rate = type(optimizer).__name__, scheduler.base_lrs[0]
         rank_zero_info(f"schedule: {schedule}; {name}, learning rate {rate:.4g}")
@@ -175,6 +178,12 @@ class DetectionModule(LightningModule):
         path = data.test_annotations_path if stage == "test" else data.val_annotations_path
         bottom_up = self.detector.bottom_up
         fixed = bottom_up.norm == "frozen" or bottom_up.frozen_stages > 0
+        untrained = [part for part in self.frozen_parts if part != "bottom_up"]
+        if stage == "fit" and untrained and self.starts_anew and self.trainer.ckpt_path is None:
+            raise InputError(
+                f"frozen_parts: {', '.join(untrained)} would stay as random as it is: give model.start_from, "
+                "a checkpoint that has it trained"
+            )
         random = bottom_up.weights is None and self.starts_anew and self.trainer.ckpt_path is None
         if stage == "fit" and fixed and random:
             rank_zero_warn(
@@ -241,7 +250,13 @@ class DetectionModule(LightningModule):
         kept = checkpoint.get("fpn")
         if kept is None:
             return
-        if self.trainer.state.fn == TrainerFn.FITTING and kept["images_per_step"] != self.images_per_step:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and "optimizer_states" not in checkpoint:
+            raise InputError(
+                "this checkpoint cannot be gone on with, it has no state of an optimiser: start a new run "
+                "with model.start_from"
+            )
+        if fitting and kept["images_per_step"] != self.images_per_step:
             raise InputError(
                 f"the checkpoint was trained with {kept['images_per_step']} images a step, this run has "
                 f"{self.images_per_step}: choose data.batch_size, trainer.devices and "

@@ -1,6 +1,7 @@
 """A task's folder on disk: which steps are finished, where one goes on, who is at it."""
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -9,7 +10,9 @@ import shutil
 import socket
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,19 @@ _LAST = "last.ckpt"
 class TaskFolder:
     """What the folder of a task tells, and what is written there.
 
-    Beside what the steps write themselves it holds `log.txt`, `run.json` (what a report has to know), the
-    collected files, and for each step NAME.begun and NAME.done, with its arguments. `lock` is locked while
-    somebody is at the task.
+    Beside what the steps write themselves it holds `log.txt`, `run.json` (what a report has to
+    know), the collected files, and for each step NAME.begun and NAME.done: its arguments, the
+    SHA-256 of the configuration files among them, the working directory, and when the tasks it needs
+    were finished. `lock` is locked while somebody is at the task.
 
     Args:
         task: what is run there.
         root: folder of the study; the task's is root/task.name. Folders of other tasks may lie in it.
+        needs: the tasks that it needs.
     """
 
-    def __init__(self, task: Task, root: Path) -> None:
-        self.task = task
+    def __init__(self, task: Task, root: Path, needs: Sequence[Task] = ()) -> None:
+        self.task, self.needs = task, [TaskFolder(need, root) for need in needs]
         self.path = root / task.name
         self.log = self.path / "log.txt"
 
@@ -43,22 +48,23 @@ class TaskFolder:
         """The first step that is not finished, None after the last.
 
         Raises:
-            InputError: a step has been finished with other arguments.
+            InputError: a step has been finished with other arguments, with a configuration file that
+                has changed since, or on a result of another task that is no longer there.
         """
         missing = None
         for step in self.task.steps:
             done = _read(self._marker(step, "done"))
             if done is None:
                 missing = missing or step
-            elif done.get("arguments") != list(step.arguments):
-                raise self._conflict(step, done)
+            else:
+                self._refuse_another(step, done)
         return missing
 
     def checkpoint(self, step: Step) -> Path | None:
         """The newest intact last.ckpt that this step has written, None if it starts anew.
 
         Raises:
-            InputError: it was written with other arguments.
+            InputError: it was written with other arguments or from other files, as in `next_step`.
         """
         if not step.resumable:
             return None
@@ -68,15 +74,16 @@ class TaskFolder:
             except InputError:
                 continue
             begun = _read(self._marker(step, "begun"))
-            if begun is not None and begun.get("arguments") != list(step.arguments):
-                raise self._conflict(step, begun)
+            if begun is not None:
+                self._refuse_another(step, begun)
             return path
         return None
 
     def begin(self, step: Step) -> tuple[str, ...]:
         """Write down that a step starts now.
 
-        What has been made of an earlier result of this step counts no more.
+        Earlier results of this step and of those after it count no more: what was collected from them
+        is removed.
 
         Returns:
             Its arguments, with the checkpoint it goes on from if there is one.
@@ -85,13 +92,16 @@ class TaskFolder:
             InputError: see `checkpoint`.
         """
         checkpoint = self.checkpoint(step)
+        redone = self.task.steps[self.task.steps.index(step) :]
+        stale = [self._marker(later, "done") for later in redone]
+        stale += [self.path / name for later in redone for name in later.collect]
+        for path in stale:
+            path.unlink(missing_ok=True)
         if self.task.about is not None:
             steps = [list(other.arguments) for other in self.task.steps]
             _write(self.path / "run.json", {**self.task.about, "arguments": steps})
-        for later in self.task.steps[self.task.steps.index(step) :]:
-            self._marker(later, "done").unlink(missing_ok=True)
         begun = {
-            "arguments": list(step.arguments),
+            **self._made_from(step),
             "started": _now(),
             "host": socket.gethostname(),
             "resumed": None if checkpoint is None else str(checkpoint),
@@ -195,15 +205,41 @@ class TaskFolder:
         times = sorted(((p.stat().st_mtime_ns, p) for p in found), reverse=True)
         return (path for time_ns, path in times if time_ns >= since)
 
-    def _conflict(self, step: Step, marker: dict[str, Any]) -> InputError:
-        then, now = _options(marker.get("arguments", ())), _options(step.arguments)
-        gone = " ".join(option for option in then if option not in now) or "nothing more"
-        new = " ".join(option for option in now if option not in then) or "nothing more"
-        return InputError(
-            f"{self.path}: its {step.name} was run with other arguments, then "
-            f"{textwrap.shorten(gone, 150)}, now {textwrap.shorten(new, 150)}; "
-            "remove the folder or choose another --out"
-        )
+    def _finished(self) -> str | None:
+        """When the task was finished, which tells its results apart; None where it is not."""
+        done = _read(self._marker(self.task.steps[-1], "done")) or {}
+        return done.get("finished")
+
+    def _made_from(self, step: Step) -> dict[str, Any]:
+        """What the result of a step depends on, as things stand now."""
+        return {
+            "arguments": list(step.arguments),
+            "directory": str(Path.cwd()),
+            "configs": _configs(step.arguments),
+            "needs": {need.task.name: need._finished() for need in self.needs},
+        }
+
+    def _refuse_another(self, step: Step, marker: dict[str, Any]) -> None:
+        """Raise an InputError if a marker tells of a step that was run from something else than now.
+
+        What an older marker does not tell counts as the same.
+        """
+        now = self._made_from(step)
+        edited = _changed(marker.get("configs", {}), now["configs"])
+        renewed = _changed(marker.get("needs", {}), now["needs"])
+        if marker.get("arguments") != now["arguments"]:
+            difference = f"with other arguments, {_difference(marker.get('arguments', ()), step.arguments)}"
+        elif edited:
+            difference = f"before {edited} was changed"
+        elif renewed:
+            difference = f"on a result of {renewed} that is no longer there"
+        else:
+            return
+        directory, remedy = "", "remove the folder or choose another --out"
+        if marker.get("directory", now["directory"]) != now["directory"]:
+            directory = f" in the directory {marker['directory']}"
+            remedy = f"go on from that directory, {remedy}"
+        raise InputError(f"{self.path}: its {step.name} was run{directory} {difference}; {remedy}")
 
     def _lines(self, since: int, size: int) -> list[str]:
         try:
@@ -219,6 +255,29 @@ class TaskFolder:
 def resumed(step: Step, checkpoint: Path | None) -> tuple[str, ...]:
     """A step's arguments when it goes on from a checkpoint, or starts anew without one."""
     return step.arguments + (() if checkpoint is None else ("--ckpt_path", str(checkpoint)))
+
+
+def _configs(arguments: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of the configuration files among some arguments, those that can be read."""
+    files = [value for option, value in pairwise(arguments) if option in ("-c", "--config")]
+    files += [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+    hashes = {}
+    for file in files:
+        with suppress(OSError), Path(file).open("rb") as content:
+            hashes[file] = hashlib.file_digest(content, "sha256").hexdigest()
+    return hashes
+
+
+def _changed(then: dict[str, str | None], now: dict[str, str | None]) -> str | None:
+    """The first name of which something else was known then."""
+    return next((name for name, value in then.items() if value is not None and now.get(name) != value), None)
+
+
+def _difference(then: Sequence[str], now: Sequence[str]) -> str:
+    before, after = _options(then), _options(now)
+    gone = " ".join(option for option in before if option not in after) or "nothing more"
+    new = " ".join(option for option in after if option not in before) or "nothing more"
+    return f"then {textwrap.shorten(gone, 150)}, now {textwrap.shorten(new, 150)}"
 
 
 def _options(arguments: Sequence[str]) -> list[str]:
@@ -279,4 +338,4 @@ def _beside(path: Path) -> Path:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -279,10 +279,16 @@ def _about(runs: _Runs, table: str, key: str, seed: int) -> dict[str, Any]:
         "name": row.name,
         "seed": seed,
         "family": runs.family,
-        "data": Path(runs.data).stem,
+        "data": ", ".join([runs.data, *_altered(runs.given)]),
         "toggles": toggles | {"shared": rpn.get("shared", True)},
     }
     return about | ({"anchors": _anchors(sizes)} if row.training == "rpn" else {})
+
+
+def _altered(given: Sequence[str]) -> list[str]:
+    """What of the given arguments makes another model than the row's: no report may pass over that."""
+    joined = " ".join(given)
+    return [f"with --{words.strip()}" for words in joined.split("--") if words.startswith("model.")]
 
 
 _TOGGLES = ("lateral", "top_down", "smooth", "nonlinearity")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -97,9 +97,11 @@ def run(
         The exit status: 0, 1 if any task failed, 128 + the number of the signal that ended it.
 
     Raises:
+        OSError: there is no folder `root`, nor can it be made.
         ValueError: two tasks of one name, or one that needs what is not there.
     """
     _check(tasks)
+    Path(root).mkdir(parents=True, exist_ok=True)
     console = console or Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     runner = _Runner(tasks, Path(root), places, program, interval)
@@ -140,8 +142,8 @@ def describe(
     _check(tasks)
     console = console or Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    for task in tasks:
-        folder = TaskFolder(task, Path(root))
+    for folder in _folders(tasks, Path(root)).values():
+        task = folder.task
         needs = f" (needs {', '.join(task.needs)})" if task.needs else ""
         elsewhere = f" ({State.ELSEWHERE}: {folder.holder()})" if folder.is_locked() else ""
         say(f"{task.name}{needs}{elsewhere}")
@@ -169,7 +171,7 @@ class _Runner:
         program: Sequence[str],
         interval: float,
     ) -> None:
-        self.folders = {task.name: TaskFolder(task, root) for task in tasks}
+        self.folders = _folders(tasks, root)
         self.statuses = {task.name: Status(task.name) for task in tasks}
         self.free = list(places)
         self.program, self.interval = program, interval
@@ -197,8 +199,11 @@ class _Runner:
         deadline = time.monotonic() + patience
         for name, run in list(self.runs.items()):
             run.wait(deadline)
-            self.statuses[name].state = State.STOPPED
-            self._release(name)
+            with self._failing(name):
+                self.statuses[name].state = State.STOPPED
+                if run.finish() and self.folders[name].next_step() is None:
+                    self._finish(name, State.FINISHED)
+                self._release(name)
 
     def failures(self) -> list[str]:
         """A line for each task that failed, and for each that was not run therefore."""
@@ -285,6 +290,7 @@ class _Run:
 
     def start_next(self) -> bool:
         """Start the first unfinished step; False if there is none."""
+        self._kill()
         step = self.step = self.folder.next_step()
         if step is None:
             return False
@@ -313,9 +319,7 @@ class _Run:
             InputError: the step failed.
         """
         assert self.process is not None
-        assert self.step is not None
-        now = time.monotonic()
-        self.status.seconds = now - self.first_start
+        self.status.seconds = time.monotonic() - self.first_start
         code = self.process.poll()
         if code is None:
             self.status.news = self.folder.news(self.log_start) or self.status.news
@@ -324,8 +328,19 @@ class _Run:
             ending = f"by {_signal_name(-code)}" if code < 0 else f"with status {code}"
             complaint = self.folder.complaint(self.log_start)
             raise InputError(f"ended {ending}: {complaint} (log: {self.folder.log})")
-        self.folder.finish(self.step, now - self.start)
+        self.finish()
         return self.start_next()
+
+    def finish(self) -> bool:
+        """Mark the step as finished if it has ended well; whether it has.
+
+        Raises:
+            InputError: it has not written what it should.
+        """
+        if self.step is None or self.process is None or self.process.poll() != 0:
+            return False
+        self.folder.finish(self.step, time.monotonic() - self.start)
+        return True
 
     def terminate(self) -> None:
         """Ask the step to end.
@@ -337,18 +352,24 @@ class _Run:
             self.process.terminate()
 
     def wait(self, deadline: float) -> None:
-        """Wait for the end of the step, but kill all its processes at some time of the monotonic clock."""
-        if self.process is None:
-            return
-        try:
-            self.process.wait(max(deadline - time.monotonic(), 0.0))
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        """Wait for the end of the step, but not beyond some time of the monotonic clock."""
+        if self.process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(max(deadline - time.monotonic(), 0.0))
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Kill what is left of the step, and let go of the folder."""
+        self._kill()
         os.close(self.lock)
+
+    def _kill(self) -> None:
+        """Kill what is left of the step: where its first process has ended, others may not have."""
+        if self.process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
 
 
 @contextmanager
@@ -371,6 +392,11 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _folders(tasks: Sequence[Task], root: Path) -> dict[str, TaskFolder]:
+    named = {task.name: task for task in tasks}
+    return {task.name: TaskFolder(task, root, [named[need] for need in task.needs]) for task in tasks}
 
 
 def _check(tasks: Sequence[Task]) -> None:

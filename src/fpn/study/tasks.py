@@ -13,7 +13,7 @@ class Step:
         arguments: what follows `fpn` on the command line.
         resumable: started again with `--ckpt_path` of the newest last.ckpt below its task's folder, if any.
         collect: files, as last.ckpt, to be linked into the task's folder from where the step has just
-            written them below it.
+            written them below it, and removed from there when the step is begun again.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Task:
     Args:
         name: also the folder below the root of the study, as table1/c/seed_0.
         steps: in order.
-        needs: names of the tasks that must be finished first.
+        needs: names of the tasks that must be finished first; this one's result counts only with theirs.
         about: what a report has to know, written to the folder's run.json; None for what is only a stage of
             another task's run.
     """

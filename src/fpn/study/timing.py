@@ -78,6 +78,8 @@ def measure(
         raise InputError(f"{table} has no row {unknown[0]!r}; it has {', '.join(known)}")
     if repeats < 1:
         raise InputError(f"repeats is {repeats}: give 1 at least")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device}: there is no GPU here; give cpu")
     chosen = {key: known[key] for key in rows or known}
     runs = {key: _prepared(row, device, factor) for key, row in chosen.items()}
     seconds: dict[str, list[float]] = {key: [] for key in runs}
