@@ -9,8 +9,8 @@ UV := $(shell command -v uv 2> /dev/null)
 quickstart: $(VENV)/.installed  ## train, test and look at a small detector, from nothing, in minutes
 	$(BIN)/python scripts/quickstart.py
 
-test: $(VENV)/.installed  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed  ## the whole test suite, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .

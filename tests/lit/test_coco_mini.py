@@ -73,7 +73,8 @@ def test_resnet50_over_all_of_it(coco_mini: Path, tmp_path: Path, monkeypatch: p
     few = ["--model.detector.roi_sampling.per_image", "64"]
     few += ["--model.detector.testing_proposals.post_nms_top_n", "100"]
     scratch = ["--model.detector.bottom_up.weights", "null", "--model.detector.bottom_up.frozen_stages", "0"]
-    data = ["--data.root", str(coco_mini), "--trainer.accelerator", "cpu"]
+    data = ["--data.root", str(coco_mini), "--trainer.accelerator", "cpu", "--data.batch_size", "8"]
+    data += ["--trainer.limit_val_batches", "4"]  # all are tested below
     main(["fit", "--config", base, *data, *small, *few, *scratch, "--trainer.max_epochs", "1"])
     checkpoint = "runs/fpn/version_0/checkpoints/last.ckpt"
     main(["test", "--ckpt_path", checkpoint])
