@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,8 +101,9 @@ def remembered_version(path: str | Path, logger: str) -> str | None:
 def forget_initial_weights(model: Namespace) -> None:
     """Take out of a model's configuration what it starts from: a checkpoint's weights replace it anyway."""
     forget_imagenet(model)
-    if model.get("start_from") is not None:
-        model["start_from"] = None
+    for key in ("start_from", "start_parts"):
+        if model.get(key) is not None:
+            model[key] = None
 
 
 def forget_imagenet(model: Namespace) -> None:
@@ -112,7 +113,9 @@ def forget_imagenet(model: Namespace) -> None:
         model[key] = None
 
 
-def start_from(detector: Detector, path: str | Path) -> tuple[list[str], list[str]]:
+def start_from(
+    detector: Detector, path: str | Path, parts: Sequence[str] | None = None
+) -> tuple[list[str], list[str]]:
     """Copy into a detector the weights of those of its parts that a checkpoint has too.
 
     Parts are the detector's own: bottom_up, neck, rpn, roi_head.
@@ -120,12 +123,14 @@ def start_from(detector: Detector, path: str | Path) -> tuple[list[str], list[st
     Args:
         detector: changed in place.
         path: a checkpoint of any detector of this project.
+        parts: only these; None for all that both have.
 
     Returns:
         The parts that were copied, and those that were not.
 
     Raises:
-        InputError: no such file, not a checkpoint of this project, no part in common, or a part that differs.
+        InputError: no such file, not a checkpoint of this project, no part in common, a part that differs or
+            that one of them lacks.
     """
     checkpoint = read_checkpoint(path)
     _kept(checkpoint, path)
@@ -133,7 +138,9 @@ def start_from(detector: Detector, path: str | Path) -> tuple[list[str], list[st
     names = {
         part: {key for key in theirs if key.startswith(f"{part}.")} for part, _ in detector.named_children()
     }
-    copied = [part for part, keys in names.items() if keys]
+    copied = [part for part, keys in names.items() if keys and (parts is None or part in parts)]
+    if lacking := [part for part in parts or () if part not in copied]:
+        raise InputError(f"start_parts: {path} and this detector do not both have weights of {lacking[0]!r}")
     if not copied:
         raise InputError(f"{path} has none of the parts of this detector ({', '.join(names)}) to start from")
     for part in copied:
@@ -183,7 +190,7 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
     number = min(selection["post_nms_top_n"], mine["testing_top_n"])
     parts["testing_proposals"] = selection | {"post_nms_top_n": number}
     config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts | loss}
-    config["model"] |= {"start_from": None, "frozen_parts": []}
+    config["model"] |= {"start_from": None, "start_parts": None, "frozen_parts": []}
     settings = config["data"].get("init_args", config["data"])
     settings |= {key: None for key in settings if key.endswith("_proposals")}
     # Not to be resumed: there is no state of an optimiser that fits the whole.

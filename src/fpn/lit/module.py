@@ -56,6 +56,7 @@ class DetectionModule(LightningModule):
         engine: what computes COCO's scores; "pycocotools" is the slower reference.
         start_from: a checkpoint of any detector: those of its parts (bottom_up, neck, rpn, roi_head) that
             this detector has too start from its weights; they have to fit.
+        start_parts: only these parts of it, as all but roi_head for other classes.
         frozen_parts: parts of the detector that are not trained.
 
     Raises:
@@ -73,12 +74,15 @@ class DetectionModule(LightningModule):
         schedule: Schedule = Schedule(),
         engine: Engine = "faster",
         start_from: str | None = None,
+        start_parts: tuple[str, ...] | None = None,
         frozen_parts: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.detector = detector(classes)
+        if start_parts is not None and start_from is None:
+            raise InputError(f"start_parts {list(start_parts)} are of no checkpoint: give start_from too")
         if start_from is not None:
-            copied, left = checkpoints.start_from(self.detector, start_from)
+            copied, left = checkpoints.start_from(self.detector, start_from, start_parts)
             rank_zero_info(
                 f"{', '.join(copied)}: weights of {start_from}"
                 + (f"; {', '.join(left)}: new" if left else "")
