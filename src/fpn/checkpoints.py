@@ -298,14 +298,31 @@ def _kept(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     return kept
 
 
-def _detector(model: dict[str, Any], classes: int, path: str | Path) -> Detector:
+def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detector:
+    """The detector of some configurations, without weights to start from.
+
+    Args:
+        configs: what configuration files have under `model.detector`, each a difference to those before.
+        classes: K.
+
+    Raises:
+        jsonargparse.ArgumentError: they do not make a detector.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--detector", type=Callable[[int], Detector])
-    try:
-        config = parser.parse_object({"detector": model["detector"]})
-    except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: its model cannot be built by this version ({first})") from error
+    # What the command line assumes too: a detector without a class is a Faster R-CNN.
+    words = ["fpn.FasterRCNN", *map(json.dumps, configs)]
+    config = parser.parse_args([f"--detector={word}" for word in words])
     forget_initial_weights(config)
     factory: Callable[[int], Detector] = parser.instantiate(config).detector
     return factory(classes)
+
+
+def _detector(model: dict[str, Any], classes: int, path: str | Path) -> Detector:
+    try:
+        return build_detector([model["detector"]], classes)
+    except InputError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: its model cannot be built by this version ({first})") from error

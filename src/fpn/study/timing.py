@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 
-from fpn.checkpoints import forget_initial_weights
+from fpn.checkpoints import build_detector
 from fpn.errors import InputError
-from fpn.models.detectors import Detector
 from fpn.study.rows import CONFIGS
 from fpn.types import Batch
 
@@ -108,20 +106,10 @@ def write_runs(table: str, measured: dict[str, dict[str, float]], out: Path, abo
         (folder / "scores.json").write_text(json.dumps(scores, indent=2))
 
 
-def build(files: Sequence[Path]) -> Detector:
-    """The detector of some configuration files, without weights to start from."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--detector", type=Callable[[int], Detector])
-    words = [json.dumps(yaml.safe_load(file.read_text())["model"]["detector"]) for file in files]
-    # What the command line assumes too: a detector without a class is a Faster R-CNN.
-    config = parser.parse_args(["--detector=fpn.FasterRCNN", *(f"--detector={word}" for word in words)])
-    forget_initial_weights(config)
-    factory: Callable[[int], Detector] = parser.instantiate(config).detector
-    return factory(CLASSES)
-
-
 def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:
-    detector = build([CONFIGS / "base.yaml", CONFIGS / row.file]).to(device).eval()
+    files = [CONFIGS / "base.yaml", CONFIGS / row.file]
+    parts = [yaml.safe_load(file.read_text())["model"]["detector"] for file in files]
+    detector = build_detector(parts, CLASSES).to(device).eval()
     generator = torch.Generator().manual_seed(0)
     batches = []
     for short in row.short_sides:
