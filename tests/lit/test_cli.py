@@ -191,21 +191,6 @@ def test_proposal_network(config: str, shapes: Path, capsys: pytest.CaptureFixtu
     assert {key: scores[f"proposal_{key}"] for key in recall} == pytest.approx(recall, nan_ok=True)
 
 
-def test_wandb_without_an_account(config: str, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(Path("absent").absolute()))
-    main(["fit", "--config", config, "--config", str(REPOSITORY / "configs/wandb.yaml")])
-    (run,) = Path("runs/wandb").glob("offline-run-*")
-    assert list(run.glob("*.wandb"))
-    pictures = list(run.glob("files/media/images/val/pictures_*.png"))
-    assert len(pictures) == 5
-    layers = [json.loads(p.read_text()) for p in run.glob("files/media/metadata/boxes2D/val/*.json")]
-    truth = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())["annotations"]
-    drawn = [len(layer["box_data"]) for layer in layers if layer["box_data"]]
-    assert sum(drawn) == sum(not a["iscrowd"] for a in truth)
-
-
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])
 def test_help_pages(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if command:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _without_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_an_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(Path("absent").absolute()))
+    yield
+    wandb.teardown()  # or the next test gets its open run and its working directory
 
 
 def test_a_run_that_goes_on_goes_on_in_wandb(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +49,19 @@ def test_a_run_that_goes_on_goes_on_in_wandb(config: str, monkeypatch: pytest.Mo
     assert first["id"] is None
     (id_,) = {folder.name.rpartition("-")[2] for folder in Path("runs/wandb").glob("offline-run-*")}
     assert (second["id"], second["resume"]) == (id_, "allow")
+
+
+def test_pictures_without_an_account(config: str, shapes: Path) -> None:
+    main(["fit", "--config", config, "--config", str(REPOSITORY / "configs/wandb.yaml")])
+    wandb.finish()  # which writes its files
+    (run,) = Path("runs/wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    pictures = list(run.glob("files/media/images/val/pictures_*.png"))
+    assert len(pictures) == 5
+    layers = [json.loads(p.read_text()) for p in run.glob("files/media/metadata/boxes2D/val/*.json")]
+    truth = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())["annotations"]
+    drawn = [len(layer["box_data"]) for layer in layers if layer["box_data"]]
+    assert sum(drawn) == sum(not a["iscrowd"] for a in truth)
 
 
 @pytest.mark.parametrize(("name", "runs"), [("toggles", 12), ("lr_seed", 12)])
