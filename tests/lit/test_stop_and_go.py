@@ -67,20 +67,33 @@ def test_a_run_ended_by_sigterm_goes_on_as_if_it_had_not_been(
     assert rest == unbroken[-len(rest) :]
 
 
-def test_two_processes_end_together_and_go_on(config: str) -> None:
-    """SIGTERM to one of them, as of a runner, at no particular moment."""
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1"]
+@pytest.mark.parametrize(
+    ("options", "to_all"),
+    [
+        # As a runner asks one of two processes.
+        (["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1"], False),
+        # As SLURM asks all that belongs to a job, workers included.
+        (["--data.num_workers", "2"], True),
+    ],
+)
+def test_processes_end_together_and_go_on(options: list[str], to_all: bool, config: str) -> None:
+    """At no particular moment."""
     steps = '{"steps": 40, "milestones": [30], "warmup_steps": 2, "reference_images": 2}'
-    given = [sys.executable, "-m", "fpn", "fit", "--config", config, "--model.schedule", steps, *two]
+    given = [sys.executable, "-m", "fpn", "fit", "--config", config, "--model.schedule", steps, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(given, check=True, capture_output=True, env=environment)
     stopped = subprocess.Popen(
-        given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        given,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
     assert stopped.stdout is not None
     for line in stopped.stdout:
         if "step 12 of 40" in line:
-            stopped.send_signal(signal.SIGTERM)
+            (os.killpg if to_all else os.kill)(stopped.pid, signal.SIGTERM)
             break
     rest_of_output = stopped.communicate(timeout=120)[0]
     assert stopped.returncode == 128 + signal.SIGTERM, rest_of_output

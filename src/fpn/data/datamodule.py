@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import Annotations, CocoDataset, read_annotations
-from fpn.data.loader import TrainLoader
+from fpn.data.loader import TrainLoader, outlive_sigterm
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
 from fpn.data.shapes import CATEGORIES, generate_shapes
@@ -282,6 +282,7 @@ class CocoDataModule(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
+            "worker_init_fn": outlive_sigterm,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": partial(collate, divisor=self.image_settings.divisor),

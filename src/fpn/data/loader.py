@@ -1,5 +1,8 @@
 """A training loader that goes on where a stopped run left off."""
 
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +13,23 @@ from fpn.data.coco import CocoDataset
 from fpn.data.samplers import AspectRatioBatches
 from fpn.data.transforms import Sample
 from fpn.types import Batch
+
+
+def outlive_sigterm(worker: int) -> None:
+    """Start a worker that SIGTERM ends only if its own process sends it.
+
+    Clusters send it to everything that belongs to a job. The process that trains then ends its step and
+    writes a checkpoint, for which it needs its workers.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class TrainLoader(DataLoader[Sample]):
