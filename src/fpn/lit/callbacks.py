@@ -152,12 +152,12 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.images, self.since = 0, 0.0
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; validation is not counted."""
         self.images, self.since = 0, time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As at the start of an epoch."""
+        """Start it again."""
         self.images, self.since = 0, time.perf_counter()
 
     def on_train_batch_end(
