@@ -65,9 +65,9 @@ def test_a_run_ended_by_sigterm_goes_on_as_if_it_had_not_been(
     assert steps == [row["step"] for row in unbroken if row["train/rpn_box"]][-len(steps) :]
     assert len(begun) + len(rest) >= len(unbroken)
     assert rest == unbroken[-len(rest) :]
-    # The clock starts with the run, not with an epoch: else the first rate is over the machine's whole uptime.
-    logged = csv.DictReader(Path("runs/tiny/version_2/metrics.csv").open())
-    assert all(float(row["train/images_per_second"] or 1) > 0.01 for row in logged)
+    # The clock starts with the run, not with an epoch: else the first rate is over the machine's uptime.
+    with Path("runs/tiny/version_2/metrics.csv").open() as file:
+        assert all(float(row["train/images_per_second"] or 1) > 0.01 for row in csv.DictReader(file))
 
 
 @pytest.mark.parametrize(

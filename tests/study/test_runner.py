@@ -110,6 +110,7 @@ class Runner:
         places: int = 1,
     ) -> None:
         def work() -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
             with output.open("w") as file:
                 console = Console(file=file)
                 status = run(tasks, "study", [{}] * places, program, console, patience, interval=0.02)
