@@ -1,7 +1,7 @@
 """Time the paper's detectors on this machine: `running_time` (Sec. 5.2) and `fig1` (the four ways of Fig. 1).
 
     python scripts/running_time.py                                  # both tables
-    python scripts/running_time.py --tables fig1 --device cuda --repeats 50
+    python scripts/running_time.py --table fig1 --device cuda --repeats 50
 
 Prints seconds and peak memory for an image, and writes them where `scripts/report.py` finds them. Weights and
 images are random.
@@ -10,6 +10,7 @@ images are random.
 import platform
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
@@ -21,7 +22,7 @@ from fpn.study import timing
 
 
 def main(
-    tables: list[str] = list(timing.TABLES),  # noqa: B006 - jsonargparse shows it
+    table: Literal["running_time", "fig1"] | None = None,
     rows: list[str] | None = None,
     repeats: int = 5,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
@@ -31,8 +32,8 @@ def main(
     """Time the paper's detectors on this machine, one image at a time, the rows of a table taking turns.
 
     Args:
-        tables: running_time (Sec. 5.2) or fig1, or both.
-        rows: of the one table named; all by default.
+        table: running_time (Sec. 5.2) or fig1; by default one after the other.
+        rows: of the table named, as '[d_fpn]'; all by default.
         repeats: images timed, after one that is not.
         device: as cpu or cuda.
         factor: multiplies the sides of the images, 800 × 1067 pixels; times of others are only printed.
@@ -43,7 +44,7 @@ def main(
         torch.cuda.get_device_name(device) if on_gpu else f"{platform.processor() or platform.machine()} CPU"
     )
     setting = f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    for name in tables:
+    for name in [table] if table else timing.TABLES:
         measured = timing.measure(name, rows or (), repeats, device, factor)
         shown = Table(title=f"{name}, {800 * factor:g} × {800 * factor * timing.LONG_OVER_SHORT:.0f} pixels")
         for heading in ("row", "s / image", "min - max", "peak MB"):

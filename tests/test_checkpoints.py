@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpn import InputError, load, load_torchvision
-from fpn.checkpoints import check_weights
+from fpn import InputError, load, load_detectron2, load_torchvision
 from fpn.models.resnet import ResNet
-from fpn.weights import read_checkpoint, read_tensors
+from fpn.weights import as_tensors, check_weights, read_checkpoint, read_pickle
 
 
 class Bomb:
@@ -21,7 +20,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path, monkeypatch:
     torch.save({"weight": torch.zeros(1), "more": Bomb()}, "bomb.pth")
     Path("bomb.pkl").write_bytes(pickle.dumps({"weight": Bomb()}))
     for name in ("bomb.pth", "bomb.pkl"):
-        for read in (read_checkpoint, load, load_torchvision):
+        for read in (read_checkpoint, read_pickle, load, load_torchvision, load_detectron2):
             with pytest.raises(InputError, match=rf"{name}"):
                 read(name)
     assert not Path("exploded").exists()
@@ -46,7 +45,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     nested = tmp_path / "nested.pth"
     torch.save({"state": {"weight": torch.zeros(1)}}, nested)
     with pytest.raises(InputError, match="'state' is not a tensor"):
-        read_tensors(nested)
+        as_tensors(read_checkpoint(nested), "nested.pth")
     with pytest.raises(InputError, match="not a checkpoint of this project"):
         load(good)
 

@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "fpn"
 
-NETWORK = {"models.resnet", "models.necks", "models.rpn", "models.roi_head"}
+NETWORK = {"models.msra", "models.resnet", "models.necks", "models.rpn", "models.roi_head"}
 CRITERIA = {"models.targets", "models.losses", "models.postprocess"}
 GROUND = {"types", "errors", "weights"}
 
@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": GROUND | {"ops", "evaluation"},
     "study": GROUND | {"models", "checkpoints", "study"},
     "pictures": GROUND,
-    "checkpoints": GROUND | {"ops", "models", "data"},
+    "peers": GROUND | {"ops", "models", "data"},
+    "checkpoints": GROUND | {"ops", "models", "data", "peers"},
     "predictor": GROUND | {"ops", "models", "data", "checkpoints"},
     "": {""},  # lit and the package itself see all
 }

@@ -1,12 +1,14 @@
 """Feature Pyramid Networks for Object Detection, reproduced."""
 
-from fpn.checkpoints import load, load_torchvision
+from fpn.checkpoints import load
 from fpn.errors import InputError
 from fpn.models.detectors import FasterRCNN, FastRCNN, ProposalNetwork
+from fpn.peers import DETECTRON2_IMAGES, load_detectron2, load_torchvision, to_torchvision
 from fpn.predictor import Predictor
 from fpn.types import Batch, Categories, Detections, Features, Targets
 
 __all__ = [
+    "DETECTRON2_IMAGES",
     "Batch",
     "Categories",
     "Detections",
@@ -18,5 +20,7 @@ __all__ = [
     "ProposalNetwork",
     "Targets",
     "load",
+    "load_detectron2",
     "load_torchvision",
+    "to_torchvision",
 ]

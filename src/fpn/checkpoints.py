@@ -1,9 +1,8 @@
-"""Detectors from files: our own checkpoints, and torchvision's weights put into ours."""
+"""Detectors from files: our own checkpoints, and whole ones or parts to start from."""
 
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,30 +13,10 @@ from torch import Tensor
 from fpn.data.proposals import replacing
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
-from fpn.models.detectors import Detector, FasterRCNN
-from fpn.models.postprocess import DetectionSelection
-from fpn.models.resnet import ResNet
+from fpn.models.detectors import Detector
+from fpn.peers import from_peer, read_weights
 from fpn.types import Categories
-from fpn.weights import read_checkpoint, read_tensors
-
-# Beginnings of parameter names, torchvision's and ours. Its pyramid counts from 0, the paper's levels from 2.
-_NAMES = {
-    "backbone.body.": "bottom_up.",
-    **{f"backbone.fpn.inner_blocks.{i}.0.": f"neck.laterals.{i + 2}.0." for i in range(4)},
-    **{f"backbone.fpn.layer_blocks.{i}.0.": f"neck.smooths.{i + 2}.0." for i in range(4)},
-    "rpn.head.conv.0.0.": "rpn.head.shared.conv.",
-    "rpn.head.cls_logits.": "rpn.head.shared.objectness.",
-    "rpn.head.bbox_pred.": "rpn.head.shared.deltas.",
-    "roi_heads.box_head.": "roi_head.head.shared.",
-    "roi_heads.box_predictor.cls_score.": "roi_head.head.shared.scores.",
-    "roi_heads.box_predictor.bbox_pred.": "roi_head.head.shared.deltas.",
-}
-# Files of torchvision before 0.13.
-_OLD_NAMES = {
-    **{f"backbone.fpn.inner_blocks.{i}.": f"neck.laterals.{i + 2}.0." for i in range(4)},
-    **{f"backbone.fpn.layer_blocks.{i}.": f"neck.smooths.{i + 2}.0." for i in range(4)},
-    "rpn.head.conv.": "rpn.head.shared.conv.",
-}
+from fpn.weights import check_weights, read_checkpoint
 
 _PREFIX = "detector."
 """Of the detector's weights in our checkpoints."""
@@ -116,25 +95,28 @@ def forget_imagenet(model: Namespace) -> None:
 def start_from(
     detector: Detector, path: str | Path, parts: Sequence[str] | None = None
 ) -> tuple[list[str], list[str]]:
-    """Copy into a detector the weights of those of its parts that a checkpoint has too.
+    """Copy into a detector the weights of those of its parts that a checkpoint or a peer's detector has too.
 
     Parts are the detector's own: bottom_up, neck, rpn, roi_head.
 
     Args:
         detector: changed in place.
-        path: a checkpoint of any detector of this project.
+        path: a checkpoint of any detector of this project, a file of torchvision's or Detectron2's, or the
+            name of weights that torchvision publishes.
         parts: only these; None for all that both have.
 
     Returns:
         The parts that were copied, and those that were not.
 
     Raises:
-        InputError: no such file, not a checkpoint of this project, no part in common, a part that differs or
-            that one of them lacks.
+        InputError: no such file, one of nobody known, no part in common, a part that differs or that one of
+            them lacks.
     """
-    checkpoint = read_checkpoint(path)
-    _kept(checkpoint, path)
-    theirs = _weights(checkpoint)
+    content = read_weights(path)
+    theirs = from_peer(content, str(path))
+    if theirs is None:
+        _kept(content, path)
+        theirs = _weights(content)
     names = {
         part: {key for key in theirs if key.startswith(f"{part}.")} for part, _ in detector.named_children()
     }
@@ -205,75 +187,6 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
         torch.save(joined, part)
 
 
-def load_torchvision(
-    weights: str | Path | Mapping[str, Tensor],
-    score_threshold: float = 0.05,
-    norm_eps: float | None = None,
-    **faster_rcnn: Any,
-) -> FasterRCNN:
-    """Our detector with the weights of torchvision's `fasterrcnn_resnet50_fpn`.
-
-    The number of classes is read from the weights. Labels are numbered as torchvision's: for its COCO weights
-    they are COCO's own category ids, 1…90.
-
-    Args:
-        weights: a file or a state dict of torchvision's model.
-        score_threshold: only detections with a higher score are given.
-        norm_eps: epsilon of the BatchNorm, which no file tells. None takes 1e-5, torchvision's default, where
-            the weights count batches, as an ordinary BatchNorm does, and 0 where they do not: its published
-            COCO weights were trained with a frozen BatchNorm of epsilon 0. (A frozen one of another origin
-            has 1e-5 and must be named.)
-        **faster_rcnn: further arguments of `FasterRCNN`.
-
-    Returns:
-        The detector, in evaluation mode.
-
-    Raises:
-        InputError: no such file, or the weights are not those of this model.
-    """
-    source = str(weights) if isinstance(weights, str | Path) else "the state dict"
-    state = read_tensors(weights) if isinstance(weights, str | Path) else weights
-    counters = {name for name in state if name.endswith("num_batches_tracked")}
-    if norm_eps is None:
-        norm_eps = 1e-5 if counters else 0.0
-    renamed = {_rename(name): value for name, value in state.items() if name not in counters}
-    predictor = renamed.get("roi_head.head.shared.scores.bias")
-    if predictor is None:
-        raise InputError(
-            f"{source} is no fasterrcnn_resnet50_fpn of torchvision's: "
-            "it has no roi_heads.box_predictor.cls_score.bias"
-        )
-    arguments: dict[str, Any] = {
-        "bottom_up": partial(ResNet, "resnet50", norm="frozen", norm_eps=norm_eps),
-        "detections": DetectionSelection(score_threshold=score_threshold),
-    }
-    detector = FasterRCNN(len(predictor) - 1, **(arguments | faster_rcnn))
-    check_weights(detector.state_dict(), renamed, source)
-    detector.load_state_dict(renamed)
-    return detector.eval()
-
-
-def check_weights(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """See that every weight has its place and its shape.
-
-    Args:
-        wanted: the network's own state.
-        state: what is to be loaded.
-        source: where that comes from, for the message.
-
-    Raises:
-        InputError: a missing or surplus weight, or one of another shape.
-    """
-    for name in sorted(wanted.keys() | state.keys()):
-        if name not in state:
-            raise InputError(f"{source} does not fit this detector: it has no {name}")
-        if name not in wanted:
-            raise InputError(f"{source} does not fit this detector, which has no {name}")
-        if wanted[name].shape != state[name].shape:
-            shapes = f"{tuple(state[name].shape)}, not {tuple(wanted[name].shape)}"
-            raise InputError(f"{source} does not fit this detector: {name} has a shape of {shapes}")
-
-
 def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The detector's, under its own names."""
     return {
@@ -281,14 +194,6 @@ def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         for key, value in checkpoint["state_dict"].items()
         if key.startswith(_PREFIX)
     }
-
-
-def _rename(name: str) -> str:
-    for table in (_NAMES, _OLD_NAMES):
-        for theirs, ours in table.items():
-            if name.startswith(theirs):
-                return ours + name.removeprefix(theirs)
-    return name
 
 
 def _kept(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:

@@ -18,14 +18,30 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 
+NO_CATEGORY = "(no category)"
+"""Name of a class that no object has."""
+
+
 class Categories(NamedTuple):
     """The classes of a data set: label i of the network (1…K) is `ids[i - 1]` in its annotation file.
 
-    Category ids may have gaps (COCO's run from 1 to 90 for 80 classes), labels have none.
+    Category ids may have gaps (COCO's run from 1 to 90 for 80 classes), labels have none. Where labels are
+    made to equal the ids, the gaps are classes named NO_CATEGORY.
     """
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
+
+    def with_gaps(self) -> "Categories":
+        """Classes whose labels are their category ids, from 1 to the greatest."""
+        names = dict(zip(self.ids, self.names, strict=True))
+        ids = tuple(range(1, max(self.ids) + 1))
+        return Categories(ids, tuple(names.get(id_, NO_CATEGORY) for id_ in ids))
+
+    def listed(self) -> "Categories":
+        """Those that the annotation file lists."""
+        kept = [pair for pair in zip(self.ids, self.names, strict=True) if pair[1] != NO_CATEGORY]
+        return Categories(tuple(id_ for id_, _ in kept), tuple(name for _, name in kept))
 
 
 class Targets(NamedTuple):

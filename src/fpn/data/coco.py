@@ -34,6 +34,10 @@ FEW_DEGENERATE = 3
 """… provided there are this many."""
 
 
+MAX_LABEL = 1000
+"""The greatest category id that may be a label as it is."""
+
+
 @dataclass(frozen=True)
 class Annotations:
     """An annotation file in arrays, in the file's order of images."""
@@ -70,6 +74,20 @@ class Annotations:
         """(I,) whether an image has a box to learn from: neither degenerate nor crowd."""
         image_of_box = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         return np.bincount(image_of_box[~self.crowd], minlength=len(self)) > 0
+
+    def labelled_by_id(self) -> "Annotations":
+        """The same with category ids as labels, gaps and all, as torchvision's references number classes.
+
+        Raises:
+            InputError: if ids are not positive, or too large to count up to.
+        """
+        ids = np.array(self.categories.ids)
+        if ids.min() < 1 or ids.max() > MAX_LABEL:
+            raise InputError(
+                f"{self.path}: category ids {ids.min()}…{ids.max()} cannot be labels, "
+                f"which are 1…{MAX_LABEL}; set data.label_gaps to false"
+            )
+        return replace(self, categories=self.categories.with_gaps(), labels=ids[self.labels - 1])
 
     def select(self, keep: NDArray[np.bool_]) -> "Annotations":
         """Only the images where `keep` (I,) is true."""

@@ -22,6 +22,7 @@ from fpn.data.shapes import CATEGORIES, generate_shapes
 from fpn.data.transforms import (
     EvalTransform,
     ImageSettings,
+    Rounding,
     Sample,
     TrainTransform,
     Transform,
@@ -63,12 +64,16 @@ class CocoDataModule(LightningDataModule):
             change them. Default: short_side alone.
         flip_probability: Share of the training images that are mirrored left to right, from 0 to 1.
         antialias: Resize as PIL and Detectron2 do, rather than as torchvision's detection models do.
+        rounding: How the sides of a resized image become whole: down as in torchvision, nearest as in
+            Detectron2.
         mean: Subtracted from red, green and blue values between 0 and 1.
         std: Divides red, green and blue values once the mean is subtracted.
         batch_size: Training images per process and step.
         eval_batch_size: Validation and test images per process and step.
         num_workers: Processes that load images, for each process that trains; 0 loads in that process itself.
         keep_empty_images: Train on images without objects too; otherwise they are left out and counted.
+        label_gaps: Number the classes by category id, with classes of no object in the gaps, as
+            torchvision's references do: 90 for COCO's 80.
         seed: Determines the order of the training images and what is drawn for each, from 0 upwards.
     """
 
@@ -91,12 +96,14 @@ class CocoDataModule(LightningDataModule):
         test_short_sides: list[int] | None = None,
         flip_probability: float = 0.5,
         antialias: bool = False,
+        rounding: Rounding = "down",
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         batch_size: int = 2,
         eval_batch_size: int = 1,
         num_workers: int = 4,
         keep_empty_images: bool = False,
+        label_gaps: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -118,9 +125,9 @@ class CocoDataModule(LightningDataModule):
         _require(seed >= 0, f"seed is {seed}, but must not be negative")
         _require(min(std) > 0, f"std divides, so it must be positive, not {min(std)}")
 
-        self.image_settings = ImageSettings(sides[0], sides[1], antialias, mean, std)
+        self.image_settings = ImageSettings(sides[0], sides[1], antialias, mean, std, rounding)
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.keep_empty_images, self.seed = keep_empty_images, seed
+        self.keep_empty_images, self.label_gaps, self.seed = keep_empty_images, label_gaps, seed
         self._train_transform = TrainTransform(self.image_settings, tuple(sides[2:]), flip_probability)
         self._test_scales = [self.image_settings.at(side) for side in test_short_sides or []]
 
@@ -230,7 +237,8 @@ class CocoDataModule(LightningDataModule):
         if path not in self._read:
             if not path.is_file():
                 raise InputError(f"{path}: no such annotation file; root or {split}_annotations names it")
-            self._read[path] = read_annotations(path)
+            annotations = read_annotations(path)
+            self._read[path] = annotations.labelled_by_id() if self.label_gaps else annotations
         return self._read[path]
 
     def _dataset(self, split: str) -> CocoDataset:
@@ -342,7 +350,7 @@ class ShapesDataModule(CocoDataModule):
     @property
     def categories(self) -> Categories:
         """The classes of shapes, known before any is drawn."""
-        return CATEGORIES
+        return CATEGORIES.with_gaps() if self.label_gaps else CATEGORIES
 
     def prepare_data(self) -> None:
         """Draw the images unless they are there."""

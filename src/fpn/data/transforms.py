@@ -10,7 +10,7 @@ covers every pixel, as PIL (hence Detectron2) does.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torchvision.transforms.v2 import functional as image_ops
 
 from fpn.ops.boxes import rescale_boxes
 from fpn.types import Batch, Size, Targets
+
+Rounding = Literal["down", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class ImageSettings:
     """Subtracted from RGB values in [0, 1]; ImageNet's."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divides them afterwards."""
+    rounding: Rounding = "down"
+    """Sides of the resized image are rounded down (torchvision) or to the nearest (Detectron2)."""
     divisor: int = 32
     """A batch is padded to multiples of this many pixels: the coarsest stride of the network."""
 
@@ -115,11 +119,20 @@ def round_half_up(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def resized_size(size: Size, short_side: int, max_side: int) -> Size:
+def resized_size(size: Size, short_side: int, max_side: int, rounding: Rounding = "down") -> Size:
     """The size of an image once its short side is `short_side`, or its long side `max_side` if that is less.
 
-    torchvision's rule, rounded down as there. A side never falls below one pixel, where torchvision fails.
+    Rounded down, this is torchvision's rule; to the nearest, Detectron2's. A side never falls below one
+    pixel, where both fail.
     """
+    if rounding == "nearest":
+        # Step by step as there: another order of the factors rounds some sizes otherwise.
+        short, long = float(short_side), short_side / min(size) * max(size)
+        if long > max_side:
+            scale = max_side / long
+            short, long = short * scale, long * scale
+        sides = max(1, round_half_up(short)), max(1, round_half_up(long))
+        return sides if size[0] < size[1] else (sides[1], sides[0])
     scale = min(short_side / min(size), max_side / max(size))
     return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
@@ -136,7 +149,7 @@ def prepare_image(image: Tensor, settings: ImageSettings, short_side: int | None
         (3, h, w) float32.
     """
     old = (image.shape[-2], image.shape[-1])
-    size = resized_size(old, short_side or settings.short_side, settings.max_side)
+    size = resized_size(old, short_side or settings.short_side, settings.max_side, settings.rounding)
     if settings.antialias:
         image = image_ops.resize(image, list(size), antialias=True)
     image = _normalise(image, settings)

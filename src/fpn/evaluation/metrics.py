@@ -15,7 +15,7 @@ from fpn.evaluation.distributed import COCOMetric
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.inputs import AnnotationSource
 from fpn.evaluation.scoring import BoxScores, box_scores, proposal_scores
-from fpn.types import Categories
+from fpn.types import NO_CATEGORY, Categories, Detections
 
 
 class BoxAP(COCOMetric):
@@ -40,9 +40,19 @@ class BoxAP(COCOMetric):
         self.categories = categories
         self.by_category: dict[str, dict[str, float]] = {}
 
+    def update(self, image_ids: list[int], detections: list[Detections]) -> None:
+        """As the base class's; detections of classes that no category has are left out."""
+        if NO_CATEGORY in self.categories.names:
+            real = torch.tensor([name != NO_CATEGORY for name in self.categories.names])
+            detections = [
+                Detections(*(part[real[one.labels.cpu() - 1].to(part.device)] for part in one))
+                for one in detections
+            ]
+        super().update(image_ids, detections)
+
     def _score(self) -> BoxScores:
         truth, results = self._seen()
-        if unknown := set(self.categories.ids) - truth.categories.keys():
+        if unknown := set(self.categories.listed().ids) - truth.categories.keys():
             raise InputError(
                 f"{truth.source}: it lacks category ids {sorted(unknown)[:3]} of the detector "
                 f"({len(unknown)} in all); give the annotation file of the detector's classes"

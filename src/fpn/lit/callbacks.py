@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
+from fpn.errors import InputError
 from fpn.evaluation.tables import box_table, category_table, proposal_table
 from fpn.lit.module import DetectionModule
 from fpn.types import Batch
@@ -287,6 +288,30 @@ class Scores(Callback):
         if sum(trainer.num_test_batches) < len(trainer.test_dataloaders or ()):
             _say("only a part of the images was scored, as trainer.limit_test_batches says")
         _say(f"written to {folder}: scores.json, curves.json, {name}")
+
+
+class Published(Callback):
+    """Prints published scores beside those of a test.
+
+    Args:
+        source: who published them, and what they were measured on.
+        scores: in percent, by their names in scores.json, as AP or proposal_AR@1000.
+    """
+
+    def __init__(self, source: str, scores: dict[str, float]) -> None:
+        self.source, self.published = source, scores
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A line for each of them."""
+        if not isinstance(pl_module, DetectionModule):
+            return
+        ours = pl_module.scores("test")
+        for name, published in self.published.items():
+            if f"test/{name}" not in ours:
+                raise InputError(f"Published: a test has no score {name!r}; it has {', '.join(ours)}")
+            if trainer.is_global_zero:
+                score = 100 * ours[f"test/{name}"]
+                _say(f"{name}: {score:.1f}, published {published:.1f} ({self.source})")
 
 
 def _say(line: str) -> None:

@@ -73,12 +73,14 @@ class DetectionCLI(LightningCLI):
             own.set_defaults({"weights_only": True})
         subcommand, *rest = args
         path = _given_checkpoint(rest)
-        if path is None and subcommand != "fit" and not {"-h", "--help", "--print_config"} & set(rest):
-            raise InputError(f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored")
         remembered = remembered_config(path) if path is not None else None
         if remembered is not None:
             rest = ["--config", remembered, *rest]
         self.config = parser.parse_args([subcommand, *rest])
+        if path is None and subcommand != "fit" and self.config[subcommand].model.start_from is None:
+            raise InputError(
+                f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored, or --model.start_from"
+            )
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own would let the checkpoint's values win over those the user gives.
@@ -91,7 +93,7 @@ class DetectionCLI(LightningCLI):
             forget_initial_weights(config.model)
             if self.subcommand == "fit":
                 _go_on_with_dashboard(config)
-        elif config.model.start_from is not None:
+        elif config.model.start_from and "bottom_up" in (config.model.start_parts or ["bottom_up"]):
             forget_imagenet(config.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -110,6 +112,11 @@ class DetectionCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Let the module keep its configuration, for its checkpoints."""
         config = self.config[self.subcommand]
+        if self.subcommand != "fit" and not config.get("ckpt_path") and self.model.new_parts:
+            raise InputError(
+                f"{config.model.start_from} has no weights of {', '.join(self.model.new_parts)}: "
+                "random ones are not worth a score; give --ckpt_path"
+            )
         self.model.config = {"model": _plain(config.model), "data": _plain(config.data)}
 
 

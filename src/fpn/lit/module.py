@@ -15,7 +15,6 @@ from torch.optim import SGD
 from torch.optim.optimizer import ParamsT
 
 from fpn import checkpoints
-from fpn.checkpoints import check_weights
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.samplers import sample_seed
 from fpn.errors import InputError
@@ -23,6 +22,7 @@ from fpn.evaluation import BoxAP, Engine, ProposalRecall
 from fpn.lit.schedule import Schedule
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.types import Batch, Categories, Inference
+from fpn.weights import check_weights
 
 
 class NonFiniteLossError(InputError):
@@ -54,7 +54,8 @@ class DetectionModule(LightningModule):
         optimizer: of the trained parameters; its learning rate is meant for schedule.reference_images.
         schedule: number of steps, and how the learning rate changes.
         engine: what computes COCO's scores; "pycocotools" is the slower reference.
-        start_from: a checkpoint of any detector: those of its parts (bottom_up, neck, rpn, roi_head) that
+        start_from: a checkpoint of any detector of ours, a file of torchvision's or Detectron2's, or
+            COCO_V1, which torchvision publishes: those of its parts (bottom_up, neck, rpn, roi_head) that
             this detector has too start from its weights; they have to fit.
         start_parts: only these parts of it, as all but roi_head for other classes.
         frozen_parts: parts of the detector that are not trained.
@@ -81,11 +82,13 @@ class DetectionModule(LightningModule):
         self.detector = detector(classes)
         if start_parts is not None and start_from is None:
             raise InputError(f"start_parts {list(start_parts)} are of no checkpoint: give start_from too")
+        self.new_parts: list[str] = []
+        """Parts that start_from has no weights of."""
         if start_from is not None:
-            copied, left = checkpoints.start_from(self.detector, start_from, start_parts)
+            copied, self.new_parts = checkpoints.start_from(self.detector, start_from, start_parts)
             rank_zero_info(
                 f"{', '.join(copied)}: weights of {start_from}"
-                + (f"; {', '.join(left)}: new" if left else "")
+                + (f"; {', '.join(self.new_parts)}: new" if self.new_parts else "")
             )
         self.starts_anew = start_from is None
         parts = [name for name, _ in self.detector.named_children()]
@@ -250,8 +253,16 @@ class DetectionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another detector, or one trained for other categories."""
-        check_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
         kept = checkpoint.get("fpn")
+        if kept is not None:
+            names = kept["categories"]
+            theirs, ours = Categories(tuple(names["ids"]), tuple(names["names"])), self.data.categories
+            if theirs != ours:
+                raise InputError(
+                    f"the checkpoint was trained for other categories than the data has: "
+                    f"{_differences(theirs, ours)}"
+                )
+        check_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
         if kept is None:
             return
         fitting = self.trainer.state.fn == TrainerFn.FITTING
@@ -265,13 +276,6 @@ class DetectionModule(LightningModule):
                 f"the checkpoint was trained with {kept['images_per_step']} images a step, this run has "
                 f"{self.images_per_step}: choose data.batch_size, trainer.devices and "
                 f"trainer.accumulate_grad_batches so that they agree"
-            )
-        names = kept["categories"]
-        theirs, ours = Categories(tuple(names["ids"]), tuple(names["names"])), self.data.categories
-        if theirs != ours:
-            raise InputError(
-                f"the checkpoint was trained for other categories than the data has: "
-                f"{_differences(theirs, ours)}"
             )
 
     def _collect(self, batch: Batch | list[Batch]) -> None:

@@ -1,6 +1,7 @@
 """The four losses of Faster R-CNN, in float32 (Fast R-CNN, eq. 1; Faster R-CNN, eq. 1).
 
-Each is a mean over all that was sampled in the batch, and 0 with zero gradients where nothing was.
+Each is a mean over all that was sampled in the batch, and 0 with zero gradients where nothing was. With β = 0
+the box losses are plain L1.
 Symbols: N images, A anchors of all levels, R RoIs, K classes.
 """
 
@@ -21,10 +22,13 @@ class LossSettings:
     Args:
         rpn_beta: where the RPN's smooth L1 turns from square to straight.
         roi_beta: the same of the Fast R-CNN head.
+        rpn_per_image: the RPN's losses are divided by so many anchors an image, as in Detectron2 by
+            AnchorSampling's number even where fewer are found; null for those that were sampled.
     """
 
     rpn_beta: float = 1 / 9
     roi_beta: float = 1 / 9
+    rpn_per_image: int | None = None
 
 
 def rpn_losses(
@@ -48,6 +52,8 @@ def rpn_losses(
     predicted = torch.cat([deltas[i, t.foreground] for i, t in enumerate(targets)])
     wanted = torch.cat([t.deltas for t in targets])
     number = max(len(logits), 1)
+    if settings.rpn_per_image is not None:
+        number = settings.rpn_per_image * len(objectness)
     return {
         "rpn_objectness": F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / number,
         "rpn_box": F.smooth_l1_loss(predicted, wanted, reduction="sum", beta=settings.rpn_beta) / number,

@@ -14,8 +14,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn.errors import InputError
+from fpn.models.msra import from_msra, is_msra
 from fpn.types import Features
-from fpn.weights import read_tensors
+from fpn.weights import as_tensors, download, read_any
 
 Norm = Literal["frozen", "batch", "group"]
 
@@ -41,7 +42,8 @@ class ResNet(nn.Module):
     Args:
         name: resnet18, resnet34, resnet50 or resnet101.
         weights: ImageNet weights to start from: a name of torchvision's, as IMAGENET1K_V1, or a file with a
-            ResNet's state dict; null starts from random ones.
+            ResNet's state dict, torchvision's or MSRA's of Detectron and Detectron2 (R-50.pkl: the paper's
+            own); null starts from random ones.
         norm: frozen (BatchNorm as a fixed scale and shift, for pretrained weights), batch, or group
             (GroupNorm, of 32 groups where the width allows).
         norm_eps: epsilon of the norm.
@@ -95,6 +97,7 @@ class ResNet(nn.Module):
         if stride_in_1x1:
             _move_stride_to_first_convolution(self)
         _initialise(self)
+        self.norm_eps, self.stride_in_1x1 = norm_eps, stride_in_1x1
         if weights is not None:
             self.load_imagenet(weights)
         self._freeze(frozen_stages)
@@ -117,13 +120,26 @@ class ResNet(nn.Module):
             InputError: no such name or file, or the weights are another network's.
         """
         state = _read_weights(self.name, weights)
+        msra = is_msra(state)
+        if msra != self.stride_in_1x1 and (msra or not Path(weights).suffix):
+            origin, where = ("MSRA's", "1×1") if msra else ("torchvision's", "3×3")
+            raise InputError(
+                f"weights {weights!r} are {origin}, of a network with its strides on the {where}: "
+                f"set model.detector.bottom_up.stride_in_1x1 to {str(msra).lower()}"
+            )
+        if msra:
+            state = from_msra(state, self.norm_eps)
         wanted = self.state_dict()
         counters = ("num_batches_tracked",)  # read by no inference; older files lack them
         missing = [key for key in wanted if key not in state and not key.endswith(counters)]
         wrong = [key for key in wanted if key in state and wanted[key].shape != state[key].shape]
-        if missing or wrong:
-            key = (missing or wrong)[0]
-            what = "has no" if missing else f"has a shape of {tuple(state[key].shape)} for"
+        left_out = ("fc.", *(f"layer{k - 1}." for k in range(2, 6) if k not in self.channels))
+        surplus = [key for key in state if key not in wanted and not key.startswith(left_out)]
+        surplus = [key for key in surplus if not key.endswith(counters)]
+        if missing or wrong or surplus:
+            key = (missing or wrong or surplus)[0]
+            what = "has no" if missing else "has" if surplus and not wrong else ""
+            what = what or f"has a shape of {tuple(state[key].shape)} for"
             raise InputError(f"weights {weights!r} do not fit {self.name}: the file {what} {key}")
         self.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
 
@@ -202,18 +218,13 @@ def _read_weights(name: str, weights: str) -> dict[str, Tensor]:
     if path.suffix or path.exists():
         if not path.is_file():
             raise InputError(f"weights file {weights} does not exist")
-        return read_tensors(path)
+        content = read_any(path)
+        return as_tensors(content.get("model", content), weights)
     names: Sequence[str] = list(get_model_weights(name).__members__)
     if weights not in names:
         raise InputError(f"{name} has no weights {weights!r}; there are {', '.join(names)}, or give a file")
-    try:
-        state: dict[str, Tensor] = get_model_weights(name)[weights].get_state_dict(
-            progress=True, check_hash=True
-        )
-    except OSError as error:
-        raise InputError(
-            f"weights {weights} of {name} could not be downloaded ({error}); "
-            f"set model.detector.bottom_up.weights to a file, or to null with norm: batch (or group) "
-            f"and frozen_stages: 0"
-        ) from error
-    return state
+    return download(
+        get_model_weights(name)[weights],
+        instead="set model.detector.bottom_up.weights to a file, or to null with norm: batch (or group) "
+        "and frozen_stages: 0",
+    )

@@ -112,6 +112,7 @@ class RoIHead(nn.Module):
         aligned: shift RoIAlign by half a pixel, as Detectron2 does.
         canonical_size: pixels; an RoI of this size is read from the canonical level (Eq. 1).
         canonical_level: k0 of Eq. 1.
+        epsilon: added to Eq. 1 before it is rounded down, as torchvision does; 0 as in Detectron2.
         box_weights: factors of the deltas dx, dy, dw, dh.
 
     Raises:
@@ -132,6 +133,7 @@ class RoIHead(nn.Module):
         aligned: bool = False,
         canonical_size: float = 224.0,
         canonical_level: int = 4,
+        epsilon: float = 1e-6,
         box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
     ) -> None:
         super().__init__()
@@ -147,7 +149,7 @@ class RoIHead(nn.Module):
         self.box_weights = tuple(box_weights)
         self.shared, self.resolution, self.pooling = shared, resolution, pooling
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
-        self.canonical_size, self.canonical_level = canonical_size, canonical_level
+        self.canonical_size, self.canonical_level, self.epsilon = canonical_size, canonical_level, epsilon
         # `head` holds one module under the key "shared", or one for each level under its number.
         keys = ["shared"] if shared else [str(k) for k in self.levels]
         input = HeadInput(neck.channels, resolution, classes, above or Stages(channels=0))
@@ -159,7 +161,12 @@ class RoIHead(nn.Module):
         A level without RoIs still runs its part, on none, so that its parameters have gradients (of zero).
         """
         level = assign_levels(
-            rois.boxes, self.levels[0], self.levels[-1], self.canonical_size, self.canonical_level
+            rois.boxes,
+            self.levels[0],
+            self.levels[-1],
+            self.canonical_size,
+            self.canonical_level,
+            self.epsilon,
         )
         indices = {k: torch.where(level == k)[0] for k in self.levels}
         pooled = {k: self._pool(p[k], k, rois.boxes[i], rois.image[i]) for k, i in indices.items()}

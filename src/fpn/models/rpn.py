@@ -78,7 +78,7 @@ class RegionProposalNetwork(nn.Module):
         super().__init__()
         self.box_weights = tuple(box_weights)
         self.levels = tuple(sorted(int(k) for k in sizes))
-        self.top, self.shared, self.grid = max(neck.levels), shared, grid
+        self.top, self.shared, self.rounded, self.grid = max(neck.levels), shared, rounded, grid
         below_top = [k for k in self.levels if k <= self.top]
         if not below_top or not set(below_top) <= set(neck.levels):
             raise InputError(

@@ -26,7 +26,8 @@ class AnchorSampling:
         per_image: anchors sampled from each image.
         fg_fraction: largest share of foreground among them.
         include_border_anchors: learn from anchors that cross the image's border too.
-        crowd_overlap: background with this share of its area in a crowd region is left out.
+        crowd_overlap: background with this share of its area in a crowd region is left out; null leaves
+            none out.
     """
 
     foreground_iou: float = 0.7
@@ -34,7 +35,7 @@ class AnchorSampling:
     per_image: int = 256
     fg_fraction: float = 0.5
     include_border_anchors: bool = True
-    crowd_overlap: float = 0.7
+    crowd_overlap: float | None = 0.7
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class RoISampling:
         per_image: RoIs sampled from each image.
         fg_fraction: largest share of foreground among them.
         include_ground_truth: take the true boxes as RoIs too.
-        crowd_overlap: background with this share of its area in a crowd region is left out.
+        crowd_overlap: background with this share of its area in a crowd region is left out; null leaves
+            none out.
     """
 
     foreground_iou: float = 0.5
@@ -55,7 +57,7 @@ class RoISampling:
     per_image: int = 512
     fg_fraction: float = 0.25
     include_ground_truth: bool = True
-    crowd_overlap: float = 0.7
+    crowd_overlap: float | None = 0.7
 
 
 class AnchorTargets(NamedTuple):
@@ -151,8 +153,8 @@ def sample_rois(
     return RoITargets(RoIs(torch.cat(boxes), image), label, torch.where(label > 0)[0], torch.cat(deltas))
 
 
-def _ignore_crowds(match: Tensor, boxes: Tensor, crowds: Tensor, overlap: float) -> Tensor:
-    if not len(crowds):
+def _ignore_crowds(match: Tensor, boxes: Tensor, crowds: Tensor, overlap: float | None) -> Tensor:
+    if overlap is None or not len(crowds):
         return match
     inside = intersection_over_own_area(boxes, crowds).amax(dim=1) >= overlap
     return match.masked_fill(inside & (match == BACKGROUND), IGNORED)

@@ -21,7 +21,8 @@ def assign_levels(
         canonical_size: pixels; the size of ImageNet pre-training, 224.
         canonical_level: k0, the level of an RoI of the canonical size.
         epsilon: added before the floor, so that an RoI of exactly 112, 224 or 448 pixels is not moved
-            a level down by rounding (torchvision; Detectron2 uses 1e-8, inside the logarithm).
+            a level down by rounding (torchvision; Detectron2 adds 1e-8 inside the logarithm, which in
+            float32 is 0 for all sizes that matter).
 
     Returns:
         (R,) int64 levels.

@@ -1,0 +1,240 @@
+"""The peers' weights and conventions through the command line."""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from detectron2_peer import detector_weights
+from torch import nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision_peer import peer
+
+from fpn import DETECTRON2_IMAGES, FasterRCNN, Predictor, load_detectron2, load_torchvision, peers
+from fpn.checkpoints import build_detector
+from fpn.data.coco import read_annotations, read_image
+from fpn.lit.cli import main
+from fpn.models.resnet import ResNet
+from fpn.types import NO_CATEGORY
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def given(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    return content
+
+
+def settings(detector: nn.Module) -> dict[str, Any]:
+    """All that a detector does besides what its weights say."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return {
+        f"{name}.{key}": value
+        for name, module in detector.named_modules()
+        for key, value in vars(module).items()
+        if (isinstance(value, plain) or dataclasses.is_dataclass(value)) and not key.startswith("_")
+    }
+
+
+def test_detectron2s_conventions_are_the_loaders() -> None:
+    with torch.device("meta"):
+        row = [given(n)["model"]["detector"] for n in ("base", "conventions/detectron2")]
+        configured = build_detector(row, 80)
+        loaders = FasterRCNN(
+            80,
+            bottom_up=partial(ResNet, "resnet50", stride_in_1x1=True, frozen_stages=2),
+            **peers._DETECTRON2_RPN,
+            **peers._DETECTRON2_ROI,
+        )
+    assert settings(configured) == settings(loaders)
+    data = given("conventions/detectron2")["data"]
+    assert (data["antialias"], data["rounding"]) == (DETECTRON2_IMAGES.antialias, DETECTRON2_IMAGES.rounding)
+
+
+def test_torchvisions_conventions_are_its_own() -> None:
+    with torch.device("meta"):
+        theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        row = [given(n)["model"]["detector"] for n in ("base", "conventions/torchvision")]
+        ours = build_detector(row, 90)
+    rpn, roi, pool = theirs.rpn, theirs.roi_heads, theirs.roi_heads.box_roi_pool
+    assert isinstance(ours, FasterRCNN)
+    assert ours.rpn.box_weights == rpn.box_coder.weights
+    assert ours.roi_head.box_weights == roi.box_coder.weights
+    proposals = (ours.training_proposals, ours.testing_proposals)
+    assert [p.pre_nms_top_n for p in proposals] == list(rpn._pre_nms_top_n.values())
+    assert [p.post_nms_top_n for p in proposals] == list(rpn._post_nms_top_n.values())
+    assert {(p.nms_iou, p.min_size) for p in proposals} == {(rpn.nms_thresh, rpn.min_size)}
+    found = ours.detections
+    assert (found.score_threshold, found.nms_iou) == (roi.score_thresh, roi.nms_thresh)
+    assert found.max_detections == roi.detections_per_img
+    assert (ours.roi_head.sampling_ratio, ours.roi_head.aligned) == (pool.sampling_ratio, False)
+    assert (ours.roi_head.resolution,) * 2 == pool.output_size
+    assert (ours.roi_head.canonical_size, ours.roi_head.canonical_level) == (
+        pool.canonical_scale,
+        pool.canonical_level,
+    )
+    matcher, sampler = rpn.proposal_matcher, rpn.fg_bg_sampler
+    anchors = ours.anchor_sampling
+    assert (anchors.foreground_iou, anchors.background_iou) == (matcher.high_threshold, matcher.low_threshold)
+    assert (anchors.per_image, anchors.fg_fraction) == (
+        sampler.batch_size_per_image,
+        sampler.positive_fraction,
+    )
+    assert (ours.roi_sampling.per_image, ours.roi_sampling.fg_fraction) == (
+        roi.fg_bg_sampler.batch_size_per_image,
+        roi.fg_bg_sampler.positive_fraction,
+    )
+
+
+@pytest.fixture
+def small(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shapes at the size they are drawn in, and a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    logger = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": ".", "name": "run"},
+    }
+    words = ["--data.root", str(shapes), "--data.num_workers", "0", "--trainer.accelerator", "cpu"]
+    words += ["--data.short_side", "96", "--data.max_side", "128"]
+    return [*words, "--trainer.logger", json.dumps(logger)]
+
+
+def written(shapes: Path) -> dict[str, list[dict[str, Any]]]:
+    """A test's detections by file name."""
+    listed = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())["images"]
+    entries = json.loads(Path("run/version_0/detections.json").read_text())
+    return {
+        image["file_name"]: [one for one in entries if one["image_id"] == image["id"]] for image in listed
+    }
+
+
+def assert_same(entries: list[dict[str, Any]], found: list[tuple[list[float], float, int]]) -> None:
+    """The same boxes, scores and category ids, in the order of their scores."""
+    assert [one["category_id"] for one in entries] == [category for _, _, category in found]
+    for one, (box, score, _) in zip(entries, found, strict=True):
+        x, y, w, h = one["bbox"]
+        assert [x, y, x + w, y + h] == pytest.approx(box, abs=2e-3)
+        assert one["score"] == pytest.approx(score, abs=1e-5)
+
+
+def test_torchvisions_weights_are_tested_as_torchvision_finds(
+    shapes: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    categories = read_annotations(shapes / "annotations" / "instances_val2017.json").categories
+    theirs = peer(max(categories.ids) + 1, min_size=96, max_size=128)
+    torch.save(theirs.state_dict(), "theirs.pth")
+    config = str(CONFIGS / "interop" / "torchvision_coco_v1.yaml")
+    main(["test", "--config", config, "--model.start_from", "theirs.pth", *small])
+    assert "published 37.0 (torchvision, COCO val2017)" in capsys.readouterr().out
+    total = 0
+    for name, entries in written(shapes).items():
+        with torch.inference_mode():
+            (expected,) = theirs([read_image(shapes / "val2017" / name) / 255])
+        rows = zip(*(expected[key].tolist() for key in ("boxes", "scores", "labels")), strict=True)
+        # Where labels are category ids, some are of no category.
+        wanted = [row for row in rows if row[2] in categories.ids]
+        assert_same(entries, wanted)
+        total += len(wanted)
+    assert total > 50
+
+
+def test_detectron2s_weights_are_tested_as_loaded(
+    shapes: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    categories = read_annotations(shapes / "annotations" / "instances_val2017.json").categories
+    state = detector_weights(classes=len(categories.ids))
+    torch.save({"model": state}, "theirs.pth")
+    files = [str(CONFIGS / f"{n}.yaml") for n in ("conventions/detectron2", "interop/detectron2_r50_1x")]
+    words = [word for file in files for word in ("--config", file)]
+    main(["test", *words, "--model.start_from", "theirs.pth", *small])
+    assert "published 37.9 (Detectron2, COCO val2017)" in capsys.readouterr().out
+    predictor = Predictor(load_detectron2(state), 96, 128, settings=DETECTRON2_IMAGES)
+    total = 0
+    for name, entries in written(shapes).items():
+        boxes, scores, labels = (part.tolist() for part in predictor([shapes / "val2017" / name])[0])
+        assert_same(entries, list(zip(boxes, scores, [categories.ids[k - 1] for k in labels], strict=True)))
+        total += len(entries)
+    assert total > 20
+
+
+def test_random_weights_are_not_scored(
+    shapes: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {name: value for name, value in detector_weights(classes=3).items() if "roi_heads" not in name}
+    torch.save(state, "rpn.pth")
+    conventions = ["--config", str(CONFIGS / "conventions" / "detectron2.yaml")]
+    for words, message in (
+        ([], "needs --ckpt_path, the checkpoint to be scored, or --model.start_from"),
+        (["--model.start_from", "rpn.pth"], "rpn.pth has no weights of roi_head"),
+        (["--model.start_from", "absent.pth"], "absent.pth does not exist"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["test", *conventions, *small, *words])
+        assert caught.value.code == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("fpn: ")
+        assert message in error
+
+
+def test_a_score_that_no_test_has_is_named(
+    shapes: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(peer(71, min_size=96).state_dict(), "theirs.pth")
+    config = given("interop/torchvision_coco_v1")
+    config["trainer"]["callbacks"][0]["init_args"]["scores"] = {"mAP": 37.0}
+    Path("typo.yaml").write_text(yaml.safe_dump(config))
+    classes = max(read_annotations(shapes / "annotations" / "instances_val2017.json").categories.ids)
+    torch.save(peer(classes + 1).state_dict(), "theirs.pth")
+    with pytest.raises(SystemExit):
+        main(["test", "--config", "typo.yaml", "--model.start_from", "theirs.pth", *small])
+    assert "Published: a test has no score 'mAP'; it has test/" in capsys.readouterr().err
+
+
+def test_labels_with_gaps(shapes: Path) -> None:
+    plain = read_annotations(shapes / "annotations" / "instances_val2017.json")
+    gapped = plain.labelled_by_id()
+    ids = plain.categories.ids
+    assert len(gapped.categories.ids) == max(ids) > len(ids)
+    assert [plain.categories.ids[label - 1] for label in plain.labels] == gapped.labels.tolist()
+    assert gapped.categories.listed() == plain.categories
+    assert gapped.categories.names.count(NO_CATEGORY) == max(ids) - len(ids)
+
+
+def test_a_checkpoint_with_gaps_trains_tests_and_predicts(
+    config: str, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", "--config", config, "--data.label_gaps", "true", "--trainer.max_steps", "2"])
+    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    main(["test", "--ckpt_path", last, "--trainer.accelerator", "cpu"])
+    ids = read_annotations(shapes / "annotations" / "instances_val2017.json").categories.ids
+    words = ["--annotations", str(shapes / "annotations" / "instances_val2017.json")]
+    main(["predict", "--ckpt_path", last, *words, "--images", str(shapes / "val2017")])
+    found = json.loads(Path("predictions/detections.json").read_text())
+    assert found
+    assert {one["category_id"] for one in found} <= set(ids)
+    with pytest.raises(SystemExit):
+        main(["test", "--ckpt_path", last, "--data.label_gaps", "false"])
+    assert "other categories" in capsys.readouterr().err
+
+
+def test_torchvisions_published_name_is_downloaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as Published
+
+    state = peer(91).state_dict()
+    asked: list[tuple[object, dict[str, Any]]] = []
+
+    def fetch(self: object, **options: Any) -> dict[str, torch.Tensor]:
+        asked.append((self, options))
+        return state
+
+    monkeypatch.setattr(Published, "get_state_dict", fetch)
+    for name in ("COCO_V1", "FasterRCNN_ResNet50_FPN_Weights.COCO_V1"):
+        detector = load_torchvision(name)
+        assert detector.classes == 90
+        assert torch.equal(detector.bottom_up.conv1.weight, state["backbone.body.conv1.weight"])
+    assert [which for which, _ in asked] == [Published.COCO_V1] * 2
+    assert all(options["check_hash"] for _, options in asked)
