@@ -200,7 +200,7 @@ def load_detectron2(
             f"its res4 has {blocks} blocks, not 6 or 23"
         )
     settings = _DETECTRON2_RPN | {"bottom_up": partial(ResNet, depths[blocks], stride_in_1x1=True)}
-    if _SCORES not in state:
+    if _SCORES not in state or not state[_SCORES].dim():
         return _filled(ProposalNetwork(1, **(settings | arguments)), state, source)
     detections = DetectionSelection(score_threshold, min_size=_ANY_SIZE)
     settings |= _DETECTRON2_ROI | {"detections": detections}
@@ -288,12 +288,13 @@ def _from_detectron2(state: Mapping[str, Tensor], source: str) -> dict[str, Tens
     # What older files hold besides weights.
     others = (body, "pixel_", "proposal_generator.anchor_generator.")
     ours |= {_rename(n, _DETECTRON2): value for n, value in state.items() if not n.startswith(others)}
-    for name in (name for name in ours if name.startswith("roi_head.head.shared.scores.")):
-        # The background comes last there, and first here …
-        ours[name] = ours[name].roll(1, 0)
-    for name in (name for name in ours if name.startswith("roi_head.head.shared.deltas.")):
-        # … where it has deltas, which nothing reads.
-        ours[name] = torch.cat((torch.zeros_like(ours[name][:4]), ours[name]))
+    for name, value in ours.items():
+        if name.startswith("roi_head.head.shared.scores.") and value.dim():
+            # The background comes last there, and first here …
+            ours[name] = value.roll(1, 0)
+        if name.startswith("roi_head.head.shared.deltas.") and value.dim():
+            # … where it has deltas, which nothing reads.
+            ours[name] = torch.cat((torch.zeros_like(value[:4]), value))
     return ours
 
 

@@ -1,11 +1,12 @@
 """Reading files of tensors without running any code that may lie in them."""
 
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,23 +14,6 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from fpn.errors import InputError
-
-# What a pickle of arrays is made of, under the names of old and new NumPy and of Python 2.
-_PLAIN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): None,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{
-        (f"numpy.{core}.{module}", name): None
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    },
-}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -56,7 +40,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
 
     def read(file: Path) -> Any:
         with file.open("rb") as stream:
-            return _PlainUnpickler(stream, encoding="latin1").load()
+            return _plain(_PlainUnpickler(stream, encoding="latin1").load())
 
     return _read(path, read)
 
@@ -84,8 +68,9 @@ def as_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """
     tensors = {}
     for key, value in content.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            value = torch.from_numpy(np.array(value))
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.itemsize <= 8:
+            # In the machine's own order of bytes, and its own memory.
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
         if not isinstance(value, Tensor):
             raise InputError(f"{source} is not a state dict: {key!r} is not a tensor")
         tensors[str(key)] = value
@@ -133,13 +118,88 @@ def check_weights(
             raise InputError(f"{source} does not fit {network}: {name} has a shape of {shapes}")
 
 
+class _DType:
+    """Stands in for numpy.dtype, which would believe a file that some bytes are pointers."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not re.fullmatch(r"[iu][1248]|f[248]|b1", code):
+            what = "objects" if code.startswith("O") else f"type {code!r}"
+            raise pickle.UnpicklingError(f"it holds an array of {what}")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        if state[1] in ("<", ">"):
+            self.value = self.value.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for numpy.ndarray: numbers alone, from as many bytes as they need."""
+
+    value: np.ndarray[Any, Any]
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        _, shape, dtype, transposed, content = state
+        # Python 2's bytes come as text.
+        content = content.encode("latin1") if isinstance(content, str) else content
+        self.value = np.frombuffer(content, dtype.value).reshape(shape, order="F" if transposed else "C")
+
+
+def _array(*_: Any) -> _Array:
+    return _Array()
+
+
+def _array_from_buffer(content: Any, dtype: _DType, shape: Sequence[int], order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((None, shape, dtype, order == "F", bytes(content)))
+    return array
+
+
+def _number(dtype: _DType, content: str | bytes) -> Any:
+    return _array_from_buffer(_bytes(content, "latin1"), dtype, (), "C").value.item()
+
+
+def _bytes(content: str | bytes, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it holds text as {encoding}")
+    return content.encode("latin1") if isinstance(content, str) else content
+
+
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes nothing but what `_PLAIN` lists: whatever else a pickle names could run code."""
+    """Makes nothing but what is listed: whatever else a pickle names could run code."""
+
+    known: ClassVar[dict[tuple[str, str], Any]] = {
+        ("collections", "OrderedDict"): OrderedDict,
+        # As Python 3 writes bytes for Python 2.
+        ("_codecs", "encode"): _bytes,
+        ("numpy", "dtype"): _DType,
+        ("numpy", "ndarray"): _Array,
+        # Under the names of old and new NumPy.
+        **{
+            (f"numpy.{core}.{module}", name): made
+            for core in ("core", "_core")
+            for module, name, made in (
+                ("multiarray", "_reconstruct", _array),
+                ("multiarray", "scalar", _number),
+                ("numeric", "_frombuffer", _array_from_buffer),
+            )
+        },
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PLAIN:
+        if (module, name) not in self.known:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return _PLAIN[module, name] or super().find_class(module, name)
+        return self.known[module, name]
+
+
+def _plain(value: Any) -> Any:
+    """Stand-ins replaced by what they stand for."""
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _read(path: str | Path, read: Callable[[Path], Any]) -> dict[str, Any]:

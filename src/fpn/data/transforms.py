@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
+from PIL.Image import Resampling
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as image_ops
@@ -150,7 +151,11 @@ def prepare_image(image: Tensor, settings: ImageSettings, short_side: int | None
     """
     old = (image.shape[-2], image.shape[-1])
     size = resized_size(old, short_side or settings.short_side, settings.max_side, settings.rounding)
-    if settings.antialias:
+    if settings.antialias and image.dtype == torch.uint8:
+        # By PIL itself: PyTorch's own filter differs from it by a grey level here and there.
+        picture = image_ops.to_pil_image(image).resize(size[::-1], Resampling.BILINEAR)
+        image = image_ops.pil_to_tensor(picture).to(image.device)
+    elif settings.antialias:
         image = image_ops.resize(image, list(size), antialias=True)
     image = _normalise(image, settings)
     if image.shape[-2:] == size:

@@ -53,13 +53,16 @@ def is_msra(names: Mapping[str, Tensor]) -> bool:
     return any(re.match(r"(stem\.conv1\.|conv1_w$|res\d[_.]\d)", name) for name in names)
 
 
-def from_msra(state: Mapping[str, Tensor], norm_eps: float = 1e-5) -> dict[str, Tensor]:
+def from_msra(
+    state: Mapping[str, Tensor], norm_eps: float = 1e-5, caffe_images: bool = True
+) -> dict[str, Tensor]:
     """A ResNet's weights of Detectron's or Detectron2's, under torchvision's names and for our images.
 
     Args:
         state: by name, as `res2_0_branch2a_w` or `res2.0.conv1.weight`. A BatchNorm may have been made a
             scale and a shift: its statistics are set so that it stays one.
         norm_eps: epsilon of the BatchNorm they are for.
+        caffe_images: false where the weights are for our images already, and torchvision's by origin.
     """
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -67,12 +70,12 @@ def from_msra(state: Mapping[str, Tensor], norm_eps: float = 1e-5) -> dict[str, 
         if not _SURPLUS.search(new.replace("_", ".")):
             ours[new] = value
     for name in [name for name in ours if re.search(r"(bn\d|downsample\.1)\.weight$", name)]:
-        stem = name.removesuffix("weight")
-        ours.setdefault(f"{stem}running_mean", torch.zeros_like(ours[name]))
-        ours.setdefault(f"{stem}running_var", torch.full_like(ours[name], 1 - norm_eps))
-    if "conv1.weight" in ours and ours["conv1.weight"].shape[1:2] == (3,):
-        scale = 255 * ours["conv1.weight"].new_tensor(STD)
-        ours["conv1.weight"] = ours["conv1.weight"].flip(1) * scale[:, None, None]
+        norm = name.removesuffix("weight")
+        ours.setdefault(f"{norm}running_mean", torch.zeros_like(ours[name]))
+        ours.setdefault(f"{norm}running_var", torch.full_like(ours[name], 1 - norm_eps))
+    stem = ours.get("conv1.weight")
+    if caffe_images and stem is not None and stem.dim() == 4 and stem.shape[1] == 3:
+        ours["conv1.weight"] = stem.flip(1) * (255 * stem.new_tensor(STD))[:, None, None]
     return ours
 
 

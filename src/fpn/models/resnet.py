@@ -119,16 +119,12 @@ class ResNet(nn.Module):
         Raises:
             InputError: no such name or file, or the weights are another network's.
         """
-        state = _read_weights(self.name, weights)
-        msra = is_msra(state)
-        if msra != self.stride_in_1x1 and (msra or not Path(weights).suffix):
-            origin, where = ("MSRA's", "1×1") if msra else ("torchvision's", "3×3")
+        state, in_1x1 = _read_weights(self.name, weights, self.norm_eps)
+        if in_1x1 is not None and in_1x1 != self.stride_in_1x1:
             raise InputError(
-                f"weights {weights!r} are {origin}, of a network with its strides on the {where}: "
-                f"set model.detector.bottom_up.stride_in_1x1 to {str(msra).lower()}"
+                f"weights {weights!r} are of a network with its strides on the {'1×1' if in_1x1 else '3×3'}: "
+                f"set model.detector.bottom_up.stride_in_1x1 to {str(in_1x1).lower()}"
             )
-        if msra:
-            state = from_msra(state, self.norm_eps)
         wanted = self.state_dict()
         counters = ("num_batches_tracked",)  # read by no inference; older files lack them
         missing = [key for key in wanted if key not in state and not key.endswith(counters)]
@@ -213,18 +209,22 @@ def _initialise(resnet: ResNet) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _read_weights(name: str, weights: str) -> dict[str, Tensor]:
+def _read_weights(name: str, weights: str, norm_eps: float) -> tuple[dict[str, Tensor], bool | None]:
+    """Weights under torchvision's names; whether their strides are on the 1×1, where that is known."""
     path = Path(weights)
     if path.suffix or path.exists():
         if not path.is_file():
             raise InputError(f"weights file {weights} does not exist")
         content = read_any(path)
-        return as_tensors(content.get("model", content), weights)
+        state = as_tensors(content.get("model", content), weights)
+        if not is_msra(state):
+            return state, None
+        # As Detectron2's converter of torchvision's weights signs its files.
+        msra = content.get("__author__") != "torchvision"
+        return from_msra(state, norm_eps, caffe_images=msra), msra
     names: Sequence[str] = list(get_model_weights(name).__members__)
     if weights not in names:
         raise InputError(f"{name} has no weights {weights!r}; there are {', '.join(names)}, or give a file")
-    return download(
-        get_model_weights(name)[weights],
-        instead="set model.detector.bottom_up.weights to a file, or to null with norm: batch (or group) "
-        "and frozen_stages: 0",
-    )
+    published = get_model_weights(name)[weights]
+    instead = "set model.detector.bottom_up.weights to a file, or to null with norm: batch (or group) "
+    return download(published, instead + "and frozen_stages: 0"), False
