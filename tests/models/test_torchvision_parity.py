@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops import FrozenBatchNorm2d, box_iou
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision_peer import as_batch, peer, peer_targets
 
 from fpn import FasterRCNN, InputError, Predictor
@@ -22,7 +22,7 @@ from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
 from fpn.peers import _from_torchvision, load_torchvision, to_torchvision
-from fpn.types import Detections, Targets
+from fpn.types import RoIs, Targets
 
 SHORT, LONG = 200, 333
 SIZES = [(150, 211), (301, 222), (97, 64), (33, 400)]
@@ -151,24 +151,29 @@ def test_losses_and_gradients_agree_in_bfloat16() -> None:
         assert cosine > 0.99, name
 
 
-def test_detections_in_bfloat16_are_as_near_as_torchvisions(torchvisions: Any) -> None:
-    """Of the ten best boxes in float32, as many are found again by ours as by torchvision, half at least."""
-    images = [smooth_image(size) for size in SIZES]
-    ours = Predictor(load_torchvision(torchvisions.state_dict()), SHORT, LONG)
-
-    def again(find: Callable[[], list[Detections]]) -> float:
-        with torch.inference_mode():
-            exact = find()
-            with torch.autocast("cpu", torch.bfloat16):
-                rounded = find()
-        shares = []
-        for one, other in zip(exact, rounded, strict=True):
-            same = one.labels[:10, None] == other.labels
-            shares += ((box_iou(one.boxes[:10], other.boxes.float()) > 0.8) & same).any(dim=1).tolist()
-        return sum(shares) / len(shares)
-
-    theirs = again(lambda: [Detections(d["boxes"], d["scores"], d["labels"]) for d in torchvisions(images)])
-    assert again(lambda: ours(images)) >= max(0.5, theirs - 0.05)
+def test_what_the_network_says_agrees_in_bfloat16(torchvisions: Any) -> None:
+    """Logits and deltas of the RPN, and of the head on the same RoIs, before anything is chosen by them."""
+    ours = load_torchvision(torchvisions.state_dict())
+    batch = as_batch(torchvisions, [smooth_image(size) for size in SIZES[:2]])
+    boxes = [torch.rand(40, 4).sort(dim=1).values[:, [0, 1, 2, 3]] * 150 for _ in range(2)]
+    rois = RoIs(torch.cat(boxes), torch.arange(2).repeat_interleave(40))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        theirs = torchvisions.backbone(batch.images)
+        p = ours.neck(ours.bottom_up(batch.images))
+        logits, deltas = torchvisions.rpn.head(list(theirs.values()))
+        output = ours.rpn(p, batch.images.shape[-2:])
+        pooled = torchvisions.roi_heads.box_roi_pool(theirs, boxes, batch.sizes)
+        scores, moves = torchvisions.roi_heads.box_predictor(torchvisions.roi_heads.box_head(pooled))
+        our_scores, our_moves = ours.roi_head(p, rois)
+    pairs = [(our_scores, scores), (our_moves.flatten(1), moves)]
+    for k, level in enumerate(output.objectness):
+        pairs.append((output.objectness[level], logits[k].permute(0, 2, 3, 1).flatten(1)))
+        flat = deltas[k].unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        pairs.append((output.deltas[level], flat))
+    for one, other in pairs:
+        assert one.dtype == torch.float32
+        scale = other.float().abs().max().item()
+        torch.testing.assert_close(one, other.float(), atol=0.02 * scale, rtol=0)
 
 
 def test_weights_of_the_public_constructor_load_from_a_file(tmp_path: Path) -> None:
