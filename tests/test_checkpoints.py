@@ -1,9 +1,11 @@
+import argparse
 import pickle
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from fpn import InputError, load, load_detectron2, load_torchvision
 from fpn.models.resnet import ResNet
@@ -79,3 +81,30 @@ def test_resnet_weights_file_is_read_safely(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(InputError, match="refused"):
         ResNet("resnet18", weights="bomb.pth")
     assert not Path("exploded").exists()
+
+
+def test_what_a_training_reference_writes_beside_the_weights_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "model_25.pth"
+    torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=0.02), "epoch": 25}, file)
+    assert read_checkpoint(file)["epoch"] == 25
+    torch.save({"model": {}, "path": Path("x")}, file)
+    with pytest.raises(InputError, match="it names pathlib") as caught:
+        read_checkpoint(file)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_name_of_another_detector_is_no_name_of_this_one() -> None:
+    for name in ("RetinaNet_ResNet50_FPN_Weights.COCO_V1", "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1"):
+        with pytest.raises(InputError, match="does not exist"):
+            load_torchvision(name)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("invalid hash"), EOFError(), pickle.UnpicklingError("x")])
+def test_a_damaged_download_is_named(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(self: object, **options: object) -> None:
+        assert options["weights_only"] is True
+        raise error
+
+    monkeypatch.setattr(FasterRCNN_ResNet50_FPN_Weights, "get_state_dict", fetch)
+    with pytest.raises(InputError, match=r"delete .*fasterrcnn_resnet50_fpn_coco-258fb6c6\.pth"):
+        load_torchvision("COCO_V1")

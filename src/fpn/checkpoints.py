@@ -117,6 +117,13 @@ def start_from(
     if theirs is None:
         _kept(content, path)
         theirs = _weights(content)
+    elif parts is None:
+        known = ("bottom_up.", "neck.", "rpn.", "roi_head.")
+        if surplus := [key for key in theirs if not key.startswith(known)]:
+            raise InputError(
+                f"{path} is of another detector, with {surplus[0]}: name the parts to take, as "
+                "start_parts [bottom_up, neck]"
+            )
     names = {
         part: {key for key in theirs if key.startswith(f"{part}.")} for part, _ in detector.named_children()
     }

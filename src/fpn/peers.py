@@ -24,8 +24,9 @@ from fpn.models.msra import from_msra
 from fpn.models.postprocess import DetectionSelection, ProposalSelection
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
-from fpn.models.rpn import RegionProposalNetwork
+from fpn.models.rpn import ANCHOR_SIZES, RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
+from fpn.ops.anchors import cell_anchors
 from fpn.weights import as_tensors, check_weights, download, read_any
 
 # Beginnings of parameter names, torchvision's and ours. Its pyramid counts from 0, the paper's levels from 2.
@@ -57,6 +58,8 @@ _DETECTRON2 = {
     "roi_heads.box_predictor.cls_score.": "roi_head.head.shared.scores.",
     "roi_heads.box_predictor.bbox_pred.": "roi_head.head.shared.deltas.",
 }
+_PUBLISHED = re.compile(r"(COCO_V1|fasterrcnn_resnet50_fpn_coco-258fb6c6\.pth)$")
+"""Name and file of torchvision's published weights."""
 _SCORES = "roi_head.head.shared.scores.bias"
 _D = TypeVar("_D", bound=ProposalNetwork)
 
@@ -94,10 +97,8 @@ def load_torchvision(
     Args:
         weights: a file or a state dict of torchvision's model, or the name of weights it publishes: COCO_V1.
         score_threshold: only detections with a higher score are given.
-        norm_eps: epsilon of the BatchNorm, which no file tells. None takes 1e-5, torchvision's default, where
-            the weights count batches, as an ordinary BatchNorm does, and 0 where they do not: its published
-            COCO weights were trained with a frozen BatchNorm of epsilon 0. (A frozen one of another origin
-            has 1e-5 and must be named.)
+        norm_eps: epsilon of the BatchNorm, which no file tells. None takes 0 for the weights that torchvision
+            publishes, by name or file, and 1e-5, its default, for all others.
         **faster_rcnn: further arguments of `FasterRCNN`.
 
     Returns:
@@ -108,7 +109,7 @@ def load_torchvision(
     """
     source, content = _content(weights)
     if norm_eps is None:
-        norm_eps = 1e-5 if any(name.endswith("num_batches_tracked") for name in content) else 0.0
+        norm_eps = 0.0 if _PUBLISHED.search(Path(source).name) else 1e-5
     state = _from_torchvision(content)
     if _SCORES not in state:
         raise InputError(
@@ -146,27 +147,34 @@ def to_torchvision(detector: FasterRCNN) -> dict[str, Tensor]:
         "rpn.rounded": (rpn.rounded, True),
         "rpn.grid": (rpn.grid, "spread"),
         "rpn.box_weights": (rpn.box_weights, (1.0, 1.0, 1.0, 1.0)),
+        "rpn.levels": (rpn.levels, (2, 3, 4, 5, 6)),
         "roi_head.pooling": (head.pooling, "align"),
         "roi_head.aligned": (head.aligned, False),
         "roi_head.sampling_ratio": (head.sampling_ratio, 2),
         "roi_head.resolution": (head.resolution, 7),
         "roi_head.box_weights": (head.box_weights, (10.0, 10.0, 5.0, 5.0)),
+        "roi_head.levels": (head.levels, (2, 3, 4, 5)),
         "roi_head.canonical_size": (head.canonical_size, 224),
+        "roi_head.canonical_level": (head.canonical_level, 4),
+        "roi_head.epsilon": (head.epsilon, 1e-6),
         "neck.top_down": (getattr(detector.neck, "top_down", None), True),
         "neck.nonlinearity": (any(isinstance(m, torch.nn.ReLU) for m in detector.neck.modules()), False),
     }
     for key, (ours, theirs) in wanted.items():
         if ours != theirs:
             raise InputError(f"torchvision's model cannot have {key} {ours!r}; it has {theirs!r}")
+    for level, sizes in ANCHOR_SIZES.items():
+        cell = rpn.get_buffer(f"cell{level}")
+        if not cell.is_meta and not torch.equal(cell.cpu(), cell_anchors(sizes, (0.5, 1.0, 2.0))):
+            raise InputError(
+                f"torchvision's model cannot have these rpn.sizes and rpn.ratios on level {level}"
+            )
     names = {ours: theirs for theirs, ours in _TORCHVISION.items()}
     state = {_rename(name, names): value for name, value in detector.state_dict().items()}
     with torch.device("meta"):
         backbone = resnet_fpn_backbone(backbone_name=detector.bottom_up.name, weights=None)
         model = TorchvisionFasterRCNN(backbone, detector.classes + 1).state_dict()
-    counted = {name for name in (*model, *state) if name.endswith("num_batches_tracked")}
-    check_weights(
-        _without(model, counted), _without(state, counted), "this detector", "torchvision's FasterRCNN"
-    )
+    check_weights(model, state, "this detector", "torchvision's FasterRCNN")
     return state
 
 
@@ -207,19 +215,15 @@ def load_detectron2(
     return _filled(FasterRCNN(len(state[_SCORES]) - 1, **(settings | arguments)), state, source)
 
 
-def is_published(name: str) -> bool:
-    """Whether torchvision publishes a detector's weights under this name."""
-    return name.rpartition(".")[2] in FasterRCNN_ResNet50_FPN_Weights.__members__ and not Path(name).exists()
-
-
 def read_weights(weights: str | Path) -> dict[str, Any]:
     """What lies in a file of weights, or what torchvision publishes under a name.
 
     Raises:
         InputError: no such file, one that is damaged or wants to run code, or weights that cannot be had.
     """
-    if is_published(str(weights)):
-        published = FasterRCNN_ResNet50_FPN_Weights[str(weights).rpartition(".")[2]]
+    name = str(weights).removeprefix(f"{FasterRCNN_ResNet50_FPN_Weights.__name__}.")
+    if name in FasterRCNN_ResNet50_FPN_Weights.__members__ and not Path(weights).exists():
+        published = FasterRCNN_ResNet50_FPN_Weights[name]
         return dict(download(published, instead="download them elsewhere and give the file"))
     return read_any(weights)
 
@@ -303,7 +307,3 @@ def _rename(name: str, table: Mapping[str, str]) -> str:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
-
-
-def _without(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if name not in names}

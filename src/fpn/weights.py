@@ -1,5 +1,6 @@
 """Reading files of tensors without running any code that may lie in them."""
 
+import argparse
 import pickle
 import re
 import zipfile
@@ -25,7 +26,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, it is truncated or no checkpoint, or it wants to run code.
     """
-    return _read(path, lambda file: torch.load(file, map_location="cpu", weights_only=True))
+
+    def read(file: Path) -> Any:
+        # Plain values, which torchvision's training reference writes beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+    return _read(path, read)
 
 
 def read_pickle(path: str | Path) -> dict[str, Any]:
@@ -40,7 +47,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
 
     def read(file: Path) -> Any:
         with file.open("rb") as stream:
-            return _plain(_PlainUnpickler(stream, encoding="latin1").load())
+            return _plain(_PlainUnpickler(stream, encoding="latin1").load(), {})
 
     return _read(path, read)
 
@@ -78,19 +85,25 @@ def as_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
 
 
 def download(weights: WeightsEnum, instead: str) -> dict[str, Tensor]:
-    """Weights that torchvision publishes, from its cache or the network, their hash checked.
+    """Weights that torchvision publishes, from its cache or the network; what is downloaded is checked.
 
     Args:
         weights: which.
         instead: what to do where they cannot be had, for the message.
 
     Raises:
-        InputError: they cannot be downloaded.
+        InputError: they cannot be downloaded, or are damaged.
     """
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as error:
         raise InputError(f"weights {weights} could not be downloaded ({error}); {instead}") from error
+    except Exception as error:  # a damaged file can lead a reader anywhere
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise InputError(
+            f"weights {weights} cannot be read ({_first_line(error)}): delete {cached}, "
+            "which is then downloaded again"
+        ) from error
     return state
 
 
@@ -108,7 +121,9 @@ def check_weights(
     Raises:
         InputError: a missing or surplus weight, or one of another shape.
     """
-    for name in sorted(wanted.keys() | state.keys()):
+    # Counters of a BatchNorm's batches are read by no inference, and older files lack them.
+    names = sorted(name for name in wanted.keys() | state.keys() if not name.endswith("num_batches_tracked"))
+    for name in names:
         if name not in state:
             raise InputError(f"{source} does not fit {network}: it has no {name}")
         if name not in wanted:
@@ -149,6 +164,8 @@ def _array(*_: Any) -> _Array:
 
 
 def _array_from_buffer(content: Any, dtype: _DType, shape: Sequence[int], order: str) -> _Array:
+    if not isinstance(content, bytes | bytearray):
+        raise pickle.UnpicklingError("it holds an array without its bytes")
     array = _Array()
     array.__setstate__((None, shape, dtype, order == "F", bytes(content)))
     return array
@@ -191,15 +208,18 @@ class _PlainUnpickler(pickle.Unpickler):
         return self.known[module, name]
 
 
-def _plain(value: Any) -> Any:
-    """Stand-ins replaced by what they stand for."""
-    if isinstance(value, _Array):
-        return value.value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    """Stand-ins replaced by what they stand for; what occurs twice is `done` once."""
+    if not isinstance(value, _Array | dict | list | tuple):
+        return value
+    if id(value) not in done:
+        if isinstance(value, _Array):
+            done[id(value)] = value.value
+        elif isinstance(value, dict):
+            done[id(value)] = {key: _plain(item, done) for key, item in value.items()}
+        else:
+            done[id(value)] = [_plain(item, done) for item in value]
+    return done[id(value)]
 
 
 def _read(path: str | Path, read: Callable[[Path], Any]) -> dict[str, Any]:
@@ -221,5 +241,7 @@ def _read(path: str | Path, read: Callable[[Path], Any]) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
+    if named := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+        return f"it names {named[1]}"
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

@@ -514,3 +514,22 @@ def test_losses_by_hand(ours: FasterRCNN) -> None:
     losses = fast_rcnn_losses(torch.zeros(2, 2), predicted, sampled, ours.loss)
     assert losses["roi_class"].item() == pytest.approx(math.log(2))
     assert losses["roi_box"].item() == pytest.approx((0.25 + 0.25 + 2) / 2)
+
+
+def test_missing_statistics_are_not_made_up(weights: State) -> None:
+    name = "backbone.bottom_up.res4.3.conv2.norm.running_var"
+    lacking = {key: value for key, value in weights.items() if key != name}
+    refused(lambda: load_detectron2(lacking), "it has no bottom_up.layer3.3.bn2.running_var")
+
+
+def test_small_pickles_stay_small(tmp_path: Path) -> None:
+    value: list[Any] = []
+    for _ in range(40):
+        value = [value, value]
+    file = tmp_path / "nested.pkl"
+    file.write_bytes(pickle.dumps({"model": {"weight": value}}))
+    refused(lambda: load_detectron2(file), "'weight' is not a tensor")
+    file.write_bytes(
+        b"cnumpy.core.numeric\n_frombuffer\n(J\x00\x00\x00\x40cnumpy\ndtype\n(U\x02u1tR(tU\x01CtR."
+    )
+    refused(lambda: load_detectron2(file), "without its bytes")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision_peer import as_batch, peer, peer_targets
@@ -43,7 +44,7 @@ def torchvisions() -> Any:
 @pytest.mark.parametrize("sizes", [[s] for s in SIZES] + [SIZES[:2], SIZES])
 def test_detections_are_the_same(torchvisions: Any, sizes: list[tuple[int, int]]) -> None:
     images = [smooth_image(size) for size in sizes]
-    ours = Predictor(load_torchvision(torchvisions.state_dict()), SHORT, LONG)
+    ours = Predictor(load_torchvision(torchvisions.state_dict(), norm_eps=0.0), SHORT, LONG)
     with torch.inference_mode():
         expected = torchvisions(images)
     found = ours(images)
@@ -54,10 +55,15 @@ def test_detections_are_the_same(torchvisions: Any, sizes: list[tuple[int, int]]
         assert torch.equal(f.labels, e["labels"])
 
 
-def test_no_detections(torchvisions: Any) -> None:
-    ours = Predictor(load_torchvision(torchvisions.state_dict(), score_threshold=0.999999), SHORT, LONG)
-    found = ours([smooth_image(SIZES[0])])[0]
-    assert (found.boxes.shape, found.scores.shape, found.labels.shape) == ((0, 4), (0,), (0,))
+def test_no_detections(torchvisions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvisions.roi_heads, "score_thresh", 0.999999)
+    detector = load_torchvision(torchvisions.state_dict(), norm_eps=0.0, score_threshold=0.999999)
+    images = [smooth_image(size) for size in SIZES[:2]]
+    with torch.inference_mode():
+        expected = torchvisions(images)
+    for e, f in zip(expected, Predictor(detector, SHORT, LONG)(images), strict=True):
+        assert (f.boxes.shape, f.scores.shape, f.labels.shape) == ((0, 4), (0,), (0,))
+        assert (e["boxes"].shape, e["scores"].shape, e["labels"].shape) == ((0, 4), (0,), (0,))
 
 
 def few() -> list[Targets]:
@@ -110,6 +116,7 @@ def both_learn(truth: list[Targets], bfloat16: bool) -> list[tuple[dict[str, Ten
     ).train()
     ours = load_torchvision(
         theirs.state_dict(),
+        norm_eps=0.0,
         training_proposals=ProposalSelection(2000, 200),
         anchor_sampling=AnchorSampling(per_image=everything),
         roi_sampling=RoISampling(per_image=everything),
@@ -153,7 +160,7 @@ def test_losses_and_gradients_agree_in_bfloat16() -> None:
 
 def test_what_the_network_says_agrees_in_bfloat16(torchvisions: Any) -> None:
     """Logits and deltas of the RPN, and of the head on the same RoIs, before anything is chosen by them."""
-    ours = load_torchvision(torchvisions.state_dict())
+    ours = load_torchvision(torchvisions.state_dict(), norm_eps=0.0)
     batch = as_batch(torchvisions, [smooth_image(size) for size in SIZES[:2]])
     boxes = [torch.rand(40, 4).sort(dim=1).values[:, [0, 1, 2, 3]] * 150 for _ in range(2)]
     rois = RoIs(torch.cat(boxes), torch.arange(2).repeat_interleave(40))
@@ -178,8 +185,6 @@ def test_what_the_network_says_agrees_in_bfloat16(torchvisions: Any) -> None:
 
 def test_weights_of_the_public_constructor_load_from_a_file(tmp_path: Path) -> None:
     """torchvision's own function, whose BatchNorm is an ordinary one with epsilon 1e-5."""
-    from torchvision.models.detection import fasterrcnn_resnet50_fpn
-
     theirs = fasterrcnn_resnet50_fpn(
         weights=None,
         weights_backbone=None,
@@ -210,7 +215,7 @@ def exported(**parts: Any) -> FasterRCNN:
 
 
 def test_there_and_back(torchvisions: Any) -> None:
-    state = to_torchvision(load_torchvision(torchvisions.state_dict()))
+    state = to_torchvision(load_torchvision(torchvisions.state_dict(), norm_eps=0.0))
     assert state.keys() == torchvisions.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in torchvisions.state_dict().items())
 
@@ -228,7 +233,6 @@ def test_a_detector_of_ours_finds_the_same_in_torchvisions(norm: Any) -> None:
         box_score_thresh=0.1,
     ).eval()
     theirs.load_state_dict(to_torchvision(ours), strict=True)
-    # As it is made, for the public constructor, whose BatchNorm is an ordinary one, too.
     image = smooth_image(SIZES[0])
     with torch.inference_mode():
         (expected,) = theirs([image])
@@ -243,6 +247,10 @@ def test_a_detector_of_ours_finds_the_same_in_torchvisions(norm: Any) -> None:
     [
         ({"rpn": partial(RegionProposalNetwork, shared=False)}, "no rpn.head"),
         ({"rpn": partial(RegionProposalNetwork, grid="stride")}, "rpn.grid 'stride'"),
+        ({"rpn": partial(RegionProposalNetwork, sizes={2: [32], 3: [64], 4: [128], 5: [256]})}, "rpn.levels"),
+        ({"roi_head": partial(RoIHead, levels=[3, 4])}, "roi_head.levels (3, 4)"),
+        ({"roi_head": partial(RoIHead, canonical_level=3)}, "roi_head.canonical_level 3"),
+        ({"roi_head": partial(RoIHead, epsilon=0.0)}, "roi_head.epsilon 0.0"),
         ({"roi_head": partial(RoIHead, aligned=True)}, "roi_head.aligned True"),
         ({"roi_head": partial(RoIHead, shared=False)}, "no roi_head"),
         ({"roi_head": partial(RoIHead, resolution=14)}, "roi_head.resolution 14"),
@@ -263,3 +271,18 @@ def test_what_torchvision_lacks_is_named(parts: dict[str, Any], named: str) -> N
         to_torchvision(detector)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changed", [{"size_factor": 0.5}, {"ratios": (0.5, 1.0, 3.0)}])
+def test_other_anchors_than_torchvisions_are_named(changed: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"these rpn\.sizes and rpn\.ratios on level 2"):
+        to_torchvision(exported(rpn=partial(RegionProposalNetwork, **changed)))
+
+
+def test_weights_of_a_live_batchnorm_go_there_and_back() -> None:
+    """The public constructor's own BatchNorm loads ours strictly, and ours its."""
+    ours = exported(bottom_up=partial(ResNet, "resnet50", norm="batch"))
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=7)
+    theirs.load_state_dict(to_torchvision(ours), strict=True)
+    back = load_torchvision(theirs.state_dict(), bottom_up=partial(ResNet, "resnet50", norm="batch"))
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in ours.state_dict().items())

@@ -69,7 +69,8 @@ def from_msra(
         new = _rename(name)
         if not _SURPLUS.search(new.replace("_", ".")):
             ours[new] = value
-    for name in [name for name in ours if re.search(r"(bn\d|downsample\.1)\.weight$", name)]:
+    scales = [name for name in ours if re.search(r"(bn\d|downsample\.1)\.weight$", name)]
+    for name in [] if any(name.endswith("running_var") for name in ours) else scales:
         norm = name.removesuffix("weight")
         ours.setdefault(f"{norm}running_mean", torch.zeros_like(ours[name]))
         ours.setdefault(f"{norm}running_var", torch.full_like(ours[name], 1 - norm_eps))

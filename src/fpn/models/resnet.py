@@ -4,7 +4,7 @@ The blocks are torchvision's, and so are the names of the parameters: its ImageN
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -216,7 +216,10 @@ def _read_weights(name: str, weights: str, norm_eps: float) -> tuple[dict[str, T
         if not path.is_file():
             raise InputError(f"weights file {weights} does not exist")
         content = read_any(path)
-        state = as_tensors(content.get("model", content), weights)
+        inner = content.get("model", content)
+        if not isinstance(inner, Mapping):
+            raise InputError(f"{weights} is not a state dict: 'model' holds a {type(inner).__name__}")
+        state = as_tensors(inner, weights)
         if not is_msra(state):
             return state, None
         # As Detectron2's converter of torchvision's weights signs its files.
