@@ -6,6 +6,7 @@ A file tells weights, not what is done with them. Each peer's settings are there
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,7 +28,7 @@ from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import ANCHOR_SIZES, RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
 from fpn.ops.anchors import cell_anchors
-from fpn.weights import as_tensors, check_weights, download, read_any
+from fpn.weights import as_tensors, check_weights, download, read_any, state_dict
 
 # Beginnings of parameter names, torchvision's and ours. Its pyramid counts from 0, the paper's levels from 2.
 _TORCHVISION = {
@@ -210,7 +211,7 @@ def load_detectron2(
     settings = _DETECTRON2_RPN | {"bottom_up": partial(ResNet, depths[blocks], stride_in_1x1=True)}
     if _SCORES not in state or not state[_SCORES].dim():
         return _filled(ProposalNetwork(1, **(settings | arguments)), state, source)
-    detections = DetectionSelection(score_threshold, min_size=_ANY_SIZE)
+    detections = replace(_DETECTRON2_ROI["detections"], score_threshold=score_threshold)
     settings |= _DETECTRON2_ROI | {"detections": detections}
     return _filled(FasterRCNN(len(state[_SCORES]) - 1, **(settings | arguments)), state, source)
 
@@ -258,10 +259,7 @@ def _content(weights: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Te
         source, content = "the state dict", weights
     else:
         source, content = str(weights), read_weights(weights)
-    inner = content.get("model", content)
-    if not isinstance(inner, Mapping):
-        raise InputError(f"{source} is not a state dict: 'model' holds a {type(inner).__name__}")
-    return source, as_tensors(inner, source)
+    return source, state_dict(content, source)
 
 
 def _filled(detector: _D, state: dict[str, Tensor], source: str) -> _D:

@@ -63,6 +63,22 @@ def read_any(path: str | Path) -> dict[str, Any]:
     return read_pickle(path) if plain else read_checkpoint(path)
 
 
+def state_dict(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The weights of a file's content: all of it, or what it holds as `model`.
+
+    Args:
+        content: of the file.
+        source: where that comes from, for the message.
+
+    Raises:
+        InputError: as `as_tensors`, or `model` holds something else than weights.
+    """
+    inner = content.get("model", content)
+    if not isinstance(inner, Mapping):
+        raise InputError(f"{source} is not a state dict: 'model' holds a {type(inner).__name__}")
+    return as_tensors(inner, source)
+
+
 def as_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """Tensors by name, those that are NumPy arrays made into tensors.
 

@@ -4,7 +4,7 @@ The blocks are torchvision's, and so are the names of the parameters: its ImageN
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from fpn.errors import InputError
 from fpn.models.msra import from_msra, is_msra
 from fpn.types import Features
-from fpn.weights import as_tensors, download, read_any
+from fpn.weights import download, read_any, state_dict
 
 Norm = Literal["frozen", "batch", "group"]
 
@@ -130,13 +130,13 @@ class ResNet(nn.Module):
         missing = [key for key in wanted if key not in state and not key.endswith(counters)]
         wrong = [key for key in wanted if key in state and wanted[key].shape != state[key].shape]
         left_out = ("fc.", *(f"layer{k - 1}." for k in range(2, 6) if k not in self.channels))
-        surplus = [key for key in state if key not in wanted and not key.startswith(left_out)]
-        surplus = [key for key in surplus if not key.endswith(counters)]
-        if missing or wrong or surplus:
-            key = (missing or wrong or surplus)[0]
-            what = "has no" if missing else "has" if surplus and not wrong else ""
-            what = what or f"has a shape of {tuple(state[key].shape)} for"
-            raise InputError(f"weights {weights!r} do not fit {self.name}: the file {what} {key}")
+        known = {*wanted, *(key for key in state if key.startswith(left_out) or key.endswith(counters))}
+        surplus = [key for key in state if key not in known]
+        faults = [f"has no {key}" for key in missing]
+        faults += [f"has a shape of {tuple(state[key].shape)} for {key}" for key in wrong]
+        faults += [f"has {key}" for key in surplus]
+        if faults:
+            raise InputError(f"weights {weights!r} do not fit {self.name}: the file {faults[0]}")
         self.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
 
     def end_at(self, level: int) -> "Stages":
@@ -216,10 +216,7 @@ def _read_weights(name: str, weights: str, norm_eps: float) -> tuple[dict[str, T
         if not path.is_file():
             raise InputError(f"weights file {weights} does not exist")
         content = read_any(path)
-        inner = content.get("model", content)
-        if not isinstance(inner, Mapping):
-            raise InputError(f"{weights} is not a state dict: 'model' holds a {type(inner).__name__}")
-        state = as_tensors(inner, weights)
+        state = state_dict(content, weights)
         if not is_msra(state):
             return state, None
         # As Detectron2's converter of torchvision's weights signs its files.
