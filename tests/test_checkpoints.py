@@ -1,15 +1,19 @@
 import argparse
+import contextlib
 import pickle
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 
-from fpn import InputError, load, load_detectron2, load_torchvision
+from fpn import FasterRCNN, InputError, load, load_detectron2, load_torchvision
+from fpn.checkpoints import start_from
+from fpn.models.postprocess import DetectionSelection
 from fpn.models.resnet import ResNet
-from fpn.weights import as_tensors, check_weights, read_checkpoint, read_pickle
+from fpn.weights import _PlainUnpickler, as_tensors, check_weights, read_checkpoint, read_pickle
 
 
 class Bomb:
@@ -73,6 +77,44 @@ def test_other_models_of_torchvision_are_refused() -> None:
     mobile = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None)
     with pytest.raises(InputError, match="the state dict does not fit this detector"):
         load_torchvision(mobile.state_dict())
+
+
+def test_a_file_of_nobody_known_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "R-50.pkl"
+    file.write_bytes(pickle.dumps({"blobs": {"conv1_w": np.zeros((64, 3, 7, 7), np.float32)}}))
+    with torch.device("meta"):
+        detector = FasterRCNN(3, bottom_up=partial(ResNet, "resnet18"))
+    with pytest.raises(
+        InputError, match=r"R-50\.pkl holds neither .* go to model\.detector\.bottom_up\.weights"
+    ):
+        start_from(detector, file)
+
+
+def test_one_word_for_each_setting(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2).state_dict()
+    with pytest.raises(InputError, match=r"norm_eps 0\.0 is of the bottom-up, which is given too"):
+        load_torchvision(state, norm_eps=0.0, bottom_up=partial(ResNet, "resnet50"))
+    with torch.device("meta"):
+        selection = DetectionSelection(score_threshold=0.3, max_detections=7)
+        asked = load_torchvision(state, detections=selection).detections
+        both = load_torchvision(state, score_threshold=0.6, detections=selection).detections
+        neither = load_torchvision(state).detections
+    assert asked == selection
+    assert (both.score_threshold, both.max_detections) == (0.6, 7)
+    assert neither.score_threshold == 0.05
+
+
+def test_a_pickle_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Opcode by opcode: BUILD on what a pickle names sets attributes of it."""
+    names = ((b"numpy", b"ndarray"), (b"numpy", b"dtype"), (b"_codecs", b"encode"))
+    before = {key: dict(vars(made)) for key, made in _PlainUnpickler.known.items()}
+    for module, name in names:
+        file = tmp_path / "odd.pkl"
+        file.write_bytes(b"\x80\x02}U\x01wc" + module + b"\n" + name + b"\n}U\x04evilK\x01sbs.")
+        with contextlib.suppress(InputError):
+            read_pickle(file)
+    assert {key: dict(vars(made)) for key, made in _PlainUnpickler.known.items()} == before
 
 
 def test_resnet_weights_file_is_read_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": GROUND | {"ops", "evaluation"},
     "study": GROUND | {"models", "checkpoints", "study"},
     "pictures": GROUND,
-    "peers": GROUND | {"ops", "models", "data"},
+    "peers": GROUND | {"ops", "models", "data", "peers"},
     "checkpoints": GROUND | {"ops", "models", "data", "peers"},
     "predictor": GROUND | {"ops", "models", "data", "checkpoints"},
     "": {""},  # lit and the package itself see all

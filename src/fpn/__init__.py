@@ -3,7 +3,8 @@
 from fpn.checkpoints import load
 from fpn.errors import InputError
 from fpn.models.detectors import FasterRCNN, FastRCNN, ProposalNetwork
-from fpn.peers import DETECTRON2_IMAGES, load_detectron2, load_torchvision, to_torchvision
+from fpn.peers.detectron2 import DETECTRON2_IMAGES, load_detectron2
+from fpn.peers.torchvision import load_torchvision, to_torchvision
 from fpn.predictor import Predictor
 from fpn.types import Batch, Categories, Detections, Features, Targets
 

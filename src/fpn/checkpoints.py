@@ -14,7 +14,9 @@ from fpn.data.proposals import replacing
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
 from fpn.models.detectors import Detector
-from fpn.peers import from_peer, read_weights
+from fpn.peers import TrainedWeights, from_peer
+from fpn.peers.files import read_weights
+from fpn.peers.settings import differences, settings_of
 from fpn.types import Categories
 from fpn.weights import check_weights, read_checkpoint
 
@@ -92,9 +94,37 @@ def forget_imagenet(model: Namespace) -> None:
         model[key] = None
 
 
-def start_from(
-    detector: Detector, path: str | Path, parts: Sequence[str] | None = None
-) -> tuple[list[str], list[str]]:
+class Start(NamedTuple):
+    """What a detector has started from."""
+
+    path: str
+    copied: list[str]
+    """Parts whose weights were copied."""
+    new: list[str]
+    """Parts that were not."""
+    other: dict[str, tuple[Any, Any]]
+    """Settings of the copied parts, as `rpn.grid`, that the weights are not for: ours and theirs."""
+    remedy: str
+    """How to have the same settings."""
+    ours: bool
+    """Whether it is a checkpoint of this project."""
+
+    def __str__(self) -> str:
+        new = f"; {', '.join(self.new)}: new" if self.new else ""
+        return f"{', '.join(self.copied)}: weights of {self.path}{new}"
+
+    @property
+    def warning(self) -> str:
+        """What `other` means to a user."""
+        listed = ", ".join(
+            f"{key} {ours!r} instead of {theirs!r}" for key, (ours, theirs) in self.other.items()
+        )
+        return (
+            f"{self.path} was trained with other settings of the detector: {listed}; {self.remedy} has them"
+        )
+
+
+def start_from(detector: Detector, path: str | Path, parts: Sequence[str] | None = None) -> Start:
     """Copy into a detector the weights of those of its parts that a checkpoint or a peer's detector has too.
 
     Parts are the detector's own: bottom_up, neck, rpn, roi_head.
@@ -105,19 +135,15 @@ def start_from(
             name of weights that torchvision publishes.
         parts: only these; None for all that both have.
 
-    Returns:
-        The parts that were copied, and those that were not.
-
     Raises:
         InputError: no such file, one of nobody known, no part in common, a part that differs or that one of
             them lacks.
     """
     content = read_weights(path)
-    theirs = from_peer(content, str(path))
-    if theirs is None:
-        _kept(content, path)
-        theirs = _weights(content)
-    elif parts is None:
+    peers = from_peer(content, str(path))
+    trained = peers or _ours(content, path)
+    theirs = trained.weights
+    if peers is not None and parts is None:
         known = ("bottom_up.", "neck.", "rpn.", "roi_head.")
         if surplus := [key for key in theirs if not key.startswith(known)]:
             raise InputError(
@@ -137,9 +163,9 @@ def start_from(
         module = detector.get_submodule(part)
         check_weights(module.state_dict(), state, f"{part} of {path}")
         module.load_state_dict(state)
-    return copied, [
-        part for part in names if part not in copied and detector.get_submodule(part).state_dict()
-    ]
+    ours = {key: value for key, value in settings_of(detector).items() if key.partition(".")[0] in copied}
+    new = [part for part in names if part not in copied and detector.get_submodule(part).state_dict()]
+    return Start(str(path), copied, new, differences(ours, trained.settings), trained.remedy, peers is None)
 
 
 def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
@@ -174,7 +200,8 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
         kept[rpn]["config"]["model"]["detector"]["init_args"],
     )
     parts = {key: value for key, value in mine.items() if not key.endswith("_top_n")}
-    loss = {"loss": mine["loss"] | {"rpn_beta": theirs["loss"]["rpn_beta"]}}
+    of_rpn = {key: value for key, value in theirs["loss"].items() if key.startswith("rpn_")}
+    loss = {"loss": mine["loss"] | of_rpn}
     selection = theirs["testing_proposals"]
     number = min(selection["post_nms_top_n"], mine["testing_top_n"])
     parts["testing_proposals"] = selection | {"post_nms_top_n": number}
@@ -192,6 +219,21 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
     joined["fpn"] = kept[fast_rcnn] | {"config": config, "loggers": {}}
     with replacing(Path(out)) as part:
         torch.save(joined, part)
+
+
+def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
+    """A checkpoint of this project; without settings where it does not tell its model."""
+    if "fpn" not in checkpoint:
+        raise InputError(
+            f"{path} holds neither a checkpoint of this project nor a detector of torchvision's or "
+            "Detectron2's; weights of a bottom-up alone go to model.detector.bottom_up.weights"
+        )
+    kept = _kept(checkpoint, path)
+    settings = {}
+    if kept["config"]:
+        with torch.device("meta"):
+            settings = settings_of(_detector(kept["config"]["model"], len(kept["categories"]["ids"]), path))
+    return TrainedWeights(_weights(checkpoint), settings, "the configuration files it was trained with")
 
 
 def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from fpn.data.coco import read_image
 from fpn.data.transforms import ImageSettings, Sample, collate_scales
 from fpn.errors import InputError
 from fpn.models.detectors import Detector
-from fpn.types import Batch, Detections, Targets
+from fpn.types import Batch, Categories, Detections, Targets
 
 Picture = Tensor | Image.Image | str | Path
 
@@ -31,6 +31,7 @@ class Predictor:
         short_sides: several short sides, for a featurized image pyramid (Fig. 1 (a) of the paper):
             boxes are looked for at all of them, the long side's limit being in proportion, and
             merged.
+        categories: what the labels mean; boxes of classes that have no category are left out.
 
     Raises:
         InputError: the detector finds objects in given proposals only, or a side is not positive.
@@ -47,6 +48,7 @@ class Predictor:
         device: torch.device | str | None = None,
         settings: ImageSettings = ImageSettings(),
         short_sides: Sequence[int] = (),
+        categories: Categories | None = None,
     ) -> None:
         if detector.reads_proposals:
             raise InputError(
@@ -59,6 +61,7 @@ class Predictor:
         self.detector = detector.to(self.device).eval()
         settings = replace(settings, short_side=short_side, max_side=max_side)
         self.scales = [settings.at(side) for side in short_sides] or [settings]
+        self.categories = categories if detector.finds_objects else None
         self._pyramid = len(short_sides) > 0
 
     @classmethod
@@ -76,7 +79,8 @@ class Predictor:
             InputError: as for a new predictor.
         """
         image = trained.image
-        return cls(trained.detector, image.short_side, image.max_side, device, image, short_sides)
+        sides = (image.short_side, image.max_side)
+        return cls(trained.detector, *sides, device, image, short_sides, trained.categories)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Picture]) -> list[Detections]:
@@ -118,6 +122,8 @@ class Predictor:
         else:
             (batch,) = batches
             found = self.detector.detect(batch)
+        if self.categories is not None:
+            found = [one.among(self.categories) for one in found]
         return [Detections(*(part.cpu() for part in one)) for one in found]
 
     def _sample(self, index: int, image: Tensor) -> Sample:

@@ -9,6 +9,7 @@ Levels are the paper's numbers (Sec. 3): `c[4]` is C4, `p[2]` is P2, and level k
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Features = dict[int, Tensor]
@@ -42,6 +43,25 @@ class Categories(NamedTuple):
         """Those that the annotation file lists."""
         kept = [pair for pair in zip(self.ids, self.names, strict=True) if pair[1] != NO_CATEGORY]
         return Categories(tuple(id_ for id_, _ in kept), tuple(name for _, name in kept))
+
+
+class Detections(NamedTuple):
+    """Boxes found in one image, best first."""
+
+    boxes: Tensor
+    """(D, 4)."""
+    scores: Tensor
+    """(D,) in [0, 1]."""
+    labels: Tensor
+    """(D,) int64 in 1…K. Proposals, which have no class, are labelled 1: 'object'."""
+
+    def among(self, categories: Categories) -> "Detections":
+        """Those of classes that a category has."""
+        if NO_CATEGORY not in categories.names:
+            return self
+        real = torch.tensor([name != NO_CATEGORY for name in categories.names], device=self.labels.device)
+        keep = real[self.labels - 1]
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep])
 
 
 class Targets(NamedTuple):
@@ -90,17 +110,6 @@ class RoIs(NamedTuple):
     """(R, 4) in pixels of the network's input."""
     image: Tensor
     """(R,) int64, the index in the batch."""
-
-
-class Detections(NamedTuple):
-    """Boxes found in one image, best first."""
-
-    boxes: Tensor
-    """(D, 4)."""
-    scores: Tensor
-    """(D,) in [0, 1]."""
-    labels: Tensor
-    """(D,) int64 in 1…K. Proposals, which have no class, are labelled 1: 'object'."""
 
 
 class Inference(NamedTuple):

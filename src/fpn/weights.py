@@ -64,7 +64,7 @@ def read_any(path: str | Path) -> dict[str, Any]:
 
 
 def state_dict(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The weights of a file's content: all of it, or what it holds as `model`.
+    """The weights of a file's content: all of it, or what it holds as `model` (Detectron: `blobs`).
 
     Args:
         content: of the file.
@@ -73,9 +73,10 @@ def state_dict(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     Raises:
         InputError: as `as_tensors`, or `model` holds something else than weights.
     """
-    inner = content.get("model", content)
+    key = next((key for key in ("model", "blobs") if key in content), None)
+    inner = content if key is None else content[key]
     if not isinstance(inner, Mapping):
-        raise InputError(f"{source} is not a state dict: 'model' holds a {type(inner).__name__}")
+        raise InputError(f"{source} is not a state dict: {key!r} holds a {type(inner).__name__}")
     return as_tensors(inner, source)
 
 
@@ -221,7 +222,9 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return self.known[module, name]
+        made = self.known[module, name]
+        # A function for this once: a pickle may set attributes of what it names.
+        return lambda *arguments: made(*arguments)
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:

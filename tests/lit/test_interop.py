@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,21 @@ from torchvision_peer import peer
 from fpn import (
     DETECTRON2_IMAGES,
     FasterRCNN,
+    InputError,
     Predictor,
     ProposalNetwork,
+    load,
     load_detectron2,
     load_torchvision,
-    peers,
 )
 from fpn.checkpoints import build_detector
 from fpn.data.coco import read_annotations, read_image
 from fpn.lit.cli import main
 from fpn.models.resnet import ResNet
 from fpn.models.targets import AnchorSampling, RoISampling
+from fpn.peers import detectron2
 from fpn.types import NO_CATEGORY
+from fpn.weights import read_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -56,8 +60,8 @@ def test_detectron2s_conventions_are_the_loaders() -> None:
         loaders = FasterRCNN(
             80,
             bottom_up=partial(ResNet, "resnet50", stride_in_1x1=True, frozen_stages=2),
-            **peers._DETECTRON2_RPN,
-            **peers._DETECTRON2_ROI,
+            **detectron2._RPN,
+            **detectron2._ROI,
         )
     assert settings(configured) == settings(loaders)
     data = given("conventions/detectron2")["data"]
@@ -159,7 +163,8 @@ def test_torchvisions_weights_are_tested_as_torchvision_finds(
     torch.save(theirs.state_dict(), "theirs.pth")
     config = str(CONFIGS / "interop" / "torchvision_coco_v1.yaml")
     main(["test", "--config", config, "--model.start_from", "theirs.pth", *small])
-    assert "; published 37.0 (torchvision, COCO val2017)" in capsys.readouterr().out
+    # Below the tables.
+    assert capsys.readouterr().out.strip().endswith("; published 37.0 (torchvision, COCO val2017)")
     total = 0
     for name, entries in written(shapes).items():
         with torch.inference_mode():
@@ -210,6 +215,78 @@ def test_random_weights_are_not_scored(
         assert message in error
 
 
+def test_weights_are_not_scored_under_other_settings(
+    shapes: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = read_annotations(shapes / "annotations" / "instances_val2017.json").categories.ids
+    torch.save(detector_weights(classes=len(classes)), "detectron2.pth")
+    torch.save(peer(len(classes) + 1).state_dict(), "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
+    published = ["--model.start_from", "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"]
+    detectron2 = ["--model.start_from", "detectron2.pth"]
+    conventions = ["--config", str(CONFIGS / "conventions" / "detectron2.yaml")]
+    for words, names in (
+        (
+            detectron2,
+            ["rpn.grid 'spread' instead of 'stride'", "configs/conventions/detectron2.yaml has them"],
+        ),
+        (
+            [*detectron2, *conventions, "--model.detector.roi_head.aligned", "false"],
+            ["aligned False instead"],
+        ),
+        (published, ["norm_eps 1e-05 instead of 0.0;", "configs/interop/torchvision_coco_v1.yaml has them"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["test", *small, *words])
+        assert caught.value.code == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert all(name in error for name in names), error
+
+
+def test_a_fit_from_a_peers_weights_goes_on_and_is_used_without_them(
+    config: str, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = read_annotations(shapes / "annotations" / "instances_val2017.json").categories.ids
+    weights = detector_weights(classes=len(classes))
+    torch.save(weights, "theirs.pth")
+    content = yaml.safe_load(Path(config).read_text())
+    detector = {"neck": {"channels": 256}, "roi_head": {"head": {"hidden": 1024}, "aligned": False}}
+    detector["bottom_up"] = {"name": "resnet50", "norm": "frozen", "frozen_stages": 2}
+    content["model"]["detector"] = detector
+    content["data"] |= {"short_side": 64, "max_side": 64}
+    Path("from_peer.yaml").write_text(yaml.safe_dump(content))
+    files = [str(CONFIGS / "conventions" / "detectron2.yaml"), "from_peer.yaml"]
+    words = [word for file in files for word in ("--config", file)]
+    words += ["--data.train_short_sides", "null", "--model.start_from", "theirs.pth"]
+    with pytest.warns(UserWarning, match=r"roi_head\.aligned False instead of True; configs/conventions/det"):
+        main(["fit", *words, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"])
+    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    # Stages that a detector freezes are the peer's to the bit.
+    kept = load(last).detector.bottom_up
+    assert torch.equal(kept.layer1[0].conv1.weight, weights["backbone.bottom_up.res2.0.conv1.weight"])
+    Path("theirs.pth").unlink()
+    main(["fit", "--ckpt_path", last, "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0"])
+    assert read_checkpoint("runs/fpn/version_0/checkpoints/last.ckpt")["global_step"] == 2
+    main(["test", "--ckpt_path", last, "--trainer.limit_test_batches", "1"])
+    main(["predict", "--ckpt_path", last, "--images", str(shapes / "val2017")])
+    assert json.loads(Path("predictions/detections.json").read_text())
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["test", *words, "--model.start_from", last])
+    assert "is a checkpoint of this project: give it as --ckpt_path" in capsys.readouterr().err
+
+
+def test_a_start_from_ours_under_other_settings_warns(config: str) -> None:
+    main(["fit", "--config", config, "--trainer.max_steps", "1"])
+    words = ["--model.start_from", "runs/tiny/version_0/checkpoints/last.ckpt", "--trainer.max_steps", "1"]
+    with pytest.warns(
+        UserWarning, match=r"settings of the detector: rpn\.grid 'stride' instead of 'spread'; the"
+    ):
+        main(["fit", "--config", config, *words, "--model.detector.rpn.grid", "stride"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*other settings of the detector")
+        main(["fit", "--config", config, *words])
+
+
 def test_a_score_that_no_test_has_is_named(
     shapes: Path, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +310,16 @@ def test_labels_with_gaps(shapes: Path) -> None:
     assert gapped.categories.names.count(NO_CATEGORY) == max(ids) - len(ids)
 
 
+@pytest.mark.parametrize("id_", [0, -1, 1_000_000_000_000])
+def test_ids_that_cannot_be_labels_are_named(shapes: Path, tmp_path: Path, id_: int) -> None:
+    content = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())
+    content["categories"].append({"id": id_, "name": "odd"})
+    file = tmp_path / "odd.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"odd\.json: category ids .*{id_}.* set data.label_gaps to false"):
+        read_annotations(file).labelled_by_id()
+
+
 def test_a_checkpoint_with_gaps_trains_tests_and_predicts(
     config: str, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +332,12 @@ def test_a_checkpoint_with_gaps_trains_tests_and_predicts(
     found = json.loads(Path("predictions/detections.json").read_text())
     assert found
     assert {one["category_id"] for one in found} <= set(ids)
+    trained = load(last)
+    image = read_image(next((shapes / "val2017").glob("*.jpg")))
+    kept = Predictor.of(trained)([image])[0].labels.tolist()
+    everything = Predictor(trained.detector, 96, 96)([image])[0].labels.tolist()
+    assert set(everything) - set(ids)
+    assert kept == [label for label in everything if label in ids]
     with pytest.raises(SystemExit):
         main(["test", "--ckpt_path", last, "--data.label_gaps", "false"])
     assert "other categories" in capsys.readouterr().err

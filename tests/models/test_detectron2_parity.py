@@ -210,7 +210,7 @@ def fused(state: State) -> State:
     return state
 
 
-def caffe2_file(state: State, path: Path) -> str:
+def caffe2_file(state: State, path: Path, blobs: bool = False) -> str:
     named = caffe2_names(state)
     channels = len(named["res5_2_branch2c_w"])
     surplus = {
@@ -221,7 +221,9 @@ def caffe2_file(state: State, path: Path) -> str:
         "fc1000_b_momentum": torch.zeros(1000),
     }
     arrays = {name: value.numpy() for name, value in (named | surplus).items()}
-    path.write_bytes(pickle.dumps(arrays, protocol=2))
+    # Detectron's own files hold their arrays as blobs, some of Detectron2's for it as they are.
+    content = {"blobs": arrays} if blobs else arrays
+    path.write_bytes(pickle.dumps(content, protocol=2))
     return str(path)
 
 
@@ -229,7 +231,7 @@ def caffe2_file(state: State, path: Path) -> str:
 @pytest.mark.parametrize("fuse", [False, True])
 def test_msra_weights_give_the_same_maps(tmp_path: Path, depth: int, fuse: bool) -> None:
     state = peer.resnet_weights(depth, width=16)
-    file = caffe2_file(fused(state) if fuse else state, tmp_path / f"R-{depth}.pkl")
+    file = caffe2_file(fused(state) if fuse else state, tmp_path / f"R-{depth}.pkl", blobs=fuse)
     resnet = ResNet(f"resnet{depth}", weights=file, stride_in_1x1=True, width=16).eval()  # type: ignore[arg-type]
     limits = Limits(64, 128)
     image = picture((64, 96))
@@ -270,6 +272,8 @@ def test_weights_converted_from_torchvisions_are_not_taken_for_msras(tmp_path: P
     content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
     file.write_bytes(pickle.dumps(content))
     refused(lambda: ResNet("resnet50", weights=str(file), width=8, stride_in_1x1=True), "R-50.pkl")
+    taken = ResNet("resnet50", weights=str(file), width=8)
+    assert torch.equal(taken.conv1.weight, torch.from_numpy(arrays["stem.conv1.weight"]))
 
 
 @pytest.mark.parametrize(

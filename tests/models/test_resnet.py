@@ -87,7 +87,7 @@ def test_norms_and_width() -> None:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     file = tmp_path / "wrong.pth"
     torch.save(published("resnet18").state_dict(), file)
-    with pytest.raises(InputError, match="do not fit resnet50"):
+    with pytest.raises(InputError, match="does not fit resnet50"):
         ResNet("resnet50", weights=str(file))
     with pytest.raises(InputError, match=r"absent\.pth does not exist"):
         ResNet("resnet50", weights=str(tmp_path / "absent.pth"))

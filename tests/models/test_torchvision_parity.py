@@ -22,7 +22,7 @@ from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
-from fpn.peers import _from_torchvision, load_torchvision, to_torchvision
+from fpn.peers.torchvision import from_torchvision, load_torchvision, to_torchvision
 from fpn.types import RoIs, Targets
 
 SHORT, LONG = 200, 333
@@ -127,7 +127,7 @@ def both_learn(truth: list[Targets], bfloat16: bool) -> list[tuple[dict[str, Ten
         losses = ours.losses(as_batch(theirs, images, truth))
     sum(expected.values()).backward()
     sum(losses.values()).backward()
-    gradients = _from_torchvision({name: p.grad for name, p in theirs.named_parameters()})
+    gradients = from_torchvision({name: p.grad for name, p in theirs.named_parameters()})
     return [
         ({LOSSES[name]: loss for name, loss in expected.items()}, gradients),
         (losses, {name: p.grad for name, p in ours.named_parameters()}),
@@ -275,7 +275,7 @@ def test_what_torchvision_lacks_is_named(parts: dict[str, Any], named: str) -> N
 
 @pytest.mark.parametrize("changed", [{"size_factor": 0.5}, {"ratios": (0.5, 1.0, 3.0)}])
 def test_other_anchors_than_torchvisions_are_named(changed: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"these rpn\.sizes and rpn\.ratios on level 2"):
+    with pytest.raises(InputError, match=r"cannot have rpn\.(sizes|ratios)"):
         to_torchvision(exported(rpn=partial(RegionProposalNetwork, **changed)))
 
 

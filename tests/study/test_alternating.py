@@ -147,14 +147,14 @@ def test_halves_that_do_not_fit(steps: dict[str, Path], capsys: pytest.CaptureFi
 
 def test_start_from(steps: dict[str, Path], tmp_path: Path) -> None:
     detector = load(steps["1_rpn"] / "last.ckpt").detector
-    copied, left = start_from(detector, steps["4_fast_rcnn"] / "last.ckpt")
-    assert (copied, left) == (["bottom_up", "neck"], ["rpn"])
+    start = start_from(detector, steps["4_fast_rcnn"] / "last.ckpt")
+    assert (start.copied, start.new) == (["bottom_up", "neck"], ["rpn"])
     four = weights(steps["4_fast_rcnn"])
     assert all(torch.equal(v, four[k]) for k, v in detector.state_dict().items() if k in four)
     before = {key: value.clone() for key, value in detector.neck.state_dict().items()}
     for value in detector.neck.parameters():
         value.data += 1
-    assert start_from(detector, steps["4_fast_rcnn"] / "last.ckpt", ["bottom_up"])[0] == ["bottom_up"]
+    assert start_from(detector, steps["4_fast_rcnn"] / "last.ckpt", ["bottom_up"]).copied == ["bottom_up"]
     assert not any(torch.equal(before[key], value) for key, value in detector.neck.state_dict().items())
     with pytest.raises(InputError, match="do not both have weights of 'roi_head'"):
         start_from(detector, steps["4_fast_rcnn"] / "last.ckpt", ["bottom_up", "roi_head"])

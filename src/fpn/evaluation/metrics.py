@@ -15,7 +15,7 @@ from fpn.evaluation.distributed import COCOMetric
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.inputs import AnnotationSource
 from fpn.evaluation.scoring import BoxScores, box_scores, proposal_scores
-from fpn.types import NO_CATEGORY, Categories, Detections
+from fpn.types import Categories, Detections
 
 
 class BoxAP(COCOMetric):
@@ -42,13 +42,7 @@ class BoxAP(COCOMetric):
 
     def update(self, image_ids: list[int], detections: list[Detections]) -> None:
         """As the base class's; detections of classes that no category has are left out."""
-        if NO_CATEGORY in self.categories.names:
-            real = torch.tensor([name != NO_CATEGORY for name in self.categories.names])
-            detections = [
-                Detections(*(part[real[one.labels.cpu() - 1].to(part.device)] for part in one))
-                for one in detections
-            ]
-        super().update(image_ids, detections)
+        super().update(image_ids, [one.among(self.categories) for one in detections])
 
     def _score(self) -> BoxScores:
         truth, results = self._seen()

@@ -300,9 +300,9 @@ class Published(Callback):
     def __init__(self, source: str, scores: dict[str, float]) -> None:
         self.source, self.published = source, scores
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A line for each of them."""
-        if not isinstance(pl_module, DetectionModule):
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A line for each of them, below the tables of the test."""
+        if stage != "test" or not isinstance(pl_module, DetectionModule):
             return
         ours = pl_module.scores("test")
         for name, published in self.published.items():

@@ -17,7 +17,13 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from fpn.checkpoints import forget_imagenet, forget_initial_weights, remembered_config, remembered_version
+from fpn.checkpoints import (
+    Start,
+    forget_imagenet,
+    forget_initial_weights,
+    remembered_config,
+    remembered_version,
+)
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
 from fpn.lit.callbacks import (
@@ -112,11 +118,8 @@ class DetectionCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Let the module keep its configuration, for its checkpoints."""
         config = self.config[self.subcommand]
-        if self.subcommand != "fit" and not config.get("ckpt_path") and self.model.new_parts:
-            raise InputError(
-                f"{config.model.start_from} has no weights of {', '.join(self.model.new_parts)}: "
-                "random ones are not worth a score; give --ckpt_path"
-            )
+        if self.subcommand != "fit" and not config.get("ckpt_path"):
+            _check_scorable(self.model.start)
         self.model.config = {"model": _plain(config.model), "data": _plain(config.data)}
 
 
@@ -163,6 +166,19 @@ def _mistake(error: BaseException | None) -> str | None:
             return f"{error.filename}: {error.strerror}"
         error = error.__cause__
     return None
+
+
+def _check_scorable(start: Start) -> None:
+    """Without a checkpoint, what was started from is what is scored: as a whole, and as it was trained."""
+    if start.ours:
+        raise InputError(f"{start.path} is a checkpoint of this project: give it as --ckpt_path")
+    if start.new:
+        raise InputError(
+            f"{start.path} has no weights of {', '.join(start.new)}: random ones are not worth a score; "
+            "give --ckpt_path"
+        )
+    if start.other:
+        raise InputError(start.warning)
 
 
 def _run_lightning(arguments: list[str]) -> None:

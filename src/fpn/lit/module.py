@@ -82,15 +82,11 @@ class DetectionModule(LightningModule):
         self.detector = detector(classes)
         if start_parts is not None and start_from is None:
             raise InputError(f"start_parts {list(start_parts)} are of no checkpoint: give start_from too")
-        self.new_parts: list[str] = []
-        """Parts that start_from has no weights of."""
+        self.start: checkpoints.Start | None = None
+        """What was found in start_from."""
         if start_from is not None:
-            copied, self.new_parts = checkpoints.start_from(self.detector, start_from, start_parts)
-            rank_zero_info(
-                f"{', '.join(copied)}: weights of {start_from}"
-                + (f"; {', '.join(self.new_parts)}: new" if self.new_parts else "")
-            )
-        self.starts_anew = start_from is None
+            self.start = checkpoints.start_from(self.detector, start_from, start_parts)
+            rank_zero_info(str(self.start))
         parts = [name for name, _ in self.detector.named_children()]
         if unknown := [part for part in frozen_parts if part not in parts]:
             raise InputError(f"frozen_parts: this detector has no {unknown[0]!r}; it has {', '.join(parts)}")
@@ -185,14 +181,16 @@ class DetectionModule(LightningModule):
         path = data.test_annotations_path if stage == "test" else data.val_annotations_path
         bottom_up = self.detector.bottom_up
         fixed = bottom_up.norm == "frozen" or bottom_up.frozen_stages > 0
+        begins = stage == "fit" and self.trainer.ckpt_path is None
+        if begins and self.start is not None and self.start.other:
+            rank_zero_warn(self.start.warning)
         untrained = [part for part in self.frozen_parts if part != "bottom_up"]
-        if stage == "fit" and untrained and self.starts_anew and self.trainer.ckpt_path is None:
+        if begins and untrained and self.start is None:
             raise InputError(
                 f"frozen_parts: {', '.join(untrained)} would stay as random as it is: give model.start_from, "
                 "a checkpoint that has it trained"
             )
-        random = bottom_up.weights is None and self.starts_anew and self.trainer.ckpt_path is None
-        if stage == "fit" and fixed and random:
+        if begins and fixed and bottom_up.weights is None and self.start is None:
             rank_zero_warn(
                 "the bottom-up starts from random weights, yet part of it is not trained: set its weights, "
                 "or norm: batch (or group) and frozen_stages: 0"

@@ -26,7 +26,7 @@ from fpn.errors import InputError
 from fpn.models.detectors import Detector, ProposalNetwork
 from fpn.pictures import draw
 from fpn.predictor import Predictor
-from fpn.types import NO_CATEGORY, Categories, Detections
+from fpn.types import Categories, Detections
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
@@ -250,8 +250,6 @@ def _results(found: Iterable[_Found], names: Categories) -> Iterator[dict[str, A
         # As exact as COCO's own boxes; its server limits the size of a file.
         bbox = box_convert(boxes.double(), "xyxy", "xywh").tolist()
         for box, score, label in zip(bbox, scores.tolist(), labels.tolist(), strict=True):
-            if names.names[label - 1] == NO_CATEGORY:
-                continue
             yield {
                 "image_id": image_id,
                 "category_id": names.ids[label - 1],

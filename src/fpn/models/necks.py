@@ -55,7 +55,8 @@ class FeaturePyramid(Neck):
         nonlinearity: bool = False,
     ) -> None:
         super().__init__()
-        self.levels, self.channels, self.top_down = tuple(sorted(levels)), channels, top_down
+        self.levels, self.channels = tuple(sorted(levels)), channels
+        self.top_down, self.nonlinearity = top_down, nonlinearity
         top = max(in_channels)
         if not set(self.levels) <= set(in_channels) or not self.levels:
             raise InputError(

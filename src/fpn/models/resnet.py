@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from fpn.errors import InputError
 from fpn.models.msra import from_msra, is_msra
 from fpn.types import Features
-from fpn.weights import download, read_any, state_dict
+from fpn.weights import check_weights, download, read_any, state_dict
 
 Norm = Literal["frozen", "batch", "group"]
 
@@ -125,19 +125,11 @@ class ResNet(nn.Module):
                 f"weights {weights!r} are of a network with its strides on the {'1×1' if in_1x1 else '3×3'}: "
                 f"set model.detector.bottom_up.stride_in_1x1 to {str(in_1x1).lower()}"
             )
-        wanted = self.state_dict()
-        counters = ("num_batches_tracked",)  # read by no inference; older files lack them
-        missing = [key for key in wanted if key not in state and not key.endswith(counters)]
-        wrong = [key for key in wanted if key in state and wanted[key].shape != state[key].shape]
         left_out = ("fc.", *(f"layer{k - 1}." for k in range(2, 6) if k not in self.channels))
-        known = {*wanted, *(key for key in state if key.startswith(left_out) or key.endswith(counters))}
-        surplus = [key for key in state if key not in known]
-        faults = [f"has no {key}" for key in missing]
-        faults += [f"has a shape of {tuple(state[key].shape)} for {key}" for key in wrong]
-        faults += [f"has {key}" for key in surplus]
-        if faults:
-            raise InputError(f"weights {weights!r} do not fit {self.name}: the file {faults[0]}")
-        self.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
+        state = {key: value for key, value in state.items() if not key.startswith(left_out)}
+        check_weights(self.state_dict(), state, weights, self.name)
+        # Counters of batches may be missing, or have no place in a frozen BatchNorm.
+        self.load_state_dict(state, strict=False)
 
     def end_at(self, level: int) -> "Stages":
         """Take out the stages above C_level: where nothing reads them, nothing should train them.

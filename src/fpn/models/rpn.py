@@ -76,15 +76,16 @@ class RegionProposalNetwork(nn.Module):
         size_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.box_weights = tuple(box_weights)
         self.levels = tuple(sorted(int(k) for k in sizes))
+        self.sizes = {k: tuple(size_factor * size for size in sizes[k]) for k in self.levels}
+        self.ratios, self.box_weights = tuple(ratios), tuple(box_weights)
         self.top, self.shared, self.rounded, self.grid = max(neck.levels), shared, rounded, grid
         below_top = [k for k in self.levels if k <= self.top]
         if not below_top or not set(below_top) <= set(neck.levels):
             raise InputError(
                 f"rpn.sizes are for levels {list(self.levels)}, but the neck gives {list(neck.levels)}"
             )
-        cells = {k: cell_anchors([size_factor * s for s in sizes[k]], ratios, rounded) for k in self.levels}
+        cells = {k: cell_anchors(size, ratios, rounded) for k, size in self.sizes.items()}
         counts = {k: len(cell) for k, cell in cells.items()}
         if shared and len(set(counts.values())) > 1:
             raise InputError(
