@@ -9,13 +9,14 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "fpn"
 
 NETWORK = {"models.msra", "models.resnet", "models.necks", "models.rpn", "models.roi_head"}
 CRITERIA = {"models.targets", "models.losses", "models.postprocess"}
-GROUND = {"types", "errors", "weights"}
+GROUND = {"types", "errors", "trust", "weights"}
 
 # What a module may import of the project, by the longest prefix that fits its name.
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "weights": {"errors"},
+    "trust": {"errors"},
     "ops": {"ops"},
     **{name: GROUND | {"ops"} | NETWORK for name in NETWORK},
     **{name: GROUND | {"ops"} | CRITERIA for name in CRITERIA},

@@ -17,6 +17,7 @@ from fpn.models.detectors import Detector
 from fpn.peers import TrainedWeights, from_peer
 from fpn.peers.files import read_weights
 from fpn.peers.settings import differences, settings_of
+from fpn.trust import check_classes, check_names
 from fpn.types import Categories
 from fpn.weights import check_weights, read_checkpoint
 
@@ -57,19 +58,21 @@ def load(path: str | Path) -> Trained:
     return Trained(detector.eval(), categories, ImageSettings(**image))
 
 
-def remembered_config(path: str | Path) -> str | None:
+def remembered_config(path: str | Path, asked: str = "") -> str | None:
     """The model and data that a checkpoint was trained with, as a JSON configuration for the command line.
 
     Args:
         path: the `.ckpt` file.
+        asked: texts of the user's own, whose names are allowed to be the checkpoint's.
 
     Returns:
         None where the checkpoint was not trained from the command line.
 
     Raises:
-        InputError: no such file, or not a checkpoint of this project.
+        InputError: no such file, not a checkpoint of this project, or one that names strange classes.
     """
     config = _kept(read_checkpoint(path), path)["config"]
+    check_names(config, str(path), asked)
     return json.dumps(config) if config else None
 
 
@@ -268,11 +271,13 @@ def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detect
     words = ["fpn.FasterRCNN", *map(json.dumps, configs)]
     config = parser.parse_args([f"--detector={word}" for word in words])
     forget_initial_weights(config)
+    check_classes(config.as_dict())
     factory: Callable[[int], Detector] = parser.instantiate(config).detector
     return factory(classes)
 
 
 def _detector(model: dict[str, Any], classes: int, path: str | Path) -> Detector:
+    check_names(model["detector"], str(path))
     try:
         return build_detector([model["detector"]], classes)
     except InputError:

@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from fpn.lit.callbacks import (
     Throughput,
 )
 from fpn.lit.module import DetectionModule
+from fpn.trust import check_classes
 
 COMMANDS = {
     "fit": "train a detector, validating as it goes",
@@ -78,8 +80,8 @@ class DetectionCLI(LightningCLI):
         for own in self._subcommand_parsers.values():
             own.set_defaults({"weights_only": True})
         subcommand, *rest = args
-        path = _given_checkpoint(rest)
-        remembered = remembered_config(path) if path is not None else None
+        path, asked = _given_checkpoint(rest)
+        remembered = remembered_config(path, asked) if path is not None else None
         if remembered is not None:
             rest = ["--config", remembered, *rest]
         self.config = parser.parse_args([subcommand, *rest])
@@ -93,8 +95,9 @@ class DetectionCLI(LightningCLI):
         pass
 
     def before_instantiate_classes(self) -> None:
-        """With a checkpoint at hand, weights that it would only replace are not loaded."""
+        """Only classes are made; with a checkpoint at hand, weights it would only replace are not loaded."""
         config = self.config[self.subcommand]
+        check_classes(config.as_dict())
         if config.get("ckpt_path"):
             forget_initial_weights(config.model)
             if self.subcommand == "fit":
@@ -212,18 +215,23 @@ def _go_on_with_dashboard(config: Namespace) -> None:
             arguments.id = remembered_version(config.ckpt_path, "Dashboard")
 
 
-def _given_checkpoint(arguments: Sequence[str]) -> str | None:
-    """The checkpoint named on the command line, or else in the last configuration file to name one."""
+def _given_checkpoint(arguments: Sequence[str]) -> tuple[str | None, str]:
+    """The checkpoint named on the command line, or else in the last configuration file to name one.
+
+    Besides, all that the user says, there and in configuration files.
+    """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--ckpt_path")
     finder.add_argument("--config", "-c", action="append", default=[])
     given, _ = finder.parse_known_args(arguments)
     path: str | None = given.ckpt_path
-    for file in reversed(given.config):
-        if path is None and Path(file).is_file():
-            content = yaml.safe_load(Path(file).read_text())
-            path = content.get("ckpt_path") if isinstance(content, dict) else None
-    return path
+    texts = [Path(file).read_text() if Path(file).is_file() else file for file in reversed(given.config)]
+    for text in texts:
+        with suppress(yaml.YAMLError):  # the parser proper says what is wrong with it
+            content = yaml.safe_load(text)
+            if path is None and isinstance(content, dict):
+                path = content.get("ckpt_path")
+    return path, "\n".join([*arguments, *texts])
 
 
 def _number_of_classes(data: CocoDataModule) -> int:

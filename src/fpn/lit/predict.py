@@ -26,6 +26,7 @@ from fpn.errors import InputError
 from fpn.models.detectors import Detector, ProposalNetwork
 from fpn.pictures import draw
 from fpn.predictor import Predictor
+from fpn.trust import check_classes
 from fpn.types import Categories, Detections
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
@@ -208,6 +209,7 @@ def _data_of(ckpt_path: str) -> CocoDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(CocoDataModule, "data")
     config = parser.parse_object({"data": json.loads(remembered)["data"]})
+    check_classes(config.as_dict())
     data: CocoDataModule = parser.instantiate(config).data
     data.prepare_data()
     return data
