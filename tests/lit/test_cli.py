@@ -217,6 +217,10 @@ def test_mistakes_end_in_one_line(config: str, shapes: Path, capsys: pytest.Capt
     assert "stepz" in fit("--model.schedule.stepz", "3")
     assert "fpn has no command 'train'" in refused(capsys, "train")
     assert "absent.yaml" in refused(capsys, "fit", "--config", "absent.yaml")
+    Path("torn.yaml").write_text("model: {detector: [}")
+    assert "torn.yaml: not a YAML file: " in fit("--config", "torn.yaml")
+    Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "binary.yaml: not a YAML file: " in fit("--config", "binary.yaml")
     assert "both false" in fit("--model.detector.neck", '{"lateral": false, "top_down": false}')
     message = fit("--data.root", "nowhere")
     assert "nowhere/annotations/instances_" in message

@@ -7,7 +7,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -225,13 +224,17 @@ def _given_checkpoint(arguments: Sequence[str]) -> tuple[str | None, str]:
     finder.add_argument("--config", "-c", action="append", default=[])
     given, _ = finder.parse_known_args(arguments)
     path: str | None = given.ckpt_path
-    texts = [Path(file).read_text() if Path(file).is_file() else file for file in reversed(given.config)]
-    for text in texts:
-        with suppress(yaml.YAMLError):  # the parser proper says what is wrong with it
-            content = yaml.safe_load(text)
-            if path is None and isinstance(content, dict):
-                path = content.get("ckpt_path")
-    return path, "\n".join([*arguments, *texts])
+    texts = [*arguments]
+    for file in reversed([file for file in given.config if Path(file).is_file()]):
+        try:
+            texts.append(Path(file).read_text())
+            content = yaml.safe_load(texts[-1])
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+            raise InputError(f"{file}: not a YAML file: {reason}") from None
+        if path is None and isinstance(content, dict):
+            path = content.get("ckpt_path")
+    return path, "\n".join(texts)
 
 
 def _number_of_classes(data: CocoDataModule) -> int:
