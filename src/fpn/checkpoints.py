@@ -250,9 +250,10 @@ def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 def _kept(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     kept = checkpoint.get("fpn")
-    if not isinstance(kept, dict) or "state_dict" not in checkpoint:
+    whole = isinstance(kept, dict) and {"config", "categories", "image"} <= kept.keys()
+    if not whole or "state_dict" not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of this project: `fpn fit` did not write it")
-    return kept
+    return dict(kept)
 
 
 def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detector:
