@@ -137,7 +137,7 @@ def test_a_configuration_runs_no_function(tmp_path: Path, capsys: pytest.Capture
             {"bottom_up": {"class_path": "subprocess.getoutput", "init_args": {"cmd": f"touch {marker}"}}},
             refused,
         ),
-        ({"bottom_up": "subprocess.getoutput"}, "to be a function that returns"),
+        ({"bottom_up": "subprocess.getoutput"}, "subprocess.getoutput"),
     ):
         config = tmp_path / "config.yaml"
         config.write_text(yaml.safe_dump({"model": {"detector": detector}}))

@@ -281,8 +281,8 @@ def _detector(model: dict[str, Any], classes: int, path: str | Path) -> Detector
     check_names(model["detector"], str(path))
     try:
         return build_detector([model["detector"]], classes)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: its model cannot be built by this version ({first})") from error

@@ -1,9 +1,11 @@
-"""One of two processes that fill metrics with their share of the images: `ranks.py RANK FOLDER`.
+"""Three processes that fill metrics with their shares of the images: `ranks.py FOLDER`.
 
-Reads FOLDER/case.pt, meets the other process through FOLDER/meeting, writes FOLDER/RANK.json.
+Each reads FOLDER/case.pt, meets the others through FOLDER/meeting, and writes FOLDER/RANK.json. Where there
+are two shares, they are those of the first two processes.
 """
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,24 @@ from fpn.types import Categories, Detections
 
 
 def main(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=3)
+    groups = {2: dist.new_group([0, 1]), 3: dist.group.WORLD}
     case = torch.load(folder / "case.pt", weights_only=True)
-    # Only process 0 has the file: the other fails if it tries to read it.
+    # Only process 0 has the file: the others fail if they try to read it.
     annotations = folder / ("truth.json" if rank == 0 else "absent.json")
     categories = Categories(tuple(case["category_ids"]), tuple(map(str, case["category_ids"])))
-    metrics = {"boxes": BoxAP(annotations, categories), "proposals": ProposalRecall(annotations)}
+    metrics = {
+        processes: {
+            "boxes": BoxAP(annotations, categories, process_group=group),
+            "proposals": ProposalRecall(annotations, process_group=group),
+        }
+        for processes, group in groups.items()
+    }
     said: dict[str, Any] = {}
     for share, image_ids in case["shares"].items():
-        for name, metric in metrics.items():
+        if rank >= len(image_ids):
+            continue
+        for name, metric in metrics[len(image_ids)].items():
             metric.reset()
             for image_id in image_ids[rank]:
                 boxes, scores, labels = case["found"][image_id]
@@ -41,4 +52,11 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    # Forked, what takes seconds to import is imported once.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    processes = [context.Process(target=main, args=(rank, Path(sys.argv[1]))) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))

@@ -1,7 +1,10 @@
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,12 @@ from fpn.evaluation.inputs import read_annotations, read_results
 from fpn.types import Categories, Detections
 
 CATEGORIES = Categories((2, 7, 90), ("two", "seven", "ninety"))
-IMAGES = [11, 4, 30, 8, 25]
+IMAGES = [11, 4, 30, 8, 25, 3, 17]
 
 
 @pytest.fixture
 def truth() -> dict[str, Any]:
-    """Six objects in each of five images and of one more, which no test shows to a metric."""
+    """Six objects in each of seven images and of one more, which no test shows to a metric."""
     random = torch.Generator().manual_seed(1)
     objects: list[dict[str, Any]] = []
     for image_id in [*IMAGES, 99]:
@@ -187,8 +190,34 @@ def curves(truth: dict[str, Any], results: list[dict[str, Any]], images: list[in
     return recall_curves(ground.restricted_to(images), read_results(results, ground, with_categories=True))
 
 
+def together(script: Path, *arguments: Any) -> None:
+    """Run a script that starts processes, and leave none of them behind."""
+    process = subprocess.Popen(
+        [sys.executable, str(script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed = process.communicate(timeout=100)[0]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, printed
+
+
+def dealt(images: list[int], processes: int) -> list[list[int]]:
+    """Exact shards: each image once, none to fill up."""
+    return [images[rank::processes] for rank in range(processes)]
+
+
 SHARES = {
-    "odd": [[11, 4, 30], [8, 25]],
+    "five by two": dealt(IMAGES[:5], 2),
+    "five by three": dealt(IMAGES[:5], 3),
+    "seven by two": dealt(IMAGES, 2),
+    "seven by three": dealt(IMAGES, 3),
+    "two by three": dealt(IMAGES[:2], 3),
     "the second idle": [IMAGES, []],
     "the first idle": [[], IMAGES],
     "one image": [[], [30]],
@@ -199,7 +228,9 @@ SHARES = {
 }
 
 
-def test_two_processes_equal_one(tmp_path: Path, truth: dict[str, Any], found: dict[int, Detections]) -> None:
+def test_two_and_three_processes_equal_one(
+    tmp_path: Path, truth: dict[str, Any], found: dict[int, Detections]
+) -> None:
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     case = {
         "category_ids": list(CATEGORIES.ids),
@@ -208,26 +239,15 @@ def test_two_processes_equal_one(tmp_path: Path, truth: dict[str, Any], found: d
     }
     torch.save(case, tmp_path / "case.pt")
     script = Path(__file__).with_name("ranks.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        errors = [process.communicate(timeout=100)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    together(script, tmp_path)
+    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
 
-    for share, (first, second) in SHARES.items():
-        images = [*first, *second]
+    for share, shares in SHARES.items():
+        images = [image for own in shares for image in own]
         for name in ("boxes", "proposals"):
-            here, there = (one[f"{share}, {name}"] for one in said)
+            here, *others = (one[f"{share}, {name}"] for one in said[: len(shares)])
             if share in ("twice", "unknown"):
-                assert here == there
+                assert others == [here]
                 assert here["error"] == {"twice": "RuntimeError", "unknown": "InputError"}[share]
                 assert ("of id 30" if share == "twice" else "12345") in here["message"]
                 continue
@@ -238,6 +258,6 @@ def test_two_processes_equal_one(tmp_path: Path, truth: dict[str, Any], found: d
                 expected = evaluate_proposals(truth, results, image_ids=images)
                 assert here["curves"] == curves(truth, results, images)
                 results = [one | {"category_id": 1} for one in results]
-            assert here["scores"] == pytest.approx(expected, abs=0, rel=0, nan_ok=True), share
-            assert there["scores"] == pytest.approx(expected, abs=0, rel=0, nan_ok=True), share
+            for one in (here, *others):
+                assert one["scores"] == pytest.approx(expected, abs=0, rel=0, nan_ok=True), share
             assert here["results"] == results

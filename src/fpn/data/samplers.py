@@ -65,11 +65,6 @@ class AspectRatioBatches(Sampler[list[Pick]]):
         self.start = 0
         """Batches of this process to pass over, when training goes on in the middle of an epoch."""
 
-    @property
-    def sampler(self) -> "AspectRatioBatches":
-        """Itself: it is at `batch_sampler.sampler` that Lightning looks for a `set_epoch` to call."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
         """Choose the shuffle that the next iteration runs through."""
         self.epoch = epoch if self.reshuffle else 0
@@ -99,7 +94,8 @@ class AspectRatioBatches(Sampler[list[Pick]]):
 class ExactShards(Sampler[list[Pick]]):
     """Every image exactly once over all processes: image i goes to rank i mod W, none is repeated to fill up.
 
-    Processes may have different numbers of batches, zero included, so a step must not wait for the others.
+    Processes may have different numbers of batches, so a step must not wait for the others. Where
+    there are fewer images than processes, some have none, which the data module refuses.
 
     Args:
         images: I.

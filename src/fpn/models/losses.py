@@ -2,6 +2,11 @@
 
 Each is a mean over all that was sampled in the batch, and 0 with zero gradients where nothing was. With β = 0
 the box losses are plain L1.
+
+Of several processes each takes the mean over its own batch, as in torchvision and Detectron2.
+The average of their gradients is that of one process with all the images wherever they sampled
+equal numbers, as they do but for images with fewer anchors or RoIs than are wanted.
+
 Symbols: N images, A anchors of all levels, R RoIs, K classes.
 """
 

@@ -61,6 +61,7 @@ def decode_boxes(deltas: Tensor, references: Tensor, weights: Sequence[float]) -
 
 def rescale_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Boxes (R, 4) of an image of size `old` (height, width), in pixels of the same image at size `new`."""
+    boxes = boxes.float()
     y, x = new[0] / old[0], new[1] / old[1]
     return boxes * boxes.new_tensor((x, y, x, y))
 
@@ -73,8 +74,9 @@ def intersection_over_own_area(boxes: Tensor, regions: Tensor) -> Tensor:
         regions: (C, 4).
 
     Returns:
-        (R, C) in [0, 1]; 0 for a box without area.
+        (R, C) float32 in [0, 1]; 0 for a box without area.
     """
+    boxes, regions = boxes.float(), regions.float()  # areas beyond 256 × 256 pixels do not fit in float16
     top_left = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
     bottom_right = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
     overlap = (bottom_right - top_left).clamp(min=0).prod(dim=-1)

@@ -15,7 +15,7 @@ def assign_levels(
     """k = floor(k0 + log2(sqrt(w · h) / 224)), Eq. 1, held between the levels there are.
 
     Args:
-        boxes: (R, 4) in pixels of the network's input.
+        boxes: (R, 4) in pixels of the network's input; of any precision, reckoned with in float32.
         lowest: the finest level there is.
         highest: the coarsest level there is.
         canonical_size: pixels; the size of ImageNet pre-training, 224.
@@ -27,6 +27,7 @@ def assign_levels(
     Returns:
         (R,) int64 levels.
     """
-    size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    x1, y1, x2, y2 = boxes.float().unbind(1)
+    size = ((x2 - x1) * (y2 - y1)).sqrt()
     level = torch.floor(canonical_level + torch.log2(size / canonical_size) + epsilon)
     return level.clamp(lowest, highest).long()

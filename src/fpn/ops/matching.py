@@ -30,7 +30,7 @@ def match_boxes(
     """
     if not len(ground_truth):
         return torch.full((len(candidates),), BACKGROUND, device=candidates.device)
-    iou = box_iou(ground_truth, candidates)
+    iou = box_iou(ground_truth.float(), candidates.float())
     best_iou, best = iou.max(dim=0)
     match = best.masked_fill(best_iou < foreground_iou, IGNORED).masked_fill(
         best_iou < background_iou, BACKGROUND

@@ -1,0 +1,160 @@
+"""Measure the memory of loading and of scoring: do workers grow, and what does COCO's size take?
+
+    python scripts/memory.py                                   # both
+    python scripts/memory.py --what scoring --images 5000 --proposals 1000
+
+`loading` draws a data set of COCO train2017's size (118,287 images, 860,001 boxes; the images are a few
+files under many names), runs epochs of some of its batches through the training loader and prints the memory
+that belongs to each worker alone after each of them. `scoring` collects random proposals as a test does,
+scores them, draws their curves, writes them, and prints the peak. Each runs in a process of its own. Linux.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from PIL import Image
+
+from fpn.data.datamodule import CocoDataModule
+from fpn.data.results import write_results
+from fpn.evaluation import ProposalRecall
+from fpn.types import Detections
+
+MIB = 2**20
+SIZES = ((320, 240), (240, 320), (300, 200), (200, 280))
+
+
+def main(
+    what: Literal["loading", "scoring", "both"] = "both",
+    epochs: int = 6,
+    batches: int = 250,
+    images: int = 5000,
+    proposals: int = 1000,
+    in_process: bool = False,
+) -> None:
+    """Measure the memory of loading and of scoring.
+
+    Args:
+        what: which of them.
+        epochs: of loading.
+        batches: of two images, in each of these epochs.
+        images: whose proposals are scored.
+        proposals: of each of these images.
+        in_process: measure here, not in a process of its own.
+    """
+    if not in_process:
+        print(f"{platform.machine()} CPU, Python {platform.python_version()}, torch {torch.__version__}")
+        numbers = {"epochs": epochs, "batches": batches, "images": images, "proposals": proposals}
+        words = [f"--{name}={value}" for name, value in numbers.items()]
+        for one in ("loading", "scoring") if what == "both" else (what,):
+            command = [sys.executable, __file__, f"--what={one}", *words, "--in_process=true"]
+            subprocess.run(command, check=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if what == "loading":
+            loading(Path(folder), epochs, batches)
+        else:
+            scoring(Path(folder), images, proposals)
+
+
+def loading(folder: Path, epochs: int, batches: int) -> None:
+    """Print the private memory of two workers after each epoch."""
+    for split, images, boxes in (("train", 118_287, 860_001), ("val", 20, 100)):
+        draw_set(folder, split, images, boxes)
+    data = CocoDataModule(root=str(folder), short_side=256, max_side=341, batch_size=2, num_workers=2)
+    data.setup("fit")
+    loader: Any = data.train_dataloader()
+    pids: list[int] = []
+    for epoch in range(epochs):
+        # As many batches as an epoch has here; the workers stay for the next.
+        stop = len(loader) - batches
+        loader._position = lambda epoch=epoch, stop=stop: (epoch, stop)
+        for batch in loader:
+            del batch
+        pids = [worker.pid for worker in loader._iterator._workers]
+        print(
+            f"epoch {epoch + 1}: "
+            + ", ".join(f"worker {i} {private(pid) / MIB:.1f} MiB" for i, pid in enumerate(pids))
+        )
+
+
+def scoring(folder: Path, images: int, proposals: int) -> None:
+    """Print the peak of collecting, scoring and writing proposals."""
+    draw_set(folder, "val", images, 7 * images)
+    annotations = folder / "annotations" / "instances_val2017.json"
+    metric = ProposalRecall(annotations)
+    generator = torch.Generator().manual_seed(0)
+    print(f"before: {peak() / MIB:,.0f} MiB at most")
+    for image_id in range(1, images + 1):
+        corners = torch.rand(proposals, 2, 2, generator=generator).mul(240).sort(dim=1).values.flatten(1)
+        scores = torch.rand(proposals, generator=generator).sort(descending=True).values
+        metric.update([image_id], [Detections(corners, scores, torch.ones(proposals, dtype=torch.int64))])
+    print(f"collected: {peak() / MIB:,.0f} MiB at most")
+    print(f"AR@1000 {100 * metric.compute()['AR@1000']:.2f}; scored: {peak() / MIB:,.0f} MiB at most")
+    metric.curves()
+    print(f"curves drawn: {peak() / MIB:,.0f} MiB at most")
+    number = write_results(folder / "proposals.json", metric.results())
+    print(f"{number:,} proposals written: {peak() / MIB:,.0f} MiB at most")
+
+
+def draw_set(folder: Path, split: str, images: int, boxes: int) -> None:
+    """A made-up set: a few image files under many names, and their annotations."""
+    rng = np.random.default_rng(0)
+    place = folder / f"{split}2017"
+    place.mkdir(parents=True)
+    for index, (width, height) in enumerate(SIZES):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{index}.jpg", quality=80)
+    listed: list[dict[str, Any]] = []
+    for image_id in range(1, images + 1):
+        width, height = SIZES[image_id % len(SIZES)]
+        name = f"{image_id:012d}.jpg"
+        os.link(place / f"{image_id % len(SIZES)}.jpg", place / name)
+        listed.append({"id": image_id, "file_name": name, "width": width, "height": height})
+    content = {
+        "images": listed,
+        "annotations": list(drawn(rng, images, boxes)),
+        "categories": [{"id": k, "name": f"class {k}"} for k in range(1, 81)],
+    }
+    file = folder / "annotations" / f"instances_{split}2017.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def drawn(rng: np.random.Generator, images: int, boxes: int) -> Iterator[dict[str, Any]]:
+    """As many annotations, spread over the images."""
+    for number in range(boxes):
+        x, y, w, h = rng.uniform((0, 0, 5, 5), (140, 140, 60, 60)).round(2).tolist()
+        yield {
+            "id": number + 1,
+            "image_id": number % images + 1,
+            "category_id": number % 80 + 1,
+            "bbox": [x, y, w, h],
+            "area": w * h,
+            "iscrowd": 0,
+        }
+
+
+def private(pid: int) -> int:
+    """Bytes of a process's memory that it shares with none."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def peak() -> int:
+    """The greatest bytes this process has held."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    auto_cli(main)
