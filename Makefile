@@ -1,16 +1,20 @@
 # `make quickstart` and `make test` need Python >= 3.11 and make; everything else they install into .venv.
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 PYTHON ?= python3
 UV := $(shell command -v uv 2> /dev/null)
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-lowest lint clean
 
 quickstart: $(VENV)/.installed  ## train, test and look at a small detector, from nothing, in minutes
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/.installed  ## the whole test suite, a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+test-lowest: $(LOWEST)/.installed  ## the test suite with the lowest versions that are supported
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
@@ -27,5 +31,12 @@ else
 endif
 	touch $@
 
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)-uv
+	$(LOWEST)-uv/bin/python -m pip install --quiet uv
+	$(LOWEST)-uv/bin/uv venv --quiet --allow-existing --python $(PYTHON) $(LOWEST)
+	$(LOWEST)-uv/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	touch $@
+
 clean:  ## remove the environment, the runs and the generated data
-	rm -rf $(VENV) runs datasets
+	rm -rf $(VENV) $(LOWEST) $(LOWEST)-uv runs datasets

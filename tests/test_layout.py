@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     **{name: GROUND | {"ops"} | CRITERIA for name in CRITERIA},
     "models.detectors": GROUND | {"ops", "models"},
     "data": GROUND | {"ops", "data"},
-    "evaluation": GROUND | {"ops", "evaluation"},
+    "evaluation": GROUND | {"ops", "evaluation", "data.coco_json"},
     "study": GROUND | {"models", "checkpoints", "study"},
     "pictures": GROUND,
     "peers": GROUND | {"ops", "models", "data", "peers"},

@@ -250,10 +250,10 @@ def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 def _kept(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     kept = checkpoint.get("fpn")
-    whole = isinstance(kept, dict) and {"config", "categories", "image"} <= kept.keys()
-    if not whole or "state_dict" not in checkpoint:
+    needed = {"config", "categories", "image"}
+    if not isinstance(kept, dict) or not needed <= kept.keys() or "state_dict" not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of this project: `fpn fit` did not write it")
-    return dict(kept)
+    return kept
 
 
 def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detector:

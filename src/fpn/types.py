@@ -90,6 +90,8 @@ class Batch(NamedTuple):
     """N ground truths, or None where there are none to learn from."""
     proposals: list[Tensor] | None = None
     """N sets (·, 4) of a proposal file, best first, in pixels of the network's input; None without one."""
+    unreadable: tuple[str, ...] = ()
+    """What was wrong with the files whose places these images took, a line for each."""
 
 
 class RPNOutput(NamedTuple):

@@ -160,7 +160,7 @@ def changed(kind: str, field: str, value: Any) -> Json:
     [
         ("{", "not a JSON file"),
         ("\0", "not a JSON file"),
-        ("[]", "'images' is not a list"),
+        ("[]", "it is a list, not an object"),
         ("{}", "'images' is not a list"),
         (content(images=[]), "'images' is empty"),
         (content(categories=[]), "'categories' is empty"),
@@ -178,23 +178,38 @@ def changed(kind: str, field: str, value: Any) -> Json:
         (changed("images", "id", "12"), "'id' of entry 0 is '12', not an integer"),
         (changed("images", "id", 10**30), "not an integer"),
         (changed("images", "width", 40.5), "40.5, not an integer"),
-        (changed("images", "width", 0), "image 12 has no pixels"),
+        (changed("images", "id", True), "True, not an integer"),
+        (changed("images", "id", 2.0**53 + 2), "not an integer"),
+        (changed("images", "width", 2**31), "image 12 cannot be of 2147483648 × 30 pixels"),
+        (changed("images", "width", 0), "image 12 cannot be of 0 × 30 pixels"),
         (changed("images", "file_name", 7), "7, not a string"),
         (changed("images", "file_name", ""), "not a path inside"),
         (changed("images", "file_name", "/etc/passwd"), "not a path inside"),
         (changed("images", "file_name", "a/../../b.png"), "not a path inside"),
         (changed("images", "file_name", "..\\b.png"), "not a path inside"),
         (changed("images", "file_name", "C:\\b.png"), "not a path inside"),
-        (changed("images", "id", 5), "image id 5 occurs more than once"),
-        (changed("categories", "id", 3), "category id 3 occurs more than once"),
-        (content(annotations=content()["annotations"] * 2), "annotation id 100 occurs more than once"),
-        (changed("annotations", "image_id", 6), "annotation 100 is of image 6, which is not listed"),
-        (changed("annotations", "image_id", 99), "annotation 100 is of image 99, which is not listed"),
-        (changed("annotations", "category_id", 4), "annotation 100 is of category 4, which is not listed"),
+        (changed("images", "file_name", "./"), "not a path inside"),
+        (changed("images", "file_name", "a\nb.png"), "not a path inside"),
+        (changed("images", "file_name", "a" * 1001), "not a path inside"),
+        (changed("images", "file_name", "a\0b.png"), "'a\\x00b.png', not a string"),
+        (changed("categories", "name", "\ud800"), "'\\ud800', not a string"),
+        (changed("images", "id", 5), "images: 'id' of entry 1 is 5, which an earlier one has"),
+        (changed("categories", "id", 3), "categories: 'id' of entry 1 is 3, which an earlier one has"),
+        (
+            content(annotations=content()["annotations"] * 2),
+            "annotations: 'id' of entry 1 is 100, which an earlier one has",
+        ),
+        (changed("annotations", "image_id", 6), "'image_id' of entry 0 is 6, which is not listed"),
+        (changed("annotations", "image_id", 99), "'image_id' of entry 0 is 99, which is not listed"),
+        (changed("annotations", "category_id", 4), "'category_id' of entry 0 is 4, which is not listed"),
         (changed("annotations", "bbox", [1, 2, 3]), "not four numbers"),
         (changed("annotations", "bbox", [1, 2, 3, None]), "not four numbers"),
         (changed("annotations", "bbox", [1, 2, 3, "4"]), "not four numbers"),
         (changed("annotations", "bbox", [1, 2, 3, 10**400]), "not four numbers"),
+        (changed("annotations", "bbox", [1, 2, 3, True]), "not four numbers"),
+        (changed("annotations", "iscrowd", 2), "'iscrowd' of entry 0 is 2, not 0 or 1"),
+        (changed("annotations", "iscrowd", "no"), "'iscrowd' of entry 0 is 'no', not 0 or 1"),
+        (changed("annotations", "area", "1"), "'area' of entry 0 is '1', not a number"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, data: Any, message: str) -> None:
@@ -204,6 +219,40 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, data: Any, messa
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("images", "id", 12.0),
+        ("images", "width", 40.0),
+        ("images", "file_name", "a..b/..c.d"),
+        ("categories", "id", 9.0),
+        ("annotations", "id", -(2**63)),
+        ("annotations", "bbox", [1.0, 2, 3, 4.0]),
+        ("annotations", "iscrowd", False),
+        ("annotations", "iscrowd", None),
+        ("annotations", "area", None),
+        ("annotations", "area", -1.5),
+        ("annotations", "segmentation", {"counts": "x", "size": "any"}),
+    ],
+)
+def test_what_is_written_otherwise_and_means_the_same(
+    tmp_path: Path, kind: str, field: str, value: Any
+) -> None:
+    plain, other = (
+        read_annotations(written(tmp_path, data)) for data in (content(), changed(kind, field, value))
+    )
+    for key in ("image_ids", "sizes", "offsets", "boxes", "labels", "crowd"):
+        assert np.array_equal(getattr(plain, key), getattr(other, key))
+    assert other.categories == plain.categories
+    assert str(other.file_names[0]) == (value if field == "file_name" else "b.png")
+
+
+def test_true_is_a_crowd(tmp_path: Path) -> None:
+    assert read_annotations(written(tmp_path, changed("annotations", "iscrowd", True))).crowd.tolist() == [
+        True
+    ]
 
 
 def test_a_missing_file_or_a_folder_is_an_input_error(tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 import inspect
 import json
 import logging
+import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +90,16 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train(root: Path, epochs: int, resume: Path | None = None, workers: int = 0, **trainer: Any) -> Recorder:
+def train(
+    root: Path,
+    epochs: int,
+    resume: Path | None = None,
+    workers: int = 0,
+    max_unreadable: float = 0.0,
+    **trainer: Any,
+) -> Recorder:
     recorder = Recorder()
-    data = CocoDataModule(str(root), **(SMALL | {"num_workers": workers}))
+    data = CocoDataModule(str(root), max_unreadable=max_unreadable, **(SMALL | {"num_workers": workers}))
     trainer = {"enable_checkpointing": False} | trainer
     Trainer(max_epochs=epochs, **QUIET, **trainer).fit(recorder, datamodule=data, ckpt_path=resume)
     return recorder
@@ -254,6 +265,8 @@ def test_missing_things_are_named_with_their_argument(root: Path, tmp_path: Path
         {"eval_batch_size": 0},
         {"num_workers": -1},
         {"flip_probability": 1.5},
+        {"max_unreadable": 1.0},
+        {"max_unreadable": -0.1},
         {"short_side": 0},
         {"train_short_sides": [600, -1]},
         {"seed": -1},
@@ -468,3 +481,102 @@ def test_every_argument_shows_its_help(kind: type) -> None:
         assert f"--data.{name}" in text
         assert help_text in text
     assert all(action.help for action in parser._actions)
+
+
+def spoil(root: Path, *image_ids: int) -> None:
+    """Has training images missing, of another size, and torn, in turn."""
+    for place, image_id in enumerate(image_ids):
+        path = root / "train2017" / f"{image_id}.png"
+        if place % 3 == 0:
+            path.unlink()
+        elif place % 3 == 1:
+            Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(path)
+        else:
+            path.write_bytes(path.read_bytes()[:40])
+
+
+def loaded(root: Path, workers: int, share: float, epoch: int = 0) -> list[Batch]:
+    data = CocoDataModule(str(root), batch_size=1, max_unreadable=share, **(SMALL | {"num_workers": workers}))
+    data.setup("fit")
+    loader: Any = data.train_dataloader()
+    loader._position = lambda: (epoch, 0)
+    return list(batches(loader))
+
+
+def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(root: Path) -> None:
+    whole = loaded(root, 0, 0.0)
+    sizes = {batch.image_ids[0]: batch.original_sizes[0] for batch in whole}
+    spoil(root, 12, 4, 5)
+    # The twelfth is the last with objects: the first follows. The fourth and fifth are replaced by the sixth.
+    follows = {12: 1, 4: 6, 5: 6}
+    for workers in (0, 2):
+        spoiled = loaded(root, workers, 0.25)
+        for before, after in zip(whole, spoiled, strict=True):
+            (wanted,), (got,) = before.image_ids, after.image_ids
+            assert got == follows.get(wanted, wanted)
+            assert after.original_sizes == [sizes[got]]
+            # All pixels of an image are its id.
+            restored = ImageSettings().restore(after.images[0], after.sizes[0])
+            assert set(restored.unique().tolist()) == {got}
+            names = [Path(line.partition(":")[0]).name for line in after.unreadable]
+            assert names == {12: ["12.png"], 4: ["4.png", "5.png"], 5: ["5.png"]}.get(wanted, [])
+            if wanted not in follows:
+                assert torch.equal(before.images, after.images)
+    told = {line for batch in loaded(root, 0, 0.25) for line in batch.unreadable}
+    assert {line.partition(": ")[2].split(" ")[0] for line in told} == {"no", "9", "cannot"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_replacements_are_the_same_in_a_resumed_run(root: Path, tmp_path: Path, workers: int) -> None:
+    spoil(root, 2, 3)
+    more: dict[str, Any] = {"max_unreadable": 0.2}
+    whole = train(root, 2, **more)
+    saver = ModelCheckpoint(tmp_path / "saved", filename="{step}", save_top_k=-1, every_n_train_steps=4)
+    train(root, 1, enable_checkpointing=True, callbacks=[saver], **more)
+    resumed = train(root, 2, resume=tmp_path / "saved" / "step=4.ckpt", workers=workers, **more)
+    assert [item[1:] for item in resumed.seen] == [item[1:] for item in whole.seen[4:]]
+    assert not {2, 3} & {image for _, ids, _ in whole.seen for image in ids}
+
+
+@pytest.mark.parametrize(("share", "allowed"), [(0.25, 3), (0.249, 2), (0.0, 0), (0.5, 6), (0.999, 11)])
+def test_a_share_of_the_images_is_rounded_down(root: Path, share: float, allowed: int) -> None:
+    """Of twelve with objects."""
+    data = CocoDataModule(str(root), max_unreadable=share, **SMALL)
+    data.setup("fit")
+    lines = [f"{i}.png: torn" for i in range(12)]
+    with pytest.warns(UserWarning, match="takes its place") if allowed else nullcontext():
+        data.note_unreadable(lines[:allowed])
+        data.note_unreadable(lines[:allowed])
+    names = "; ".join(lines[: min(allowed + 1, 3)]) if allowed else lines[0]
+    with pytest.raises(InputError, match=re.escape(names)) as caught:
+        data.note_unreadable(lines[: allowed + 1])
+    assert allowed == 0 or f"{allowed + 1} of the 12 images" in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_to_read_ends_at_once(root: Path, workers: int) -> None:
+    spoil(root, *range(1, 13))
+    with pytest.raises(InputError, match=r"12 of the 12 images .* cannot be read"):
+        loaded(root, workers, 11.99 / 12)
+
+
+def test_images_to_score_must_be_readable(root: Path) -> None:
+    (root / "val2017" / "3.png").write_bytes(b"torn")
+    data = CocoDataModule(str(root), max_unreadable=0.9, **SMALL)
+    data.setup("fit")
+    with pytest.raises(InputError, match=r"3\.png: cannot be decoded"):
+        list(batches(data.val_dataloader()))
+
+
+def test_workers_outlive_the_signals_of_a_cluster(root: Path) -> None:
+    data = CocoDataModule(str(root), **(SMALL | {"num_workers": 2}))
+    data.setup("validate")
+    loader: Any = data.val_dataloader()
+    seen = []
+    for batch in loader:
+        seen += batch.image_ids
+        for worker in loader._iterator._workers:
+            os.kill(worker.pid, signal.SIGUSR1)
+    # Again, as a persistent worker that was ended would only now be missed.
+    seen += [image for batch in loader for image in batch.image_ids]
+    assert seen == [1, 2, 3, 4, 5] * 2

@@ -42,7 +42,7 @@ def main(rank: int, folder: Path) -> None:
                 kept = 0 if share == "nothing found" else None
                 metric.update([image_id], [Detections(boxes[:kept], scores[:kept], labels[:kept])])
             try:
-                said[f"{share}, {name}"] = {"scores": metric.compute(), "results": metric.results()}
+                said[f"{share}, {name}"] = {"scores": metric.compute(), "results": list(metric.results())}
                 if rank == 0 and isinstance(metric, ProposalRecall):
                     said[f"{share}, {name}"]["curves"] = metric.curves()
             except Exception as error:

@@ -10,6 +10,7 @@ import pytest
 
 from fpn.errors import InputError
 from fpn.evaluation import evaluate_boxes, evaluate_proposals
+from fpn.evaluation.inputs import read_annotations
 
 TRUTH: dict[str, Any] = {
     "images": [{"id": 5}, {"id": 6}],
@@ -34,11 +35,11 @@ def refused(annotations: Any, results: Any, *parts: str, **options: Any) -> None
     ("content", "parts"),
     [
         (None, ["no such annotations file", "check the path"]),
-        (b"{", ["not JSON", "COCO annotations file"]),
-        (b"\xff\xfe{", ["not JSON"]),
-        (b"[" * 100_000, ["not JSON"]),
-        (b"[]", ["a list", "object is expected"]),
-        (b'{"images": [], "annotations": []}', ["'categories'", "nothing"]),
+        (b"{", ["not a JSON file", "COCO annotations file"]),
+        (b"\xff\xfe{", ["not a JSON file"]),
+        (b"[" * 100_000, ["not a JSON file"]),
+        (b"[]", ["a list, not an object"]),
+        (b'{"images": [], "annotations": []}', ["'categories'", "missing"]),
         (b'{"images": {}, "annotations": [], "categories": []}', ["'images'", "an object"]),
     ],
 )
@@ -54,9 +55,12 @@ def test_annotation_files_that_are_not_coco(tmp_path: Path, content: bytes | Non
     ("content", "parts"),
     [
         (None, ["no such results file", "check the path"]),
-        (b"", ["not JSON", "COCO results file"]),
+        (b"", ["not a JSON file", "COCO results file"]),
         (b'{"annotations": []}', ["an object", "list of results"]),
-        (b'[{"image_id": 5, "category_id": 3, "bbox": [0, 0, 1, 1], "score": NaN}]', ["results[0]", "score"]),
+        (
+            b'[{"image_id": 5, "category_id": 3, "bbox": [0, 0, 1, 1], "score": NaN}]',
+            ["'score' of entry 0 is nan, not a finite number"],
+        ),
     ],
 )
 def test_results_files_that_are_no_results(tmp_path: Path, content: bytes | None, parts: list[str]) -> None:
@@ -98,21 +102,24 @@ def drop(*path: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (drop("images", 0, "id"), ["images[0]", "'id' is missing"]),
-        (put("images", 1, "id", 5), ["images", "1 (5)", "more than once"]),
-        (put("images", 1, "id", "6"), ["images[1]", "id is '6'", "integer"]),
-        (put("images", 1, "id", True), ["images[1]", "integer"]),
-        (put("images", 1, "id", 2**64), ["images[1]", "integer"]),
-        (put("images", 1, 7), ["images[1]", "a number"]),
-        (drop("categories", 0, "name"), ["categories[0]", "'name' is missing"]),
-        (drop("annotations", 0, "image_id"), ["annotations[0]", "'image_id' is missing"]),
-        (drop("annotations", 0, "category_id"), ["annotations[0]", "'category_id' is missing"]),
-        (drop("annotations", 0, "bbox"), ["annotations[0]", "'bbox' is missing"]),
-        (put("annotations", 0, "bbox", [1, 2, 3]), ["annotations[0]", "bbox is [1, 2, 3]"]),
-        (put("annotations", 0, "image_id", 9), ["annotations[0]", "image_id 9", "'images'"]),
-        (put("annotations", 0, "category_id", 9), ["annotations[0]", "category_id 9", "'categories'"]),
-        (put("annotations", 0, "area", None), ["annotations[0]", "area is None", "finite number"]),
-        (put("annotations", 0, "iscrowd", "no"), ["annotations[0]", "iscrowd is 'no'", "0 or 1"]),
+        (drop("images", 0, "id"), ["images: 'id' of entry 0 is missing"]),
+        (put("images", 1, "id", 5), ["images: 'id' of entry 1 is 5, which an earlier one has"]),
+        (put("images", 1, "id", "6"), ["images: 'id' of entry 1 is '6', not an integer"]),
+        (put("images", 1, "id", True), ["images: 'id' of entry 1 is True, not an integer"]),
+        (put("images", 1, "id", 2**64), ["images: 'id' of entry 1", "not an integer"]),
+        (put("images", 1, 7), ["'images' is not a list of objects: entry 1 is a number"]),
+        (drop("categories", 0, "name"), ["categories: 'name' of entry 0 is missing"]),
+        (drop("annotations", 0, "image_id"), ["annotations: 'image_id' of entry 0 is missing"]),
+        (drop("annotations", 0, "category_id"), ["annotations: 'category_id' of entry 0 is missing"]),
+        (drop("annotations", 0, "bbox"), ["annotations: 'bbox' of entry 0 is missing"]),
+        (put("annotations", 0, "bbox", [1, 2, 3]), ["'bbox' of entry 0 is [1, 2, 3], not four finite"]),
+        (put("annotations", 0, "image_id", 9), ["'image_id' of entry 0 is 9, which is not listed"]),
+        (put("annotations", 0, "category_id", 9), ["'category_id' of entry 0 is 9, which is not"]),
+        (put("annotations", 0, "area", "60"), ["'area' of entry 0 is '60', not a finite number"]),
+        (put("annotations", 0, "area", float("nan")), ["'area' of entry 0 is nan, not a finite number"]),
+        (put("annotations", 0, "bbox", [0, 0, float("inf"), 8]), ["'bbox' of entry 0", "not four finite"]),
+        (put("annotations", 0, "iscrowd", "no"), ["'iscrowd' of entry 0 is 'no', not 0 or 1"]),
+        (put("annotations", 0, "iscrowd", 2), ["'iscrowd' of entry 0 is 2, not 0 or 1"]),
     ],
 )
 def test_annotations_that_cannot_be_scored(change: Callable[[Any], None], parts: list[str]) -> None:
@@ -124,19 +131,19 @@ def test_annotations_that_cannot_be_scored(change: Callable[[Any], None], parts:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (drop("image_id"), ["'image_id' is missing"]),
-        (drop("category_id"), ["'category_id' is missing"]),
-        (drop("bbox"), ["'bbox' is missing"]),
-        (drop("score"), ["'score' is missing"]),
-        (put("image_id", 5.0), ["image_id is 5.0", "integer"]),
-        (put("bbox", [0, 0, float("nan"), 1]), ["bbox is [0, 0, nan, 1]", "finite"]),
+        (drop("image_id"), ["'image_id' of entry 1 is missing"]),
+        (drop("category_id"), ["'category_id' of entry 1 is missing"]),
+        (drop("bbox"), ["'bbox' of entry 1 is missing"]),
+        (drop("score"), ["'score' of entry 1 is missing"]),
+        (put("image_id", 5.5), ["'image_id' of entry 1 is 5.5, not an integer"]),
+        (put("bbox", [0, 0, float("nan"), 1]), ["'bbox' of entry 1 is [0, 0, nan, 1], not four finite"]),
         (put("bbox", [0, 0, float("inf"), 1]), ["finite"]),
         (put("bbox", [0, 0, 10**400, 1]), ["finite"]),
         (put("bbox", [0, 0, "1", 1]), ["finite"]),
-        (put("bbox", 4), ["bbox is 4"]),
-        (put("bbox", list(range(5000))), ["bbox is [0, 1"]),
-        (put("score", float("inf")), ["score is inf", "finite"]),
-        (put("score", "high"), ["score is 'high'", "finite"]),
+        (put("bbox", 4), ["'bbox' of entry 1 is 4"]),
+        (put("bbox", list(range(5000))), ["'bbox' of entry 1 is [0, 1"]),
+        (put("score", float("inf")), ["'score' of entry 1 is inf, not a finite"]),
+        (put("score", "high"), ["'score' of entry 1 is 'high', not a finite"]),
         (put("image_id", 77), ["image ids", "1 (77)", "annotation file"]),
         (put("category_id", 77), ["category ids", "1 (77)", "annotation file"]),
     ],
@@ -144,8 +151,7 @@ def test_annotations_that_cannot_be_scored(change: Callable[[Any], None], parts:
 def test_results_that_cannot_be_scored(change: Callable[[Any], None], parts: list[str]) -> None:
     entry = copy.deepcopy(RESULT)
     change(entry)
-    where = [] if "ids" in parts[0] else ["results[1]"]
-    refused(TRUTH, [RESULT, entry], "results", *where, *parts)
+    refused(TRUTH, [RESULT, entry], "results: ", *parts)
 
 
 def test_unknown_images_are_counted_and_both_files_named(tmp_path: Path) -> None:
@@ -166,6 +172,33 @@ def test_unknown_images_to_score_and_unknown_engine() -> None:
 
 def test_no_images_to_score_is_not_all_images() -> None:
     assert np.isnan(evaluate_boxes(TRUTH, [RESULT], image_ids=[])["AP"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("images", 0, "id", 5.0),
+        put("categories", 0, "id", 3.0),
+        put("annotations", 0, "image_id", 5.0),
+        put("annotations", 0, "iscrowd", None),
+        put("annotations", 0, "iscrowd", False),
+        drop("annotations", 0, "iscrowd"),
+        drop("annotations", 0, "id"),
+    ],
+)
+def test_what_is_written_otherwise_and_means_the_same(change: Callable[[Any], None]) -> None:
+    data = copy.deepcopy(TRUTH)
+    change(data)
+    assert read_annotations(data) == read_annotations(TRUTH)
+    found = [RESULT | {"image_id": 5.0}]
+    assert evaluate_boxes(data, found) == pytest.approx(evaluate_boxes(TRUTH, [RESULT]), nan_ok=True)
+
+
+@pytest.mark.parametrize("change", [drop("annotations", 0, "area"), put("annotations", 0, "area", None)])
+def test_without_an_area_it_is_the_boxs(change: Callable[[Any], None]) -> None:
+    data = copy.deepcopy(TRUTH)
+    change(data)
+    assert read_annotations(data).annotations[0]["area"] == 8 * 8
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

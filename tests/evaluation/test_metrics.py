@@ -95,8 +95,8 @@ def entries(found: dict[int, Detections], images: list[int]) -> list[dict[str, A
 
 def test_results_are_coco_entries(truth: dict[str, Any], found: dict[int, Detections]) -> None:
     expected = entries(found, sorted(IMAGES))
-    boxes = shown(BoxAP(truth, CATEGORIES), found, IMAGES).results()
-    proposals = shown(ProposalRecall(truth), found, IMAGES).results()
+    boxes = list(shown(BoxAP(truth, CATEGORIES), found, IMAGES).results())
+    proposals = list(shown(ProposalRecall(truth), found, IMAGES).results())
 
     assert boxes == expected
     assert proposals == [one | {"category_id": 1} for one in expected]
@@ -126,7 +126,7 @@ def test_numbers_follow_a_later_update(truth: dict[str, Any], found: dict[int, D
     metric.compute()
     shown(metric, found, IMAGES[2:])
 
-    assert metric.results() == entries(found, sorted(IMAGES))
+    assert list(metric.results()) == entries(found, sorted(IMAGES))
     assert metric.compute() == evaluate_boxes(truth, entries(found, IMAGES), image_ids=IMAGES)
 
 
@@ -175,7 +175,7 @@ def test_lists_of_unequal_lengths_are_refused(truth: dict[str, Any], found: dict
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_no_image_seen_is_nan(truth: dict[str, Any]) -> None:
     for metric in (BoxAP(truth, CATEGORIES), ProposalRecall(truth)):
-        assert metric.results() == []
+        assert list(metric.results()) == []
         assert all(math.isnan(value) for value in metric.compute().values())
 
 

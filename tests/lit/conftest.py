@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lit_runs import TEN_STEPS
 
 from fpn.data.shapes import generate_shapes
+from fpn.lit.cli import main
 
 TINY = {
     "trainer": {
@@ -15,7 +17,7 @@ TINY = {
         "log_every_n_steps": 1,
         "enable_model_summary": False,
         "logger": {
-            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "class_path": "fpn.lit.metrics_file.MetricsFile",
             "init_args": {"save_dir": "runs", "name": "tiny"},
         },
     },
@@ -48,8 +50,22 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A configuration file in a folder of its own, which is also the working directory."""
     monkeypatch.chdir(tmp_path)
+    return written(tmp_path, shapes)
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
+    """The folder of a run of ten steps, which nothing has stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    arguments = ["--trainer.logger.init_args.save_dir", str(folder), "--trainer.num_sanity_val_steps", "0"]
+    main(["fit", "--config", written(folder, shapes), "--model.schedule", TEN_STEPS, *arguments])
+    return folder / "tiny" / "version_0"
+
+
+def written(folder: Path, shapes: Path) -> str:
+    """The path of the configuration file."""
     content = json.loads(json.dumps(TINY))
     content["data"]["root"] = str(shapes)
-    path = tmp_path / "tiny.yaml"
+    path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
     return str(path)

@@ -163,7 +163,7 @@ def test_start_from(steps: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has none of the parts of this detector"):
         start_from(detector, tmp_path / "empty.ckpt")
     torch.save({"state_dict": {}, "fpn": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(InputError, match="other.ckpt is not a checkpoint of this project"):
+    with pytest.raises(InputError, match=r"other\.ckpt is not a checkpoint of this project"):
         start_from(detector, tmp_path / "other.ckpt")
     narrow = torch.load(steps["4_fast_rcnn"] / "last.ckpt", weights_only=True)
     narrow["state_dict"] = {k: v.reshape(-1)[:1] for k, v in narrow["state_dict"].items()}

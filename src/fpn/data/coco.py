@@ -6,8 +6,11 @@ process as their reference counts change.
 """
 
 import re
+import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from fpn.data import coco_json
-from fpn.data.coco_json import Entries, integers, read_lists, strings, unique
+from fpn.data.coco_json import Entries, lists_of, read_json
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
@@ -36,6 +38,12 @@ FEW_DEGENERATE = 3
 
 MAX_LABEL = 1000
 """The greatest category id that may be a label as it is."""
+
+MAX_NAME = 1000
+"""The most characters of a file name: an array of names is as wide as the longest."""
+
+_NOT_INSIDE = re.compile(r"[\\/]|[A-Za-z]:|\.?[\\/.]*$|(.*[\\/])?\.\.([\\/]|$)|.*[\0-\x1f]", re.DOTALL)
+"""Paths from a root or a drive, of the folder itself, with a step up, or that no line could show."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,8 @@ class CocoDataset(Dataset[Sample]):
         image_folder: where their file names start.
         transform: makes the network's input; whatever it draws, it draws from the pick's seed.
         proposals: a file that lists all of these images, for samples to have theirs.
+        max_unreadable: this many files may be unreadable: missing, broken, or of another size than the
+            annotations say. The next image that can be read then takes the place of theirs.
     """
 
     def __init__(
@@ -123,37 +133,71 @@ class CocoDataset(Dataset[Sample]):
         image_folder: Path,
         transform: Transform,
         proposals: Proposals | None = None,
+        max_unreadable: int = 0,
     ) -> None:
         self.annotations = annotations
         self.image_folder = Path(image_folder)
         self.transform = transform
         self.proposals = proposals
+        self.max_unreadable = max_unreadable
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def __getitem__(self, pick: Pick) -> Sample:
-        """Load the image of a pick.
+        """Load the image of a pick, or the next one that can be read, transformed as the pick would be.
 
         Raises:
-            InputError: if the image is missing, broken, or of another size than the annotations
-                say; if its proposals are not numbers.
+            InputError: if more files in a row than may be are missing, broken, or of another size
+                than the annotations say; if an image's proposals are not numbers.
         """
-        annotations, index = self.annotations, pick.image
+        index, image = pick.image, None
+        unreadable: list[str] = []
+        while image is None:
+            try:
+                image = self._read(index)
+            except InputError as error:
+                unreadable.append(str(error))
+                self.tolerate(unreadable)
+                index = (index + 1) % len(self)
+        size = (image.shape[-2], image.shape[-1])
+        image_id = int(self.annotations.image_ids[index])
+        proposals = None if self.proposals is None else self.proposals.for_image(image_id)
+        target = self.annotations.targets(index)
+        sample = Sample(image, size, size, image_id, target, proposals, tuple(unreadable))
+        return self.transform(sample, torch.Generator().manual_seed(pick.seed))
+
+    def tolerate(self, unreadable: Sequence[str]) -> None:
+        """See that no more files than may be are unreadable.
+
+        Args:
+            unreadable: what is wrong with each, a line that begins with its path.
+
+        Raises:
+            InputError: there are more; it names the first of them.
+        """
+        if len(unreadable) <= self.max_unreadable:
+            return
+        if self.max_unreadable == 0:
+            raise InputError(unreadable[0])
+        shown = "; ".join(unreadable[:3]) + ("; …" if len(unreadable) > 3 else "")
+        raise InputError(
+            f"{len(unreadable)} of the {len(self):,} images of {self.annotations.path} cannot be read, where"
+            f" data.max_unreadable allows for {self.max_unreadable}: {shown}"
+        )
+
+    def _read(self, index: int) -> Tensor:
+        annotations = self.annotations
         path = self.image_folder / str(annotations.file_names[index])
         stated = (int(annotations.sizes[index, 0]), int(annotations.sizes[index, 1]))
         image = read_image(path)
-        original_size = (image.shape[-2], image.shape[-1])
-        if original_size != stated:
+        height, width = image.shape[-2:]
+        if (height, width) != stated:
             raise InputError(
-                f"{path}: {original_size[1]} × {original_size[0]} pixels as stored (EXIF orientation is not"
-                f" applied), but {annotations.path} says {stated[1]} × {stated[0]}"
+                f"{path}: {width} × {height} pixels as stored (EXIF orientation is not applied), but"
+                f" {annotations.path} says {stated[1]} × {stated[0]}"
             )
-        image_id = int(annotations.image_ids[index])
-        proposals = None if self.proposals is None else self.proposals.for_image(image_id)
-        target = annotations.targets(index)
-        sample = Sample(image, original_size, original_size, image_id, target, proposals)
-        return self.transform(sample, torch.Generator().manual_seed(pick.seed))
+        return image
 
 
 def read_image(path: Path) -> Tensor:
@@ -190,24 +234,41 @@ def read_annotations(path: Path, need_objects: bool = True) -> Annotations:
             degenerate boxes that they are probably written in another convention.
     """
     path = Path(path)
-    images, annotations, entries = read_lists(path, need_objects)
-    categories = _read_categories(path, entries)
-    image_ids = unique(path, "image", integers(path, "images", images, "id"))
-    sizes = np.stack([integers(path, "images", images, side) for side in ("height", "width")], axis=1)
-    if sizes.min() < 1:
-        raise InputError(f"{path}: image {image_ids[sizes.min(axis=1).argmin()]} has no pixels")
+    content = read_json(path, "annotation")
+    if isinstance(content, dict) and content.get("annotations") is None and not need_objects:
+        content["annotations"] = []
+    return parse_annotations(path, content)
 
-    ids = unique(path, "annotation", integers(path, "annotations", annotations, "id"))
-    of_image = integers(path, "annotations", annotations, "image_id")
-    of_category = integers(path, "annotations", annotations, "category_id")
-    image = _positions(path, "image", of_image, image_ids, ids)
-    label = _positions(path, "category", of_category, np.array(categories.ids), ids) + 1
-    crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in annotations], dtype=bool)
 
-    bbox = coco_json.boxes(path, "annotations", annotations)
-    finite: NDArray[np.bool_] = np.isfinite(np.abs(bbox).max(axis=1))
-    boxes = _corners(np.where(finite[:, None], bbox, 0), sizes[image])
-    usable: NDArray[np.bool_] = finite & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= MIN_SIDE)
+def parse_annotations(path: Path, content: Any) -> Annotations:
+    """What `read_annotations` makes of what its file holds; the path is for messages, as are its errors."""
+    images, annotations, categories = lists_of(path, content)
+    for entries in (images, categories):
+        if not len(entries):
+            raise InputError(f"{path}: the list {entries.name!r} is empty")
+    category_ids, names = categories.unique(), categories.strings("name")
+    by_id = np.argsort(category_ids)
+    image_ids = images.unique()
+    sizes = image_sizes(images)
+    possible = possible_sizes(sizes)
+    if not possible.all():
+        place = int(possible.argmin())
+        height, width = sizes[place]
+        raise InputError(f"{path}: image {image_ids[place]} cannot be of {width} × {height} pixels")
+    file_names = images.strings("file_name")
+    outside = [name for name in file_names if leaves_folder(name)]
+    if outside:
+        raise InputError(
+            f"{path}: file_name {reprlib.repr(outside[0])} is not a path inside the image folder"
+        )
+
+    ids = annotations.unique()
+    image = annotations.places("image_id", image_ids)
+    category = annotations.places("category_id", category_ids)
+    bbox, crowd = annotations.boxes(), annotations.crowd()
+    # Only scoring needs the areas: to refuse them then, after hours of training, would be late.
+    annotations.areas(bbox)
+    boxes, usable = clipped(bbox, sizes[image])
     degenerate = ids[~usable]
     if len(degenerate) >= FEW_DEGENERATE and len(degenerate) > MAX_DEGENERATE * len(ids):
         raise InputError(
@@ -220,52 +281,49 @@ def read_annotations(path: Path, need_objects: bool = True) -> Annotations:
     counts = np.bincount(image[order], minlength=len(image_ids))
     return Annotations(
         path=path,
-        categories=categories,
+        categories=Categories(tuple(category_ids[by_id].tolist()), tuple(names[place] for place in by_id)),
         image_ids=image_ids,
-        file_names=_file_names(path, images),
+        file_names=np.array(file_names, dtype=np.str_),
         sizes=sizes.astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         boxes=boxes[order],
-        labels=label[order],
+        labels=np.argsort(by_id)[category[order]] + 1,
         crowd=crowd[order],
         degenerate=len(degenerate),
     )
 
 
-def _read_categories(path: Path, entries: Entries) -> Categories:
-    ids = unique(path, "category", integers(path, "categories", entries, "id"))
-    names = strings(path, "categories", entries, "name")
-    order = np.argsort(ids)
-    return Categories(tuple(ids[order].tolist()), tuple(names[place] for place in order))
+def image_sizes(images: Entries) -> NDArray[np.int64]:
+    """(I, 2) heights and widths in pixels."""
+    return np.stack([images.integers(side) for side in ("height", "width")], axis=1)
 
 
-def _file_names(path: Path, images: Entries) -> NDArray[np.str_]:
-    names = strings(path, "images", images, "file_name")
-    for name in names:
-        parts = PurePosixPath(name).parts + PureWindowsPath(name).parts
-        absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
-        if not parts or absolute or ".." in parts:
-            raise InputError(f"{path}: file_name {name!r} is not a path inside the image folder")
-    return np.array(names, dtype=np.str_)
+def possible_sizes(sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(I,) whether heights and widths (I, 2) can be those of an image."""
+    return (sizes.min(axis=1) >= 1) & (sizes.max(axis=1) <= np.iinfo(np.int32).max)
 
 
-def _corners(bbox: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(B, 4) corners of x, y, width, height, clipped to images of sizes (B, 2)."""
-    corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1)
+def leaves_folder(file_name: str) -> bool:
+    """Whether a name is no path inside the folder it starts from, on this system or another."""
+    return len(file_name) > MAX_NAME or _NOT_INSIDE.match(file_name) is not None
+
+
+def clipped(
+    bbox: NDArray[np.float64], sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Boxes within their images, and which can be learned from.
+
+    Args:
+        bbox: (B, 4) x, y, width, height as they are written.
+        sizes: (B, 2) heights and widths of their images.
+
+    Returns:
+        (B, 4) corners, clipped; (B,) whether the box is finite and not degenerate.
+    """
+    finite = np.isfinite(bbox).all(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1)
+    corners[~finite] = 0
     limits = np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1)
-    return np.clip(corners, 0, limits).astype(np.float32)
-
-
-def _positions(
-    path: Path, name: str, wanted: NDArray[np.int64], known: NDArray[np.int64], owners: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """(B,) the place in `known` of each wanted id."""
-    order = np.argsort(known)
-    places = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    unknown = known[places] != wanted
-    if unknown.any():
-        first = int(unknown.argmax())
-        raise InputError(
-            f"{path}: annotation {owners[first]} is of {name} {wanted[first]}, which is not listed"
-        )
-    return places
+    boxes = np.clip(corners, 0, limits).astype(np.float32)
+    return boxes, finite & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= MIN_SIDE)

@@ -1,9 +1,19 @@
-"""Fields of a COCO-format JSON file as arrays, or one line that names the entry at fault.
+"""Fields of COCO-format JSON as arrays, or one line that names the entry at fault.
 
-Symbols: E entries of a list: images, annotations or categories.
+Training, scoring and the audit read by the same rules: an integer is whole and of 64 bits, be it written 12
+or 12.0; a number is anything of float64, NaN and infinities too, which are refused where they do harm; true
+and false are neither; null stands for nothing.
+
+Symbols: E entries of a list, I images, K categories.
 """
 
 import json
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +22,145 @@ from numpy.typing import NDArray
 
 from fpn.errors import InputError
 
-_LISTS = ("images", "annotations", "categories")
-_LARGEST = 2**62
+_EXACT = 2**53
+"""Up to here every whole number has a float of its own."""
+_UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
+"""JSON can hold these characters, and neither a file's name nor UTF-8 can."""
 
-Entries = list[dict[str, Any]]
+
+class Entries:
+    """One list of a file, of objects: its images, annotations, categories or results.
+
+    Its methods read a field of all entries, and raise InputError if one lacks it or has something else there.
+    A lenient reader has zeros there, and remembers the entry.
+
+    Args:
+        source: what messages call the file.
+        name: what they call the list.
+        values: the list.
+        lenient: whether anything goes.
+
+    Raises:
+        InputError: if it is no list, or not one of objects.
+    """
+
+    def __init__(self, source: str | Path, name: str, values: Any, lenient: bool = False) -> None:
+        self.source, self.name, self.lenient = source, name, lenient
+        if not isinstance(values, list):
+            self._refuse(f"not in COCO's format: {name!r} is not a list of objects: it is {kind_of(values)}")
+            values = []
+        kinds = {kind for kind in set(map(type, values)) if not issubclass(kind, Mapping)}
+        self.fine: NDArray[np.bool_] = np.array([type(value) not in kinds for value in values], dtype=bool)
+        """(E,) whether all that has been read of an entry is as it should be."""
+        self._given: Sequence[Any] = values
+        if kinds:
+            fault = self.fault(int(self.fine.argmin()))
+            self._refuse(f"not in COCO's format: {name!r} is not a list of objects: {fault}")
+            values = [value if fine else {} for value, fine in zip(values, self.fine, strict=True)]
+        self._values: Sequence[Mapping[str, Any]] = values
+        self._faults: dict[str, tuple[NDArray[np.bool_], str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def integers(self, key: str) -> NDArray[np.int64]:
+        """(E,) the integers at `key`."""
+        return self._checked(key, "an integer", *_column(self._of(key), {int}, _integer, np.int64))
+
+    def integers_or_zero(self, key: str) -> NDArray[np.int64]:
+        """(E,) the integers at `key`, 0 where there is none."""
+        return _column(self._of(key), {int}, _integer, np.int64)[0]
+
+    def strings(self, key: str) -> list[str]:
+        """E strings at `key`, such as UTF-8 and names of files can hold."""
+        values = self._of(key)
+        fine = [isinstance(value, str) and _UNWRITABLE.search(value) is None for value in values]
+        self._checked(key, "a string", None, np.array(fine, dtype=bool))
+        return [value if good else "" for value, good in zip(values, fine, strict=True)]
+
+    def numbers(self, key: str, finite: bool = False) -> NDArray[np.float64]:
+        """(E,) the numbers at `key`, which have to be finite where that is asked for."""
+        wanted = "a finite number" if finite else "a number"
+        return self._checked(key, wanted, *_numbers(self._of(key), finite))
+
+    def boxes(self, finite: bool = False) -> NDArray[np.float64]:
+        """(E, 4) the numbers at `bbox`, which have to be finite where that is asked for."""
+        values = self._of("bbox")
+        if set(map(type, values)) != {list} or set(map(len, values)) != {4}:
+            values = [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+            values = [v if isinstance(v, list | tuple) and len(v) == 4 else (None,) * 4 for v in values]
+        sides, fine = _numbers(list(chain.from_iterable(values)), finite)
+        wanted = "four finite numbers" if finite else "four numbers"
+        return self._checked("bbox", wanted, sides.reshape(-1, 4), fine.reshape(-1, 4).min(axis=1))
+
+    def areas(self, boxes: NDArray[np.float64], finite: bool = False) -> NDArray[np.float64]:
+        """(E,) the numbers at `area`, those of boxes (E, 4) where there is none.
+
+        COCO requires `area`, the area of the mask, which files without masks leave out.
+        """
+        values = self._of("area")
+        if any(value is None for value in values):
+            with np.errstate(over="ignore", invalid="ignore"):
+                # Should one overflow, the greatest float is beyond all of COCO's ranges too.
+                own = np.nan_to_num(boxes[:, 2] * boxes[:, 3]).tolist()
+            values = [mine if value is None else value for value, mine in zip(values, own, strict=True)]
+        wanted = "a finite number" if finite else "a number"
+        return self._checked("area", wanted, *_numbers(values, finite))
+
+    def crowd(self) -> NDArray[np.bool_]:
+        """(E,) whether `iscrowd` is 1 or true; 0, false or nothing says it is not."""
+        values = [int(v) if isinstance(v, bool) else 0 if v is None else v for v in self._of("iscrowd")]
+        crowd, fine = _numbers(values, finite=True)
+        fine &= np.isin(crowd, (0, 1))
+        return self._checked("iscrowd", "0 or 1", crowd == 1, fine)
+
+    def places(self, key: str, known: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(E,) the place among the known ids that the one at `key` has, or -1 if the reader is lenient."""
+        ids = self.integers(key)
+        order = np.argsort(known, kind="stable")
+        places = np.append(order, -1)[np.searchsorted(known, ids, sorter=order)]
+        listed = (places >= 0) & (np.append(known, 0)[places] == ids)
+        if not listed.all():
+            first = int(listed.argmin())
+            self._refuse(
+                f"{self.name}: {key!r} of entry {first} is {ids[first]}, which is not listed; "
+                "list it, or drop the entry"
+            )
+        return np.where(listed, places, -1)
+
+    def unique(self, key: str = "id") -> NDArray[np.int64]:
+        """(E,) the integers at `key`, none of them twice."""
+        ids = self.integers(key)
+        again = repeated(ids)
+        if again.any():
+            place = int(again.argmax())
+            self._refuse(f"{self.name}: {key!r} of entry {place} is {ids[place]}, which an earlier one has")
+        return ids
+
+    def fault(self, place: int) -> str:
+        """What is wrong with an entry that is not fine."""
+        if not isinstance(self._given[place], Mapping):
+            return f"entry {place} is {kind_of(self._given[place])}, not an object"
+        for key, (fine, wanted) in self._faults.items():
+            if not fine[place]:
+                value = self._values[place].get(key)
+                shown = "missing" if value is None else reprlib.repr(value)
+                return f"{key!r} of entry {place} is {shown}, not {wanted}"
+        raise LookupError(f"entry {place} is fine")
+
+    def _of(self, key: str) -> list[Any]:
+        return [value.get(key) for value in self._values]
+
+    def _checked(self, key: str, wanted: str, values: Any, fine: NDArray[np.bool_]) -> Any:
+        if not fine.all():
+            self._faults[key] = fine, wanted
+            self.fine = self.fine & fine
+            self._refuse(f"{self.name}: {self.fault(int(fine.argmin()))}")
+        return values
+
+    def _refuse(self, message: str) -> None:
+        if not self.lenient:
+            raise InputError(f"{self.source}: {message}")
 
 
 def read_json(path: Path, name: str) -> Any:
@@ -27,111 +172,79 @@ def read_json(path: Path, name: str) -> Any:
     try:
         return json.loads(path.read_bytes(), object_hook=_without_mask)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such {name} file") from None
+        raise InputError(f"{path}: no such {name} file; check the path") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file: {error}") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable {name} file") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a JSON file ({reason}); give a COCO {name} file") from None
 
 
-def read_lists(path: Path, need_annotations: bool = True) -> tuple[Entries, Entries, Entries]:
-    """Images, annotations (without their masks) and categories.
-
-    Args:
-        path: the JSON file.
-        need_annotations: False takes a file without that list for one that has it empty.
+def lists_of(source: str | Path, content: Any, lenient: bool = False) -> tuple[Entries, Entries, Entries]:
+    """Images, annotations and categories of what an annotation file holds.
 
     Raises:
-        InputError: if the file cannot be read, is not JSON, or lacks one of the lists; only annotations may
-            be empty.
+        InputError: if one of them is no list of objects.
     """
-    content = read_json(path, "annotation")
-    if isinstance(content, dict) and not need_annotations:
-        content.setdefault("annotations", [])
-    lists = [content.get(key) if isinstance(content, dict) else None for key in _LISTS]
-    for key, entries in zip(_LISTS, lists, strict=True):
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise InputError(f"{path}: not in COCO's format: {key!r} is not a list of objects")
-        if not entries and key != "annotations":
-            raise InputError(f"{path}: the list {key!r} is empty")
-    images, annotations, categories = lists
-    return images, annotations, categories  # type: ignore[return-value]
+    if not isinstance(content, Mapping):
+        if not lenient:
+            raise InputError(f"{source}: not in COCO's format: it is {kind_of(content)}, not an object")
+        content = {}
+    images, annotations, categories = (
+        Entries(source, name, content.get(name), lenient) for name in ("images", "annotations", "categories")
+    )
+    return images, annotations, categories
 
 
-def integers(path: Path, name: str, entries: Entries, key: str) -> NDArray[np.int64]:
-    """(E,) the integers at `key`; whole floats are taken too.
+def repeated(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(E,) whether an earlier entry has the same id."""
+    order = np.argsort(ids, kind="stable")
+    again = np.zeros(len(ids), dtype=bool)
+    again[order[1:]] = ids[order[1:]] == ids[order[:-1]]
+    return again
 
-    Raises:
-        InputError: if an entry lacks the key or has something else there.
+
+def kind_of(value: object) -> str:
+    """What a value is in JSON's terms, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "missing"}
+    return names.get(type(value), "a number" if isinstance(value, Real) else type(value).__name__)
+
+
+def _column(
+    values: Sequence[Any], plain: set[type], accept: Callable[[Any], Any], dtype: type
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """(E,) what is accepted of each value, zeros for others, and (E,) which are accepted.
+
+    Where all are of plain types, NumPy converts them in one go.
     """
-    values = [entry.get(key) for entry in entries]
-    for place, value in enumerate(values):
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if not whole or abs(value) >= _LARGEST:  # type: ignore[arg-type]
-            raise InputError(f"{path}: {name}: {key!r} of entry {place} is {_shown(value)}, not an integer")
-    return np.array(values, dtype=np.int64)
+    if set(map(type, values)) <= plain:
+        with suppress(OverflowError):
+            return np.array(values, dtype=dtype), np.ones(len(values), dtype=bool)
+    accepted = [accept(value) for value in values]
+    fine = np.array([value is not None for value in accepted], dtype=bool)
+    return np.array([0 if value is None else value for value in accepted], dtype=dtype), fine
 
 
-def strings(path: Path, name: str, entries: Entries, key: str) -> list[str]:
-    """E strings at `key`.
-
-    Raises:
-        InputError: if an entry lacks the key or has something else there.
-    """
-    values = [entry.get(key) for entry in entries]
-    for place, value in enumerate(values):
-        if not isinstance(value, str):
-            raise InputError(f"{path}: {name}: {key!r} of entry {place} is {_shown(value)}, not a string")
-    return values  # type: ignore[return-value]
+def _numbers(values: Sequence[Any], finite: bool) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    numbers, fine = _column(values, {int, float}, _number, np.float64)
+    return numbers, fine & np.isfinite(numbers) if finite else fine
 
 
-def numbers(path: Path, name: str, entries: Entries, key: str) -> NDArray[np.float64]:
-    """(E,) the numbers at `key`.
-
-    Raises:
-        InputError: if an entry lacks the key or has something else there.
-    """
-    values = [entry.get(key) for entry in entries]
-    for place, value in enumerate(values):
-        if not _is_number(value):
-            raise InputError(f"{path}: {name}: {key!r} of entry {place} is {_shown(value)}, not a number")
-    return np.array(values, dtype=np.float64)
+def _integer(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        value = int(value)
+    whole = isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
+    return int(value) if whole else None  # type: ignore[call-overload]
 
 
-def boxes(path: Path, name: str, entries: Entries) -> NDArray[np.float64]:
-    """(E, 4) the numbers at `bbox`.
-
-    Raises:
-        InputError: if an entry has something else there.
-    """
-    values = [entry.get("bbox") for entry in entries]
-    for place, value in enumerate(values):
-        if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
-            raise InputError(f"{path}: {name}: 'bbox' of entry {place} is {_shown(value)}, not four numbers")
-    return np.array(values, dtype=np.float64).reshape(-1, 4)
-
-
-def unique(path: Path, name: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ids (E,) themselves, none of them twice.
-
-    Raises:
-        InputError: if one occurs more than once.
-    """
-    values, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any():
-        raise InputError(f"{path}: {name} id {values[counts > 1][0]} occurs more than once")
-    return ids
+def _number(value: object) -> float | None:
+    if isinstance(value, float | Real) and not isinstance(value, bool):
+        with suppress(OverflowError):  # JSON has integers of any size
+            return float(value)
+    return None
 
 
 def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
     # Nine tenths of COCO's files are masks: dropped as they are parsed, they never fill the memory.
     entry.pop("segmentation", None)
     return entry
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < _LARGEST)
-
-
-def _shown(value: object) -> str:
-    return "missing" if value is None else repr(value)[:60]

@@ -5,17 +5,18 @@ The samplers shard by themselves and the loaders are never rebuilt, so the Train
 """
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import Annotations, CocoDataset, read_annotations
-from fpn.data.loader import TrainLoader, outlive_sigterm
+from fpn.data.loader import TrainLoader, outlive_signals
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
 from fpn.data.shapes import CATEGORIES, generate_shapes
@@ -72,6 +73,10 @@ class CocoDataModule(LightningDataModule):
         eval_batch_size: Validation and test images per process and step.
         num_workers: Processes that load images, for each process that trains; 0 loads in that process itself.
         keep_empty_images: Train on images without objects too; otherwise they are left out and counted.
+        max_unreadable: Share of the training images, at least 0 and below 1, whose files may turn out
+            unreadable: missing, broken, or of another size than stated. Another image takes the place
+            of each, which is named in a warning; a file more ends the run. A resumed run counts anew.
+            Images to score must all be readable.
         label_gaps: Number the classes by category id, with classes of no object in the gaps, as
             torchvision's references do: 90 for COCO's 80.
         seed: Determines the order of the training images and what is drawn for each, from 0 upwards.
@@ -103,6 +108,7 @@ class CocoDataModule(LightningDataModule):
         eval_batch_size: int = 1,
         num_workers: int = 4,
         keep_empty_images: bool = False,
+        max_unreadable: float = 0.001,
         label_gaps: bool = False,
         seed: int = 0,
     ) -> None:
@@ -122,12 +128,15 @@ class CocoDataModule(LightningDataModule):
             eval_batch_size >= 1, f"eval_batch_size is {eval_batch_size}, but a batch has an image at least"
         )
         _require(num_workers >= 0, f"num_workers is {num_workers}; 0 loads without workers")
+        _require(0 <= max_unreadable < 1, f"max_unreadable is a share below 1, not {max_unreadable}")
         _require(seed >= 0, f"seed is {seed}, but must not be negative")
         _require(min(std) > 0, f"std divides, so it must be positive, not {min(std)}")
 
         self.image_settings = ImageSettings(sides[0], sides[1], antialias, mean, std, rounding)
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.keep_empty_images, self.label_gaps, self.seed = keep_empty_images, label_gaps, seed
+        self._max_unreadable = max_unreadable
+        self._unreadable: dict[str, None] = {}
         self._train_transform = TrainTransform(self.image_settings, tuple(sides[2:]), flip_probability)
         self._test_scales = [self.image_settings.at(side) for side in test_short_sides or []]
 
@@ -198,6 +207,23 @@ class CocoDataModule(LightningDataModule):
             if split not in self._datasets:
                 self._datasets[split] = self._dataset(split)
 
+    def note_unreadable(self, lines: Iterable[str]) -> None:
+        """Name the training images that could not be read, each once, and count them.
+
+        Args:
+            lines: `Batch.unreadable` of all processes.
+
+        Raises:
+            InputError: so far there are more than max_unreadable allows for.
+        """
+        dataset = self._datasets["train"]
+        for line in lines:
+            if line not in self._unreadable:
+                self._unreadable[line] = None
+                number = f"{len(self._unreadable)} of at most {dataset.max_unreadable}"
+                rank_zero_warn(f"{line}; another image takes its place ({number})")
+        dataset.tolerate(list(self._unreadable))
+
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled batches of this process.
 
@@ -259,6 +285,8 @@ class CocoDataModule(LightningDataModule):
             transform = self._train_transform
             if not self.keep_empty_images:
                 annotations, fate = annotations.select(has_objects), "left out"
+        # As 0.29 * 100 falls short of 29.
+        allowed = math.floor(self._max_unreadable * len(annotations) + 1e-6) if split == "train" else 0
         proposals, path = None, self._proposals[split]
         if path is not None:
             proposals = Proposals(path)
@@ -270,7 +298,7 @@ class CocoDataModule(LightningDataModule):
             f" {annotations.degenerate:,} degenerate boxes dropped"
             + (f"; proposals of {path}" if path else "")
         )
-        return CocoDataset(annotations, folder, transform, proposals)
+        return CocoDataset(annotations, folder, transform, proposals, allowed)
 
     def _evaluation(self, split: str) -> DataLoader[Sample]:
         dataset = self._datasets[split]
@@ -290,7 +318,7 @@ class CocoDataModule(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
-            "worker_init_fn": outlive_sigterm,
+            "worker_init_fn": outlive_signals,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": partial(collate, divisor=self.image_settings.divisor),
@@ -309,8 +337,7 @@ class CocoDataModule(LightningDataModule):
         """The epoch, and how many of its batches are done."""
         if self.trainer is None:
             return 0, 0
-        loop = self.trainer.fit_loop.epoch_loop
-        return self.trainer.current_epoch, loop.batch_progress.current.ready if loop.restarting else 0
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 class ShapesDataModule(CocoDataModule):

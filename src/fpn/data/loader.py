@@ -15,12 +15,13 @@ from fpn.data.transforms import Sample
 from fpn.types import Batch
 
 
-def outlive_sigterm(worker: int) -> None:
-    """Start a worker that SIGTERM ends only if its own process sends it.
+def outlive_signals(worker: int) -> None:
+    """Start a worker that SIGUSR1 does not end, and SIGTERM only if its own process sends it.
 
-    Clusters send it to everything that belongs to a job. The process that trains then ends its step and
+    Clusters send them to everything that belongs to a job. The process that trains then ends its step and
     writes a checkpoint, for which it needs its workers.
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_await_parent, daemon=True).start()
@@ -63,7 +64,7 @@ class TrainLoader(DataLoader[Sample]):
         of a resumed run before it sets the epoch, and workers would load the beginning of another one.
         """
         epoch, self._batches.start = self._position()
-        # Lightning sets an epoch too, but one too many in a run resumed from an epoch's end.
+        # Not by Lightning, which would count one too many in a run resumed from an epoch's end.
         self._batches.set_epoch(epoch)
         yield from super().__iter__()
 

@@ -9,11 +9,11 @@ the format, and as a stamp what the boxes are of. An image without proposals is 
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -227,11 +227,16 @@ def file_hash(path: str | Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside another, whose name it takes once it is whole."""
+    """A file to write beside another, whose name it takes once it is whole; errors bear that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}-{os.getpid()}.part")
+    # Processes of several machines or containers may have one number.
+    part = path.with_name(f".{path.name}-{uuid4().hex[:8]}.part")
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.filename not in (None, str(part)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import torch
 from torchvision.ops import box_convert
 
 from fpn.data.coco import read_annotations
-from fpn.data.coco_json import boxes, integers, numbers, read_json
+from fpn.data.coco_json import Entries, read_json
 from fpn.data.proposals import Proposals, Stamp, file_hash, replacing, write_proposals
 from fpn.errors import InputError
 
@@ -57,13 +57,11 @@ def proposals_from_results(results: Path, annotations: Path, out: Path, top: int
             negative width or height, or of an image that is not listed.
     """
     image_ids = read_annotations(annotations, need_objects=False).image_ids
-    entries = read_json(results, "results")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{results}: not in COCO's results format: not a list of objects")
-    of_image = integers(results, "results", entries, "image_id")
-    bbox = boxes(results, "results", entries)
+    content = read_json(results, "results")
+    entries = Entries(results, "results", content)
+    of_image, bbox = entries.integers("image_id"), entries.boxes()
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-        scores = numbers(results, "results", entries, "score").astype(np.float32)
+        scores = entries.numbers("score").astype(np.float32)
         corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1).astype(np.float32)
     finite = np.isfinite(corners).all(axis=1)
     for fine, key, what in (
@@ -73,7 +71,7 @@ def proposals_from_results(results: Path, annotations: Path, out: Path, top: int
     ):
         if not fine.all():
             place = int(fine.argmin())
-            raise InputError(f"{results}: {key!r} of entry {place} is {entries[place][key]}, {what}")
+            raise InputError(f"{results}: {key!r} of entry {place} is {content[place][key]}, {what}")
     known = np.isin(of_image, image_ids)
     if not known.all():
         place = int(known.argmin())

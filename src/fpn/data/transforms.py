@@ -70,6 +70,8 @@ class Sample(NamedTuple):
     """In pixels of the image."""
     proposals: Tensor | None = None
     """(·, 4) of a proposal file, in pixels of the image; None without one."""
+    unreadable: tuple[str, ...] = ()
+    """What was wrong with the files in whose place this image is, a line for each."""
 
 
 class Transform(Protocol):
@@ -185,6 +187,7 @@ def collate(samples: Sequence[Sample], divisor: int) -> Batch:
         image_ids=[sample.image_id for sample in samples],
         targets=[sample.target for sample in samples],
         proposals=proposals or None,
+        unreadable=tuple(line for sample in samples for line in sample.unreadable),
     )
 
 

@@ -8,6 +8,7 @@ The states are a few flat tensors, gathered once; process 0 scores them and send
 
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,8 @@ from fpn.errors import InputError
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.inputs import AnnotationSource, GroundTruth, Results, read_annotations
 from fpn.types import Detections
+
+_ENTRIES_AT_ONCE = 100_000
 
 
 class COCOMetric(Metric):
@@ -99,16 +102,17 @@ class COCOMetric(Metric):
             raise failure
         return self._scored(message[0])
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> Iterator[dict[str, Any]]:
         """Entries of a COCO results file, by ascending image id: boxes (x, y, width, height) in pixels.
 
         After `compute`, process 0 has the results of all processes; otherwise each has its own.
         """
         gathered = self._flat() if self._gathered is None else self._gathered[1]
-        return [
-            {"image_id": image, "category_id": category, "bbox": box, "score": score}
-            for image, category, box, score in zip(*(column.tolist() for column in gathered), strict=True)
-        ]
+        # Part by part: five million entries are 2 GB of Python's objects.
+        for start in range(0, len(gathered.scores), _ENTRIES_AT_ONCE):
+            columns = (column[start : start + _ENTRIES_AT_ONCE].tolist() for column in gathered)
+            for image, category, box, score in zip(*columns, strict=True):
+                yield {"image_id": image, "category_id": category, "bbox": box, "score": score}
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gathers the states of all processes, of which some may have seen no image."""

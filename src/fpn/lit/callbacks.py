@@ -1,149 +1,21 @@
-"""What accompanies a run: the best checkpoint, the speed, the tables of scores and the files of a test."""
+"""What tells of a run: the speed, the progress, the tables of scores and the files of a test."""
 
 import json
 import math
-import signal
-import threading
 import time
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from rich.console import Console
 
+from fpn.data.proposals import replacing
+from fpn.data.results import write_results
 from fpn.evaluation.tables import box_table, category_table, proposal_table
 from fpn.lit.module import DetectionModule
 from fpn.types import Batch
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best checkpoint by validation AP, or AR@1000 of a proposal network, as best.ckpt."""
-
-    def __init__(self) -> None:
-        super().__init__(filename="best", mode="max", enable_version_counter=False)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the score to watch from the module."""
-        if isinstance(pl_module, DetectionModule):
-            self.monitor = pl_module.monitor
-        super().setup(trainer, pl_module, stage)
-
-
-class LastCheckpoint(Callback):
-    """Keeps the newest checkpoint, from which a run is resumed, as last.ckpt.
-
-    Lightning's own `save_last` is only written when the best one is.
-
-    Args:
-        every_n_steps: it is written after so many steps, after every epoch that ends in a validation, when
-            training ends, and when the process is asked to end by SIGTERM, as clusters do.
-    """
-
-    def __init__(self, every_n_steps: int = 1000) -> None:
-        self.every_n_steps = every_n_steps
-        self.path = Path()
-        self.saved = -1
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the run's folder, which all processes have to do together."""
-        self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Write, every so many steps; at an epoch's end, whether it is counted as done is not settled yet."""
-        due = (batch_idx + 1) % (self.every_n_steps * trainer.accumulate_grad_batches) == 0
-        if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write, if training was asked to end: `EndOnSigterm` has it end in all processes at one step."""
-        if not isinstance(exception, SIGTERMException) or trainer.state.fn != TrainerFn.FITTING:
-            return
-        if trainer.validating:
-            # To Lightning, a validation that stops in the midst of its first batch has to be run again.
-            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-            trackers: tuple[Any, Any] = (progress.total, progress.current)
-            for tracker in trackers:
-                tracker.ready = tracker.started = 1
-                tracker.processed = tracker.completed = 0
-        self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, unless epochs are so short that not all are validated."""
-        epoch = trainer.current_epoch + 1
-        last = trainer.should_stop or trainer.received_sigterm or epoch == trainer.max_epochs
-        if last or epoch % (trainer.check_val_every_n_epoch or 1) == 0:
-            self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        # Once: after an epoch's end, Lightning counts the next as begun.
-        if trainer.global_step != self.saved:
-            trainer.save_checkpoint(self.path, weights_only=False)
-            self.saved = trainer.global_step
-
-
-class EndOnSigterm(Callback):
-    """Ends training after the same step in all processes, whichever of them got a SIGTERM.
-
-    Lightning's own handler broadcasts from within the signal, where other processes may be in the midst of
-    another exchange, and each process ends where it is: together they hang.
-
-    Args:
-        every_n_steps: several processes ask each other so often, and at the end of every epoch.
-    """
-
-    def __init__(self, every_n_steps: int = 8) -> None:
-        self.every_n_steps = every_n_steps
-        self.asked = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of Lightning's handler, which it takes away itself at the end."""
-        self.asked = False
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._ask)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """End between two steps of the optimiser; what ends an epoch or the run is validated first."""
-        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        done = 0 < trainer.max_steps <= trainer.global_step
-        if last or done or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
-            self._end_if_asked(trainer)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """End at once, where no other process waits for this one's boxes."""
-        if trainer.world_size == 1 and not trainer.sanity_checking:
-            self._end_if_asked(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End, unless the run does anyway."""
-        if not trainer.should_stop:
-            self._end_if_asked(trainer)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-    def _end_if_asked(self, trainer: Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
-            # From here on as if Lightning's handler had been called: it ends when it has logged the step.
-            trainer._signal_connector.received_sigterm = True
 
 
 class Throughput(Callback):
@@ -247,7 +119,7 @@ class Scores(Callback):
 
     A test writes to the run's folder `scores.json` (all numbers, and AP by category), `curves.json`
     (recall of the proposals by their number, the objects' size and the IoU) and, as COCO results,
-    `detections.json`, or `proposals.json` of a proposal network.
+    `detections.json`, or `proposals.json` of a proposal network. Each is there when it is whole.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -280,10 +152,9 @@ class Scores(Callback):
         console.print(
             proposal_table({k.removeprefix(prefix): v for k, v in report.items() if k.startswith(prefix)})
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "scores.json").write_text(json.dumps(report, indent=2))
-        (folder / "curves.json").write_text(json.dumps(pl_module.recall.curves(), indent=2))
-        (folder / name).write_text(json.dumps(results()))
+        write_results(folder / name, results())
+        _write(folder / "curves.json", json.dumps(pl_module.recall.curves(), indent=2))
+        _write(folder / "scores.json", json.dumps(report, indent=2))
         if sum(trainer.num_test_batches) < len(trainer.test_dataloaders or ()):
             _say("only a part of the images was scored, as trainer.limit_test_batches says")
         _say(f"written to {folder}: scores.json, curves.json, {name}")
@@ -312,6 +183,11 @@ class Published(Callback):
             found = f"{100 * score:.1f}" if score is not None else f"no such score among {known}"
             if trainer.is_global_zero:
                 _say(f"{name}: {found}; published {published:.1f} ({self.source})")
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text)
 
 
 def _say(line: str) -> None:

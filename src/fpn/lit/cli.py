@@ -1,6 +1,7 @@
 """The command line: `fpn fit | validate | test` are Lightning's, the rest is in commands.py."""
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -8,13 +9,15 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from fpn.checkpoints import (
@@ -26,16 +29,10 @@ from fpn.checkpoints import (
 )
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
-from fpn.lit.callbacks import (
-    Bar,
-    BestCheckpoint,
-    EndOnSigterm,
-    LastCheckpoint,
-    PlainProgress,
-    Scores,
-    Throughput,
-)
-from fpn.lit.module import DetectionModule
+from fpn.lit.callbacks import Bar, PlainProgress, Scores, Throughput
+from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
+from fpn.lit.module import DetectionModule, StepError
+from fpn.lit.stopping import EndOnSignal, EndTogether
 from fpn.trust import check_classes
 
 COMMANDS = {
@@ -44,6 +41,7 @@ COMMANDS = {
     "test": "score a checkpoint on the test images: all tables, results in COCO's format",
     "predict": "find objects in images with a checkpoint: COCO results and pictures",
     "evaluate": "score a saved COCO results file",
+    "audit": "look at a COCO data set: what is wrong or odd, and whether training would take it",
     "proposals": "convert COCO results to a proposal file, which Fast R-CNN reads, or back",
     "join": "make one Faster R-CNN of an RPN and a Fast R-CNN that share their features",
     "shapes": "make the embedded data set of generated shapes",
@@ -105,17 +103,32 @@ class DetectionCLI(LightningCLI):
             forget_imagenet(config.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with the callbacks of every run, less those that the user's flags rule out."""
+        """The trainer with the callbacks of every run, less those that the user's flags rule out.
+
+        A callback that the user gives takes the place of the one of its class.
+        """
         given = self.config_init[self.subcommand]["trainer"]
-        callbacks: list[Callback] = [Throughput(), Scores(), EndOnSigterm()]
+        callbacks: list[Callback] = [Throughput(), Scores(), EndOnSignal(), EndTogether()]
         if given["enable_checkpointing"] is not False:
             callbacks += [BestCheckpoint(), LastCheckpoint()]
         if given["enable_progress_bar"] is not False:
             callbacks.append(Bar() if sys.stdout.isatty() else PlainProgress())
         if given["logger"] is not False and not given["fast_dev_run"]:
             callbacks.append(LearningRateMonitor())
-        self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        own = given["callbacks"] or []
+        own = own if isinstance(own, list) else [own]
+        kinds = [ProgressBar if isinstance(default, ProgressBar) else type(default) for default in callbacks]
+        self.trainer_defaults["callbacks"] = [
+            default
+            for default, kind in zip(callbacks, kinds, strict=True)
+            if not any(isinstance(callback, kind) for callback in own)
+        ]
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        # The last checkpoint tells of the best one, wherever the user puts it.
+        trainer.callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return cast(Trainer, trainer)
 
     def after_instantiate_classes(self) -> None:
         """Let the module keep its configuration, for its checkpoints."""
@@ -142,14 +155,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from fpn.lit.commands import run
 
             run(command, rest)
-    except SIGTERMException:
-        print("fpn: ended by SIGTERM; a fit goes on with --ckpt_path of its last.ckpt", file=sys.stderr)  # noqa: T201
-        sys.exit(128 + signal.SIGTERM)
+    except SIGTERMException as error:
+        number = signal.Signals(error.args[0] if error.args else signal.SIGTERM)
+        if _first_process():
+            line = f"fpn: ended by {number.name}; a fit goes on with --ckpt_path of its last.ckpt"
+            print(line, file=sys.stderr)  # noqa: T201
+        sys.exit(128 + number)
     except Exception as error:
         message = _mistake(error)
         if message is None:
             raise
-        print(f"fpn: {message}", file=sys.stderr)  # noqa: T201
+        if _first_process() or not isinstance(error, StepError):
+            print(f"fpn: {message}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
 
 
@@ -158,7 +175,8 @@ def _mistake(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, InputError):
             # From a loading process comes that process's traceback; its last line is the message.
-            return str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
+            line = str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
+            return "; ".join([line, *getattr(error, "__notes__", [])])
         if isinstance(error, ArgumentError):
             # What the parser got is a long listing, and no news to who gave it.
             return " ".join(str(error).partition("Got value:")[0].split())
@@ -166,8 +184,14 @@ def _mistake(error: BaseException | None) -> str | None:
             return " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename is not None:
             return f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"a file cannot be written: {error.strerror}"
         error = error.__cause__
     return None
+
+
+def _first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _check_scorable(start: Start) -> None:
@@ -194,7 +218,7 @@ def _run_lightning(arguments: list[str]) -> None:
             "max_epochs": -1,
             "use_distributed_sampler": False,
             "logger": {
-                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "class_path": "fpn.lit.metrics_file.MetricsFile",
                 "init_args": {"save_dir": "runs", "name": "fpn"},
             },
         },

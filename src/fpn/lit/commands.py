@@ -14,6 +14,7 @@ from fpn.data.shapes import generate_shapes
 from fpn.errors import InputError
 from fpn.evaluation import Engine, evaluate_proposals, score_boxes
 from fpn.evaluation.tables import box_table, category_table, proposal_table
+from fpn.lit.audit import audit
 from fpn.lit.predict import predict
 
 
@@ -70,6 +71,7 @@ def proposals(source: str, out: str, annotations: str | None = None, top: int | 
 COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "evaluate": evaluate,
+    "audit": audit,
     "proposals": proposals,
     "join": join,
     "shapes": generate_shapes,
@@ -83,7 +85,7 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 def run(command: str, arguments: Sequence[str]) -> None:
     """Run one of the commands with the words that follow it on the command line."""
     words = list(arguments)
-    for switch in ("--proposals", "--pictures"):  # a bare switch means true
+    for switch in ("--proposals", "--pictures", "--decode"):  # a bare switch means true
         if switch in words and words[words.index(switch) + 1 :][:1] not in (["true"], ["false"]):
             words[words.index(switch)] = f"{switch}=true"
     # What these three take is plain; the others have more that is better named.

@@ -1,6 +1,7 @@
 """The training loop's view of a detector: losses, optimiser, scores. Everything else is Lightning's."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -11,7 +12,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import SGD
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import get_total_norm
+from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from fpn import checkpoints
@@ -25,8 +28,12 @@ from fpn.types import Batch, Categories, Inference
 from fpn.weights import check_weights
 
 
-class NonFiniteLossError(InputError):
-    """A loss became infinite or not a number; going on would only spoil the weights."""
+class StepError(InputError):
+    """What ends a run in all its processes at one step; the first of them tells it."""
+
+
+class NonFiniteError(StepError):
+    """A loss, a gradient or a weight became infinite or not a number; going on would spoil the weights."""
 
 
 class PaperSGD(SGD):
@@ -95,6 +102,8 @@ class DetectionModule(LightningModule):
             self.detector.get_submodule(part).requires_grad_(False).eval()
         self.optimizer, self.schedule = optimizer, schedule
         self.engine: Engine = engine
+        self._image_ids: list[int] = []
+        self._statistics: list[tuple[list[Tensor], list[Tensor]]] = []
         self.config: dict[str, Any] = {}
         """What the command line built this module from; kept in checkpoints."""
 
@@ -125,18 +134,57 @@ class DetectionModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the detector's losses."""
+        self._image_ids += batch.image_ids
         losses = self.detector.losses(batch, self._generator())
         total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            names = ", ".join(f"{name} = {value.item():g}" for name, value in losses.items())
-            raise NonFiniteLossError(
-                f"the loss is not finite at step {self.global_step} on images {batch.image_ids}: {names}; "
-                f"lower model.optimizer.lr or check these images' boxes"
-            )
+        self._check_together(batch, losses, total)
         values = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(values, batch_size=len(batch.images))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.images))
         return total
+
+    def _check_together(self, batch: Batch, losses: dict[str, Tensor], total: Tensor) -> None:
+        """End the run in all processes if one of them has seen what ends it: the others would wait for it."""
+        flags = torch.tensor([0, len(batch.unreadable)], device=total.device)
+        flags[0] = ~torch.isfinite(total)
+        infinite, unreadable = self.trainer.strategy.reduce(flags, reduce_op="sum").tolist()
+        if unreadable:
+            lines = [line for own in self._gathered(batch.unreadable) for line in own]
+            try:
+                self.data.note_unreadable(lines)
+            except InputError as error:
+                raise StepError(str(error)) from None
+        if infinite:
+            wrong = [f"{name} = {value.item():g}" for name, value in losses.items() if not value.isfinite()]
+            own = None
+            if not total.isfinite():
+                own = ", ".join(wrong or ["the sum of the losses = inf"]), batch.image_ids
+            what, images = next(found for found in self._gathered(own) if found is not None)
+            raise NonFiniteError(self._told(what, images))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """See that the gradients are finite, as long as the weights are unharmed."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # which leaves out such steps by itself
+        gradients = [(name, p.grad) for name, p in self.named_parameters() if p.grad is not None]
+        name = first_non_finite(gradients)
+        if name is not None:
+            images = [image for own in self._gathered(self._image_ids) for image in own]
+            raise NonFiniteError(self._told(f"the gradient of {name} is not finite", images))
+
+    def _told(self, what: str, images: list[int]) -> str:
+        return (
+            f"{what} at step {self.global_step} on images {images}; lower model.optimizer.lr or check these "
+            "images' boxes"
+        )
+
+    def _gathered(self, value: Any) -> list[Any]:
+        """What each process has."""
+        if self.trainer.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def _generator(self) -> torch.Generator:
         """Chance that depends on the seed, the step and the process alone: a resumed run samples the same."""
@@ -149,12 +197,29 @@ class DetectionModule(LightningModule):
         """Images that all processes together learn from in a step of the optimiser."""
         return self.data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
+    def on_train_start(self) -> None:
+        """Find what a forward pass changes: the running statistics of a live BatchNorm."""
+        norms = [m for m in self.modules() if isinstance(m, _BatchNorm) and m.training]
+        by_kind: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in (buffer for norm in norms for buffer in norm.buffers()):
+            by_kind.setdefault(buffer.dtype, []).append(buffer)
+        self._statistics = [(live, [buffer.clone() for buffer in live]) for live in by_kind.values()]
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Have the loggers count steps as the optimiser does.
+        """Have the loggers count steps as the optimiser does, and keep what `forget_step` needs.
 
         Their count is one too high in a run that goes on from the end of an epoch.
         """
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._image_ids = []
+            for live, kept in self._statistics:
+                torch._foreach_copy_(kept, live)
+
+    def forget_step(self) -> None:
+        """Take back what the forward passes of the step under way have changed: running statistics."""
+        for live, kept in self._statistics:
+            torch._foreach_copy_(live, kept)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Have the last step validated even where it ends no epoch."""
@@ -238,7 +303,14 @@ class DetectionModule(LightningModule):
         return scores
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is needed to use the weights without this run's configuration files."""
+        """Keep what is needed to use the weights without this run's configuration files.
+
+        Raises:
+            NonFiniteError: the weights are not finite; no checkpoint is worth being replaced by them.
+        """
+        name = self.trainer.strategy.broadcast(first_non_finite(checkpoint["state_dict"].items()))
+        if name is not None:
+            raise NonFiniteError(f"{name} is not finite after {self.global_step} steps")
         data = self.data
         categories = data.categories
         checkpoint["fpn"] = {
@@ -288,6 +360,15 @@ class DetectionModule(LightningModule):
         self.recall.reset()
         if self.ap is not None:
             self.ap.reset()
+
+
+def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first floating-point tensor that is not finite; None if all are."""
+    tensors = {name: value for name, value in named if value.is_floating_point() and value.numel()}
+    # The greatest absolute value, which no sum of squares overflows: one look at the device for all of them.
+    if torch.isfinite(get_total_norm(tensors.values(), math.inf)):
+        return None
+    return next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
 
 
 def _differences(theirs: Categories, ours: Categories) -> str:

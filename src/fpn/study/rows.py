@@ -244,7 +244,7 @@ def _test(runs: _Runs, name: str, checkpoint: str) -> Step:
 
 def _csv(runs: _Runs, name: str) -> dict[str, Any]:
     return {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "class_path": "fpn.lit.metrics_file.MetricsFile",
         "init_args": {"save_dir": str(runs.out), "name": name},
     }
 

@@ -1,0 +1,164 @@
+"""What ends a run: signals, and failures of one process among several."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from subprocess import Popen
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from fpn.errors import InputError
+from fpn.lit.module import StepError
+from fpn.types import Batch
+
+
+class EndOnSignal(Callback):
+    """Ends training after the same step in all processes, whichever of them got a SIGTERM or SIGUSR1.
+
+    Lightning's own handler of SIGTERM broadcasts from within the signal, where other processes may be in the
+    midst of another exchange, and each process ends where it is: together they hang. SIGUSR1 is left to
+    Lightning where that puts a SLURM job back in the queue.
+
+    Args:
+        every_n_steps: several processes ask each other so often, and at the end of every epoch.
+    """
+
+    def __init__(self, every_n_steps: int = 8) -> None:
+        self.every_n_steps = every_n_steps
+        self.asked = 0
+        """The number of the signal, or 0."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of Lightning's handlers, which it restores itself at the end."""
+        self.asked = 0
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask)
+            environment = trainer._accelerator_connector.cluster_environment
+            if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):
+                signal.signal(signal.SIGUSR1, self._ask)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """End between two steps of the optimiser; what ends an epoch or the run is validated first."""
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        done = 0 < trainer.max_steps <= trainer.global_step
+        if last or done or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
+            self._end_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """End at once, where no other process waits for this one's boxes."""
+        if trainer.world_size == 1 and not trainer.sanity_checking:
+            self._end_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End, unless the run does anyway."""
+        if not trainer.should_stop:
+            self._end_if_asked(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Tell the command line which signal it was."""
+        if isinstance(exception, SIGTERMException) and self.asked:
+            exception.args = (self.asked,)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+
+    def _end_if_asked(self, trainer: Trainer) -> None:
+        number = torch.tensor(self.asked, device=trainer.strategy.root_device)
+        self.asked = int(trainer.strategy.reduce(number, reduce_op="max"))
+        if self.asked:
+            # From here on as if Lightning's handler had been called: it ends when it has logged the step.
+            trainer._signal_connector.received_sigterm = True
+
+
+class EndTogether(Callback):
+    """Ends the processes that a command has started when one of them has failed alone.
+
+    The others may wait for it for ever. The one that failed tells why, and its exit status becomes the
+    command's. Lightning's own observer kills the command from within, whatever it is writing just then.
+
+    Args:
+        patience: seconds for the first process to find out and end by itself.
+    """
+
+    def __init__(self, patience: float = 5.0) -> None:
+        self.patience = patience
+        self._started: list[Popen[bytes]] = []
+        self._over = threading.Event()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the place of Lightning's observer, in the process that has started the others."""
+        launcher: Any = trainer.strategy.launcher
+        started = getattr(launcher, "procs", None)
+        if started and not self._started:
+            self._started = launcher.procs = list(started)
+            started.clear()  # the list that the observer has: nothing to look after any more
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the others, unless they end at the same step."""
+        self._over.set()
+        if not self._started or isinstance(exception, StepError | SIGTERMException | KeyboardInterrupt):
+            return
+        # What a process says whose partner is gone is not worth hearing, and it takes a moment to be gone.
+        status = (
+            None
+            if isinstance(exception, InputError | OSError)
+            else self._status(time.monotonic() + self.patience)
+        )
+        self._kill()
+        if status is not None:
+            sys.exit(status)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The run has ended well."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            status = self._status()
+            if status is not None and not self._over.wait(self.patience):
+                self._kill()
+                sys.stdout.flush()
+                os._exit(status)
+
+    def _status(self, until: float = 0.0) -> int | None:
+        """The exit status of the first process to have failed, waiting for one for a while."""
+        while True:
+            for rank, process in enumerate(self._started, start=1):
+                if process.poll():
+                    return _told(rank, process.returncode)
+            if time.monotonic() >= until:
+                return None
+            time.sleep(0.05)
+
+    def _kill(self) -> None:
+        for process in self._started:
+            process.kill()
+
+
+def _told(rank: int, status: int) -> int:
+    """The exit status of a process, which is named if it could not tell anything itself."""
+    if status > 0:
+        return status
+    name = signal.Signals(-status).name
+    print(f"fpn: process {rank} of this machine was ended by {name}", file=sys.stderr)  # noqa: T201
+    return 128 - status

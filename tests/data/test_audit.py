@@ -1,0 +1,524 @@
+"""The audit of a hand-made bad set and of real images; its verdict, against what training does with files;
+anchors' best overlaps, against all anchors there are."""
+
+import json
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools.coco import COCO
+from torchvision.ops import box_iou
+
+from fpn.data.audit import Audit, audit
+from fpn.data.coco import CocoDataset, read_annotations
+from fpn.data.image_files import inspect
+from fpn.data.object_sizes import best_overlaps, input_sizes
+from fpn.data.samplers import Pick
+from fpn.data.transforms import as_stored, resized_size
+from fpn.errors import InputError
+from fpn.lit.cli import main
+from fpn.models.rpn import ANCHOR_SIZES
+from fpn.ops.anchors import cell_anchors, grid_anchors
+
+Json = dict[str, Any]
+
+
+def image(id_: int, name: str | None = None, **changes: Any) -> Json:
+    return {"id": id_, "file_name": name or f"{id_}.jpg", "height": 30, "width": 40} | changes
+
+
+def box(id_: int, image_id: int, bbox: list[Any], category_id: int = 3, **changes: Any) -> Json:
+    return {"id": id_, "image_id": image_id, "category_id": category_id, "bbox": bbox} | changes
+
+
+def picture(height: int = 30, width: int = 40) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 255, (-(-height // 6), -(-width // 6), 3), dtype=np.uint8)
+    return Image.fromarray(coarse.repeat(6, 0).repeat(6, 1)[:height, :width])
+
+
+def deep_png(path: Path, colour: int) -> None:
+    """A PNG of 40 × 30 pixels with 16 bits a channel: grey (0) or RGB (2)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+    rows = (b"\0" + bytes(40 * 2 * (3 if colour else 1))) * 30
+    header = (40).to_bytes(4) + (30).to_bytes(4) + bytes([16, colour, 0, 0, 0])
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image files of all kinds, named for what they are."""
+    folder = tmp_path_factory.mktemp("files")
+    plain, exif, other = picture(), Image.Exif(), Image.Exif()
+    plain.save(folder / "fine.jpg", quality=95)
+    plain.save(folder / "fine.png")
+    plain.save(folder / "fine.gif")
+    plain.save(folder / "fine.webp")
+    whole = (folder / "fine.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("no image")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "folder.jpg").mkdir()
+    picture(40, 30).save(folder / "upright.jpg")
+    exif[0x0112], other[0x0112] = 6, 1
+    plain.save(folder / "turned.jpg", exif=exif)
+    plain.save(folder / "turned.png", exif=exif)
+    plain.save(folder / "not_turned.jpg", exif=other)
+    plain.convert("L").save(folder / "grey.jpg")
+    plain.convert("LA").save(folder / "grey.png")
+    plain.convert("CMYK").save(folder / "cmyk.jpg")
+    deep_png(folder / "deep_grey.png", 0)
+    deep_png(folder / "deep.png", 2)
+    plain.save(folder / "film.gif", save_all=True, append_images=[picture(30, 40).rotate(180)])
+    plain.save(folder / "film.webp", save_all=True, append_images=[picture(30, 40).rotate(180)])
+    plain.save(folder / "picture.bmp")
+    return folder
+
+
+def written(folder: Path, data: Any) -> Path:
+    path = folder / "instances.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def audited(path: Path, folder: Path | None = None, **options: Any) -> Audit:
+    return audit(path, folder, anchor_sizes=ANCHOR_SIZES, num_workers=0, **options)
+
+
+def found(report: Audit, section: str) -> dict[str, list[Any]]:
+    """What was found, less what was looked for and not found."""
+    return {key: one.items for key, one in getattr(report, section).findings.items() if one.items}
+
+
+NAN, INF = float("nan"), float("inf")
+BAD: Json = {
+    "images": [
+        image(1),
+        image(2, "2.jpg"),
+        image(3, "2.jpg"),
+        image(4, "../4.jpg"),
+        image(2, "5.jpg"),
+        image(6),
+        image(7),
+        image(8, width="40"),
+        image(9, height=0),
+        image(10),
+        "11.jpg",
+        {"id": 12},
+    ],
+    "annotations": [
+        box(100, 1, [1, 2, 3, 4]),
+        box(102, 1, [1, 2, 3, 4], category_id=4),
+        box(101, 1, [1, 2, 3, 4.0], iscrowd=0),  # the same as 100
+        box(103, 2, [1, 2, 3, 4], iscrowd=1),
+        box(104, 3, [5, 5, 0, 4]),
+        box(105, 3, [5, 5, 4, -1]),
+        box(106, 3, [5, -9, 4, 0.005]),
+        box(107, 3, [41, 5, 4, 4]),
+        box(108, 3, [5, -8, 4, 8]),
+        box(109, 3, [NAN, 5, 4, 4]),
+        box(110, 3, [5, 5, INF, 4]),
+        box(111, 6, [30, 20, 20, 5]),
+        box(112, 6, [0, 0, 40.01, 30]),  # within what two decimals round to
+        box(113, 6, [3, 3, 5, 5], area=NAN),
+        box(114, 99, [1, 1, 2, 2]),
+        box(115, 8, [1, 1, 2, 2]),
+        box(116, 6, [1, 1, 2, 2], category_id=99),
+        box(116, 6, [2, 1, 2, 2]),
+        box("117", 6, [2, 1, 2, 2]),  # type: ignore[arg-type]
+        box(118, 6, [2, 1, 2]),
+        box(119, 6, [2, 1, 2, 2], iscrowd=2),
+        box(120, 6, [2, 1, 2, 2], area="4"),
+        box(121, 6, [2, 1, 2, 2], category_id=None),  # type: ignore[arg-type]
+        [2, 1, 2, 2],
+    ],
+    "categories": [
+        {"id": 3, "name": "cat"},
+        {"id": 4, "name": "dog"},
+        {"id": 4, "name": "cow"},
+        {"id": 7, "name": "cat"},
+        {"id": 8},
+    ],
+}
+
+
+def test_all_that_is_wrong_is_found(tmp_path: Path) -> None:
+    report = audited(written(tmp_path, BAD))
+    assert (report.images.listed, report.annotations.listed, report.categories.listed) == (12, 24, 5)
+    images = found(report, "images")
+    assert images.pop("malformed") == [
+        "'width' of entry 7 is '40', not an integer",
+        "entry 10 is a string, not an object",
+        "'height' of entry 11 is missing, not an integer",
+        "entry 8 is of 40 × 0 pixels",
+    ]
+    assert images == {
+        "outside_folder": ["../4.jpg"],
+        "duplicate_file_names": ["2.jpg"],
+        "duplicate_ids": [2],
+        "unannotated": [4, 2, 7, 10],
+        "only_crowds": [2],
+        "only_unusable": [3],
+    }
+    annotations = found(report, "annotations")
+    assert annotations.pop("malformed") == [
+        "'id' of entry 18 is '117', not an integer",
+        "'bbox' of entry 19 is [2, 1, 2], not four numbers",
+        "'iscrowd' of entry 20 is 2, not 0 or 1",
+        "'area' of entry 21 is '4', not a number",
+        "'category_id' of entry 22 is missing, not an integer",
+        "entry 23 is a list, not an object",
+    ]
+    assert annotations == {
+        "crowds": [103],
+        "not_finite": [109, 110],
+        "negative": [105],
+        "empty": [104, 106],
+        "outside": [107, 108],
+        "partly_outside": [111],
+        "area_not_finite": [113],
+        "unknown_image": [114, 115],
+        "unknown_category": [116],
+        "duplicates": [101],
+        "duplicate_ids": [116],
+    }
+    assert found(report, "categories") == {
+        "without_objects": [4, 7],
+        "duplicate_ids": [4],
+        "duplicate_names": ["cat"],
+        "malformed": ["'name' of entry 4 is missing, not a string"],
+    }
+    assert [tuple(one) for one in report.by_category] == [
+        (3, "cat", 6, 2, 1),
+        (4, "dog", 1, 1, 0),
+        (4, "cow", 0, 0, 0),
+        (7, "cat", 0, 0, 0),
+    ]
+    assert report.refusal.startswith(f"{tmp_path / 'instances.json'}: ")
+    json.dumps(report.as_json(), allow_nan=False)
+
+
+def test_a_set_without_fault(tmp_path: Path) -> None:
+    data = BAD | {
+        "images": [image(1)],
+        "annotations": [box(1, 1, [1, 2, 3, 4])],
+        "categories": [{"id": 3, "name": "a"}],
+    }
+    report = audited(written(tmp_path, data))
+    assert [found(report, section) for section in ("images", "annotations", "categories")] == [{}, {}, {}]
+    assert report.refusal == report.validation_refusal == ""
+
+
+def test_what_only_scoring_refuses(tmp_path: Path) -> None:
+    for wrong, message in (
+        (box(2, 1, [NAN, 1, 2, 2]), "'bbox' of entry 1 is [nan, 1, 2, 2], not four finite numbers"),
+        (box(2, 1, [1, 1, 2, 2], area=INF), "'area' of entry 1 is inf, not a finite number"),
+    ):
+        data = {"images": [image(1)], "categories": [{"id": 3, "name": "a"}]}
+        report = audited(written(tmp_path, data | {"annotations": [box(1, 1, [1, 2, 3, 4]), wrong]}))
+        assert report.refusal == ""
+        assert message in report.validation_refusal
+
+
+KINDS = {
+    "fine.jpg": {},
+    "fine.png": {},
+    "fine.gif": {},
+    "fine.webp": {},
+    "text.jpg": {"fault": "unreadable"},
+    "empty.jpg": {"fault": "unreadable"},
+    "picture.bmp": {"fault": "unreadable"},
+    "folder.jpg": {"fault": "missing"},
+    "none.jpg": {"fault": "missing"},
+    "x" * 300: {"fault": "missing"},
+    "upright.jpg": {"height": 40, "width": 30},
+    "turned.jpg": {"turned": True},
+    "turned.png": {"turned": True},
+    "not_turned.jpg": {},
+    "grey.jpg": {"grey": True},
+    "grey.png": {"grey": True},
+    "cmyk.jpg": {"cmyk": True},
+    "deep_grey.png": {"fault": "unsupported", "grey": True},
+    "deep.png": {"fault": "unsupported"},
+    "film.gif": {"fault": "unsupported"},
+    "film.webp": {"fault": "unsupported"},
+}
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_files(files: Path, name: str, decode: bool) -> None:
+    one = inspect(str(files / name), decode)
+    expected = {
+        "height": 30,
+        "width": 40,
+        "fault": "",
+        "turned": False,
+        "grey": False,
+        "cmyk": False,
+    } | KINDS[name]
+    if expected["fault"] in ("missing", "unreadable"):
+        expected |= {"height": 0, "width": 0}
+    assert {key: getattr(one, key) for key in expected} == expected
+    assert bool(one.reason) == bool(one.fault)
+
+
+def test_a_file_that_breaks_off_is_found_by_decoding(files: Path) -> None:
+    assert inspect(str(files / "cut.jpg"), decode=False).fault == ""
+    one = inspect(str(files / "cut.jpg"), decode=True)
+    assert one.fault == "unreadable"
+    assert "truncated" in one.reason
+
+
+def trained(path: Path, folder: Path, allowed: int) -> str:
+    """The line that ends a training which reads all images with objects; empty if it goes through."""
+    annotations = read_annotations(path)
+    data = CocoDataset(
+        annotations.select(annotations.has_objects()), folder, as_stored, max_unreadable=allowed
+    )
+    unreadable: dict[str, None] = {}
+    try:
+        for index in range(len(data)):
+            unreadable |= dict.fromkeys(data[Pick(index, 0)].unreadable)
+            data.tolerate(list(unreadable))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=40)
+@given(
+    names=st.lists(
+        st.sampled_from(["cut.jpg", *(name for name in sorted(KINDS) if len(name) < 256)]),
+        min_size=4,
+        max_size=8,
+        unique=True,
+    ),
+    empty=st.sets(st.integers(0, 7)),
+    allowed=st.integers(0, 3),
+)
+def test_the_verdict_on_files_is_that_of_training(
+    files: Path, tmp_path_factory: pytest.TempPathFactory, names: list[str], empty: set[int], allowed: int
+) -> None:
+    """With the images numbered in `empty` without an object, which training does not read."""
+    data = {
+        "images": [image(place, name) for place, name in enumerate(names)],
+        "annotations": [box(place, place, [1, 2, 3, 4]) for place in range(len(names)) if place not in empty],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    path = written(tmp_path_factory.getbasetemp(), data)
+    share = allowed / max(1, len(data["annotations"]))
+    if share >= 1:
+        return
+    report = audited(path, files, decode=True, max_unreadable=share)
+    assert bool(report.refusal) == bool(trained(path, files, allowed))
+    # Validation reads all images, and stops at the first that it cannot.
+    validation = CocoDataset(read_annotations(path), files, as_stored)
+    lines = [refusal_of(validation, place) for place in range(len(validation))]
+    first = next((line for line in lines if line), "")
+    assert bool(report.validation_refusal) == bool(first)
+    if first and not report.refusal:
+        assert report.validation_refusal.partition(": ")[0] == first.partition(": ")[0]
+
+
+def refusal_of(data: CocoDataset, place: int) -> str:
+    try:
+        data[Pick(place, 0)]
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def nearest_of_all(
+    boxes: NDArray[np.float64], size: tuple[int, int], anchor_sizes: dict[int, list[float]]
+) -> NDArray[np.float32]:
+    """(B, L) the greatest IoU over every anchor of each level's whole grid."""
+    columns = []
+    for level, sizes in anchor_sizes.items():
+        # The maps of a network on an image of this size: padded to 32, halved by each level, rounded up.
+        h, w = (-(-(-(-side // 32) * 32) // 2**level) for side in size)
+        anchors = grid_anchors(cell_anchors(sizes, (0.5, 1.0, 2.0)), (h, w), (2**level, 2**level))
+        columns.append(box_iou(torch.from_numpy(boxes), anchors.double()).amax(dim=1))
+    return torch.stack(columns, dim=1).float().numpy()
+
+
+@settings(max_examples=80)
+@given(
+    size=st.tuples(st.integers(20, 300), st.integers(20, 300)),
+    corners=st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=8),
+    snap=st.booleans(),
+    anchor_sizes=st.sampled_from([ANCHOR_SIZES, {2: [4, 11], 5: [10], 6: [20, 50]}]),
+)
+def test_best_overlaps_are_those_of_all_anchors(
+    size: tuple[int, int],
+    corners: list[tuple[float, ...]],
+    snap: bool,
+    anchor_sizes: dict[int, list[float]],
+) -> None:
+    """Boxes anywhere in the image, its borders included, slivers and the whole among them."""
+    scaled = np.array(corners) * np.array([size[1], size[0]] * 2)
+    if snap:
+        scaled = scaled.round()
+    low, high = np.minimum(scaled[:, :2], scaled[:, 2:]), np.maximum(scaled[:, :2], scaled[:, 2:])
+    boxes = np.concatenate((low, np.maximum(high, low + 0.01)), axis=1)
+    found = best_overlaps(boxes, np.tile(np.array(size), (len(boxes), 1)), anchor_sizes)
+    np.testing.assert_allclose(found, nearest_of_all(boxes, size, anchor_sizes), atol=1e-6)
+
+
+def test_best_overlaps_of_large_images() -> None:
+    random = np.random.default_rng(0)
+    for size in ((800, 1333), (801, 640)):
+        limits = np.array(size[::-1])
+        sides = np.exp(random.uniform(np.log(4), np.log(600), (30, 2)))
+        low = random.uniform(0, 1, (30, 2)) * (limits - sides)
+        low[:15] = np.where(random.random((15, 2)) < 0.5, 0, limits - sides[:15])  # at the borders
+        boxes = np.concatenate((low, low + sides), axis=1)
+        found = best_overlaps(boxes, np.tile(np.array(size), (30, 1)), ANCHOR_SIZES)
+        np.testing.assert_allclose(found, nearest_of_all(boxes, size, ANCHOR_SIZES), atol=1e-6)
+
+
+@given(
+    size=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    short=st.integers(1, 1200),
+    longest=st.integers(1, 2000),
+)
+def test_input_sizes_are_those_of_the_transforms(size: tuple[int, int], short: int, longest: int) -> None:
+    assert tuple(input_sizes(np.array([size]), short, longest)[0]) == resized_size(size, short, longest)
+
+
+def test_sizes_of_objects(tmp_path: Path) -> None:
+    """In an image of 800 × 800, which is not resized, a box on an anchor overlaps it wholly."""
+    data = {
+        "images": [image(1, height=800, width=800), image(2, height=400, width=400)],
+        "annotations": [
+            box(1, 1, [400 - 32, 400 - 32, 64, 64]),  # an anchor of P3
+            box(2, 1, [400 - 64, 400 - 64, 128, 128], area=1000),  # of P4; small by its mask
+            box(3, 2, [200 - 32, 200 - 32, 64, 64]),  # of P4 once resized to 800
+            box(4, 1, [0, 0, 7, 7]),
+            box(5, 1, [0, 0, 800, 800], area=96.0**2),
+            box(6, 1, [0, 0, 300, 300], iscrowd=1),
+        ],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    sizes = audited(written(tmp_path, data)).sizes
+    assert sizes.by_area == {"small": 2, "medium": 2, "large": 1}
+    octaves = {one["from"]: one for one in sizes.octaves}
+    assert {start: one["objects"] for start, one in octaves.items() if one["objects"]} == {
+        0: 1,
+        64: 1,
+        128: 2,
+        512: 1,
+    }
+    assert [one["to"] for one in sizes.octaves] == [8, 16, 32, 64, 128, 256, 512, None]
+    assert octaves[64]["iou_0.7"] == octaves[128]["iou_0.7"] == 1
+    assert octaves[0]["iou_0.5"] == 0
+    assert octaves[8] == {"from": 8, "to": 16, "objects": 0, "iou_0.5": None, "iou_0.7": None}
+    # The whole image: 512² within it is 0.41.
+    assert octaves[512]["iou_0.5"] == 0
+    assert [(one["level"], one["fits_best"]) for one in sizes.levels] == [
+        (2, 0.2),
+        (3, 0.2),
+        (4, 0.4),
+        (5, 0),
+        (6, 0.2),
+    ]
+    assert [one["iou_0.7"] for one in sizes.levels] == [0, 0.2, 0.4, 0, 0]
+    assert sizes.overall == {"objects": 5, "iou_0.5": 0.6, "iou_0.7": 0.6}
+
+
+@pytest.mark.coco_mini
+def test_real_data(coco_mini: Path) -> None:
+    path = coco_mini / "annotations" / "instances_val2017.json"
+    report = audit(path, coco_mini / "val2017", anchor_sizes=ANCHOR_SIZES, decode=True, num_workers=2)
+    assert report.refusal == report.validation_refusal == ""
+    truth = COCO(str(path))
+    singles = [one for one in truth.anns.values() if not one["iscrowd"]]
+    assert len(report.annotations.findings["crowds"].items) == len(truth.anns) - len(singles)
+    objects = Counter(one["category_id"] for one in singles)
+    images = Counter(category for category, _ in {(one["category_id"], one["image_id"]) for one in singles})
+    for one in report.by_category:
+        assert (one.objects, one.images) == (objects[one.id], images[one.id])
+    assert report.sizes.by_area["small"] == sum(one["area"] < 32**2 for one in singles)
+    assert report.sizes.by_area["large"] == sum(one["area"] >= 96**2 for one in singles)
+    grey = [name for name in sorted((coco_mini / "val2017").iterdir()) if Image.open(name).mode == "L"]
+    assert sorted(report.images.findings["grey"].items) == [name.name for name in grey]
+    assert not {"missing", "unreadable", "unsupported", "other_size"} & found(report, "images").keys()
+
+
+def ended(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["audit", *arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_the_command(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    path = str(written(tmp_path, BAD))
+    out = tmp_path / "made" / "audit.json"
+    assert ended("--annotations", path, "--images", str(files), "--num_workers", "0", "--json", str(out)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(f"Training would refuse this: {path}: ")
+    assert len(lines) <= 45
+    assert max(map(len, lines[:-1])) <= 100
+    written_out = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert written_out["refusal"] in lines[-1]
+    assert written_out["images"]["missing"]["count"] == 7  # 1, 2 (twice), 5, 6, 7 and 10.jpg
+    assert written_out["annotations"]["negative"] == {
+        "what": "boxes of negative width or height",
+        "count": 1,
+        "items": [105],
+    }
+
+    fine = {"annotations": [box(1, 1, [1, 2, 3, 4])], "categories": [{"id": 3, "name": "[red]a\nb[/red]"}]}
+    path = str(written(tmp_path, fine | {"images": [image(1, "fine.jpg")]}))
+    main(["audit", "--annotations", path])
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].startswith("Training would take this")
+    assert "[red]a?b[/red] 1 (1)" in printed
+
+    # A file that breaks off: only --decode finds it, bare or with its value.
+    path = str(written(tmp_path, fine | {"images": [image(1, "cut.jpg")]}))
+    given_files = ["--annotations", path, "--images", str(files), "--num_workers", "0"]
+    main(["audit", *given_files])
+    assert "--decode reads whole files" in capsys.readouterr().out.splitlines()[-1]
+    for switch in (["--decode"], ["--decode", "true"], ["--decode=true"]):
+        assert ended(*given_files, *switch) == 1
+        assert "cut.jpg: cannot be decoded" in capsys.readouterr().out.splitlines()[-1]
+    # In place of one in two images another is taken.
+    two = {"annotations": [box(1, 1, [1, 2, 3, 4]), box(2, 2, [1, 2, 3, 4])]}
+    written(tmp_path, fine | two | {"images": [image(1, "cut.jpg"), image(2, "fine.jpg")]})
+    main(["audit", *given_files, "--decode", "--max_unreadable", "0.5"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Training would take this")
+    assert f"validation would refuse it: {files}/cut.jpg" in last
+
+    for arguments, message in (
+        (["--annotations", "none.json"], "none.json: no such annotation file"),
+        (["--annotations", path, "--images", "none"], "none: no such image folder"),
+        (["--annotations", path, "--short_side", "0"], "short_side 0"),
+        (["--annotations", path, "--num_workers", "-1"], "num_workers -1"),
+        (["--annotations", path, "--decoded"], "decoded"),
+        ([], "annotations"),
+    ):
+        assert ended(*arguments) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fpn: ")]
+        assert len(errors) == 1
+        assert message in errors[0]
