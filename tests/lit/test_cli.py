@@ -148,10 +148,11 @@ def test_options_of_the_checkpoints_own_classes(config: str, shapes: Path) -> No
 
 
 def test_resuming_repeats_the_unbroken_run(config: str) -> None:
-    """Stopped after an epoch and resumed, a run has the losses of one that was not stopped."""
+    """Stopped after an epoch and resumed, a run has the losses of one that was not stopped: its seed too."""
     steps = ["--model.schedule", '{"steps": 10, "milestones": [8], "warmup_steps": 2, "reference_images": 2}']
-    main(["fit", "--config", config, *steps])
-    main(["fit", "--config", config, *steps, "--trainer.max_epochs", "1"])
+    seeded = [*steps, "--seed_everything", "5"]
+    main(["fit", "--config", config, *seeded])
+    main(["fit", "--config", config, *seeded, "--trainer.max_epochs", "1"])
     last = "runs/tiny/version_1/checkpoints/last.ckpt"
     main(["fit", "--config", config, *steps, "--ckpt_path", last])
     losses = []
@@ -221,6 +222,7 @@ def test_mistakes_end_in_one_line(config: str, shapes: Path, capsys: pytest.Capt
     assert "torn.yaml: not a YAML file: " in fit("--config", "torn.yaml")
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "binary.yaml: not a YAML file: " in fit("--config", "binary.yaml")
+    assert "choose one of 32-true, bf16-mixed, 16-mixed" in fit("--trainer.precision", "bf16-true")
     assert "both false" in fit("--model.detector.neck", '{"lateral": false, "top_down": false}')
     message = fit("--data.root", "nowhere")
     assert "nowhere/annotations/instances_" in message

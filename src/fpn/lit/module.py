@@ -28,6 +28,10 @@ from fpn.types import Batch, Categories, Inference
 from fpn.weights import check_weights
 
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Those in which boxes are reckoned with in float32."""
+
+
 class StepError(InputError):
     """What ends a run in all its processes at one step; the first of them tells it."""
 
@@ -102,6 +106,8 @@ class DetectionModule(LightningModule):
             self.detector.get_submodule(part).requires_grad_(False).eval()
         self.optimizer, self.schedule = optimizer, schedule
         self.engine: Engine = engine
+        self.seed = torch.initial_seed()
+        """Of all sampling; a run that goes on has that of the one it goes on with."""
         self._image_ids: list[int] = []
         self._statistics: list[tuple[list[Tensor], list[Tensor]]] = []
         self.config: dict[str, Any] = {}
@@ -190,7 +196,7 @@ class DetectionModule(LightningModule):
         """Chance that depends on the seed, the step and the process alone: a resumed run samples the same."""
         generator = torch.Generator(device=self.device)
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        return generator.manual_seed(sample_seed(torch.initial_seed(), step, self.global_rank))
+        return generator.manual_seed(sample_seed(self.seed, step, self.global_rank))
 
     @property
     def images_per_step(self) -> int:
@@ -246,6 +252,11 @@ class DetectionModule(LightningModule):
         path = data.test_annotations_path if stage == "test" else data.val_annotations_path
         bottom_up = self.detector.bottom_up
         fixed = bottom_up.norm == "frozen" or bottom_up.frozen_stages > 0
+        if self.trainer.precision not in PRECISIONS:
+            raise InputError(
+                f"trainer.precision is {self.trainer.precision}: boxes need float32, so choose one of "
+                f"{', '.join(PRECISIONS)}"
+            )
         begins = stage == "fit" and self.trainer.ckpt_path is None
         if begins and self.start is not None and self.start.other:
             rank_zero_warn(self.start.warning)
@@ -318,6 +329,7 @@ class DetectionModule(LightningModule):
             "categories": {"ids": list(categories.ids), "names": list(categories.names)},
             "image": asdict(data.image_settings),
             "images_per_step": self.images_per_step,
+            "seed": self.seed,
             "loggers": {type(logger).__name__: logger.version for logger in self.trainer.loggers},
         }
 
@@ -341,6 +353,7 @@ class DetectionModule(LightningModule):
                 "this checkpoint cannot be gone on with, it has no state of an optimiser: start a new run "
                 "with model.start_from"
             )
+        self.seed = kept.get("seed", self.seed)
         if fitting and kept["images_per_step"] != self.images_per_step:
             raise InputError(
                 f"the checkpoint was trained with {kept['images_per_step']} images a step, this run has "
