@@ -1,11 +1,11 @@
 """Time `fpn audit` on a made-up data set of the size of COCO's train2017.
 
-    python scripts/audit_speed.py                        # headers of all files
-    python scripts/audit_speed.py --decode true          # all of them decoded, by a process for each core
+    python scripts/audit_speed.py                    # headers of all files
+    python scripts/audit_speed.py --decode true      # all of them decoded, a process for each core
 
-Writes 118,287 images with 860,001 annotations and their polygons, 450 MB of JSON, to a temporary folder; the
-images are links to a few JPEG files. Prints how long the audit takes, the start of Python included, and the
-most memory that its process held.
+Writes 118,287 images with 860,001 annotations and their polygons, 450 MB of JSON, to a temporary
+folder; the images are links to a few JPEG files. Prints how long the audit takes, the start of
+Python included, and the most memory that its process held.
 """
 
 import json

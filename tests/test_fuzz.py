@@ -1,7 +1,7 @@
 """Whatever a JSON file holds, it is read in full or refused in one line that names it.
 
-Small valid sets are damaged at random; the readers of training, of scoring and of proposals, the audit and
-the command line then have to agree on the outcome.
+Small valid sets are damaged at random; the readers of training, of scoring and of proposals, the
+audit and the command line then have to agree on the outcome.
 """
 
 import copy

@@ -1,5 +1,6 @@
-"""The audit of a hand-made bad set and of real images; its verdict, against what training does with files;
-anchors' best overlaps, against all anchors there are."""
+"""The audit of a hand-made bad set and of real images; its verdict, against what training does;
+anchors' best overlaps, against all anchors there are.
+"""
 
 import json
 import zlib
@@ -286,7 +287,7 @@ def test_a_file_that_breaks_off_is_found_by_decoding(files: Path) -> None:
 
 
 def trained(path: Path, folder: Path, allowed: int) -> str:
-    """The line that ends a training which reads all images with objects; empty if it goes through."""
+    """The line that ends a training on all images with objects; empty if it goes through."""
     annotations = read_annotations(path)
     data = CocoDataset(
         annotations.select(annotations.has_objects()), folder, as_stored, max_unreadable=allowed

@@ -73,7 +73,7 @@ def audit(
         max_unreadable: share of the training images that training does without.
 
     Raises:
-        InputError: if the annotation file cannot be read or is not JSON, or there is no such folder.
+        InputError: if the annotation file cannot be read or is not JSON, or the folder is none.
     """
     if image_folder is not None and not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such image folder")

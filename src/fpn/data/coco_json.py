@@ -1,8 +1,8 @@
 """Fields of COCO-format JSON as arrays, or one line that names the entry at fault.
 
-Training, scoring and the audit read by the same rules: an integer is whole and of 64 bits, be it written 12
-or 12.0; a number is anything of float64, NaN and infinities too, which are refused where they do harm; true
-and false are neither; null stands for nothing.
+Training, scoring and the audit read by the same rules: an integer is whole and of 64 bits, be it
+written 12 or 12.0; a number is anything of float64, NaN and infinities too, which are refused where
+they do harm; true and false are neither; null stands for nothing.
 
 Symbols: E entries of a list, I images, K categories.
 """
@@ -31,8 +31,8 @@ _UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 class Entries:
     """One list of a file, of objects: its images, annotations, categories or results.
 
-    Its methods read a field of all entries, and raise InputError if one lacks it or has something else there.
-    A lenient reader has zeros there, and remembers the entry.
+    Its methods read a field of all entries, and raise InputError if one lacks it or has something
+    else there. A lenient reader has zeros there, and remembers the entry.
 
     Args:
         source: what messages call the file.
@@ -115,7 +115,7 @@ class Entries:
         return self._checked("iscrowd", "0 or 1", crowd == 1, fine)
 
     def places(self, key: str, known: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(E,) the place among the known ids that the one at `key` has, or -1 if the reader is lenient."""
+        """(E,) the place of the id at `key` among those known; a lenient reader's is -1 for none."""
         ids = self.integers(key)
         order = np.argsort(known, kind="stable")
         places = np.append(order, -1)[np.searchsorted(known, ids, sorter=order)]

@@ -84,7 +84,7 @@ class DataSet:
         """(B,) whether training learns from an annotation."""
 
     def image_files(self) -> dict[int, str]:
-        """Names of the images' files by place, but for malformed entries and names that leave the folder."""
+        """File names by place, but for those of malformed entries and such as leave the folder."""
         names = ((place, self.file_names[place]) for place in np.flatnonzero(self.possible).tolist())
         return {place: name for place, name in names if not leaves_folder(name)}
 

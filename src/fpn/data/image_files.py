@@ -31,7 +31,7 @@ class Inspected(NamedTuple):
     height: int = 0
     width: int = 0
     fault: Literal["", "missing", "unreadable", "unsupported"] = ""
-    """Why training cannot read it. Unsupported are whole images of more than 8 bits, or several in a file."""
+    """Why training cannot read it; unsupported are images of more than 8 bits, or several at once."""
     reason: str = ""
     """The same in words."""
     turned: bool = False

@@ -1,7 +1,7 @@
 """How large the objects of a data set are, and the best overlap that anchors can have with them.
 
-The anchors are those of an image alone in its batch: the grid of level k covers the image, padded to
-multiples of 32 pixels, at every 2**k pixels, and anchors may cross the border (Sec. 4.1).
+The anchors are those of an image alone in its batch: the grid of level k covers the image, padded
+to multiples of 32 pixels, at every 2**k pixels, and anchors may cross the border (Sec. 4.1).
 
 Symbols: I images, B boxes, L levels.
 """
@@ -22,7 +22,7 @@ AREAS = (32.0**2, 96.0**2)
 EDGES = tuple(2.0**k for k in range(3, 10))
 """Square roots of areas at the network's input, in pixels, between one octave and the next."""
 REACHED = (0.5, 0.7)
-"""IoUs at which an anchor is said to reach an object: that of a detection, that of the RPN's foreground."""
+"""IoUs at which an anchor is said to reach an object: a detection's, and the RPN's foreground's."""
 
 
 @dataclass
@@ -36,9 +36,9 @@ class ObjectSizes:
     overall: dict[str, Any]
     """How many objects, and the shares of these whose best anchor reaches an IoU."""
     octaves: list[dict[str, Any]]
-    """The same by the square root of width × height at the network's input, from and to, in pixels."""
+    """The same by octave: of √(width × height) at the network's input, from and to, in pixels."""
     levels: list[dict[str, Any]]
-    """The same of anchors of one level alone, with level, sizes, and the share of objects that fit best."""
+    """The same of one level's anchors alone: level, sizes, the share of objects they fit best."""
 
 
 def object_sizes(
@@ -75,7 +75,8 @@ def object_sizes(
 
 
 def input_sizes(sizes: NDArray[np.int64], short_side: int, max_side: int) -> NDArray[np.int64]:
-    """`resized_size`, rounded down, of many images: heights and widths (I, 2) at the network's input."""
+    """`resized_size`, rounded down, of many images: heights and widths (I, 2) at the network's
+    input."""
     scale = np.minimum(short_side / sizes.min(axis=1), max_side / sizes.max(axis=1))
     return np.floor(sizes * scale[:, None]).astype(np.int64).clip(1)
 

@@ -58,7 +58,7 @@ class GroundTruth(NamedTuple):
 def read_annotations(annotations: AnnotationSource) -> GroundTruth:
     """Reads and checks an annotation file, or a dict of the same form, which is left as it is.
 
-    The rules are those of `coco_json`, by X
+    The rules are those of `coco_json`, as training's are; boxes and areas have to be finite besides.
     Annotation ids and the names and sizes of images are not used, so they may be absent.
 
     Raises InputError for a missing file, one that is not COCO, and entries that cannot be scored.

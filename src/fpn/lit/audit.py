@@ -47,7 +47,8 @@ def audit(
         num_workers: processes that read images, 0 for none; by default one for each core.
         short_side: pixels of an image's short side at the network's input, as data.short_side.
         max_side: most pixels of its long side, as data.max_side.
-        max_unreadable: share of the training images that training does without, as data.max_unreadable.
+        max_unreadable: share of the training images that training does without, as
+        data.max_unreadable.
     """
     if min(short_side, max_side) < 1 or (num_workers or 0) < 0 or not 0 <= max_unreadable < 1:
         raise InputError(

@@ -27,7 +27,6 @@ from fpn.models.detectors import Detector, FasterRCNN
 from fpn.types import Batch, Categories, Inference
 from fpn.weights import check_weights
 
-
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Those in which boxes are reckoned with in float32."""
 
