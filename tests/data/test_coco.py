@@ -364,6 +364,7 @@ def broken_files(folder: Path) -> dict[str, str]:
         "folder.jpg": "no such image",
         "deep.png": "8 bits",
         "none.jpg": "no such image",
+        "x" * 300 + ".jpg": "name too long",
     }
 
 

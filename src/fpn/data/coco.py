@@ -206,7 +206,11 @@ def read_image(path: Path) -> Tensor:
     Raises:
         InputError: if the file is missing, broken or not an image of 8 bits per colour.
     """
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # such a long name that no file can have it
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not found:
         raise InputError(f"{path}: no such image file")
     try:
         image = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
