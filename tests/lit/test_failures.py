@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fpn.lit.callbacks import Scores
 from fpn.lit.checkpointing import LastCheckpoint, WholeCheckpoints
-from fpn.lit.cli import DetectionCLI, main
+from fpn.lit.cli import DetectionCLI, _mistake, main
 from fpn.lit.module import DetectionModule, PaperSGD, first_non_finite
 from fpn.models.detectors import FasterRCNN
 
@@ -311,6 +311,15 @@ def test_a_full_disk_costs_no_checkpoint(
     assert line == f"fpn: {folder}/last.ckpt: File too large"
     assert {path.name for path in before} == {"best.ckpt", "last.ckpt"}
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_full_disk_is_told_whatever_is_written(disk: Callable[[int], None], tmp_path: Path) -> None:
+    """By torch, which opens the file itself and has its own words for it."""
+    disk(100)
+    for size in (100, 10**6):
+        with pytest.raises(RuntimeError) as caught:
+            torch.save(torch.zeros(size), tmp_path / f"{size}.ckpt")
+        assert _mistake(caught.value) == "a file cannot be written: is the disk full?"
 
 
 def test_a_full_disk_is_told_by_the_file_of_losses(

@@ -4,6 +4,7 @@ import argparse
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -34,6 +35,9 @@ from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoin
 from fpn.lit.module import DetectionModule, StepError
 from fpn.lit.stopping import EndOnSignal, EndTogether
 from fpn.trust import check_classes
+
+_UNWRITTEN = re.compile("PytorchStreamWriter failed|unexpected pos|iostream error")
+"""What torch says when it cannot write a file."""
 
 COMMANDS = {
     "fit": "train a detector, validating as it goes",
@@ -186,6 +190,8 @@ def _mistake(error: BaseException | None) -> str | None:
             return f"{error.filename}: {error.strerror}"
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return f"a file cannot be written: {error.strerror}"
+        if isinstance(error, RuntimeError) and _UNWRITTEN.search(str(error)):
+            return "a file cannot be written: is the disk full?"
         error = error.__cause__
     return None
 
