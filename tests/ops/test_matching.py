@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +40,17 @@ def test_is_torchvisions_wherever_every_object_is_touched(
         if touched.all():
             assert torch.equal(theirs, Matcher(high, low, allow_low_quality_matches=True)(iou.clone()))
     assert torch.equal(ours, theirs)
+
+
+@given(truth=st.lists(BOX, min_size=1, max_size=9), candidates=st.lists(BOX, min_size=1, max_size=25))
+@pytest.mark.parametrize("pairs", [1, 60])
+def test_blocks_of_boxes_match_as_all_at_once(
+    pairs: int, truth: list[tuple[int, int, int, int]], candidates: list[tuple[int, int, int, int]]
+) -> None:
+    gt, anchors = boxes(truth), boxes(candidates)
+    whole = match_boxes(gt, anchors, 0.6, 0.3, rescue=True)
+    with patch("fpn.ops.matching.PAIRS_AT_ONCE", pairs):
+        assert torch.equal(match_boxes(gt, anchors, 0.6, 0.3, rescue=True), whole)
 
 
 def test_by_hand() -> None:

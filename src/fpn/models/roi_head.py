@@ -9,12 +9,13 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align, roi_pool
+from torchvision.ops import roi_pool
 
 from fpn.errors import InputError
 from fpn.models.necks import Neck
 from fpn.models.resnet import Stages
 from fpn.ops.levels import assign_levels
+from fpn.ops.roi_align import roi_align
 from fpn.types import Features, RoIs
 
 
@@ -168,9 +169,11 @@ class RoIHead(nn.Module):
             self.canonical_level,
             self.epsilon,
         )
-        indices = {k: torch.where(level == k)[0] for k in self.levels}
+        order = level.argsort(stable=True)
+        counts = (level - self.levels[0]).bincount(minlength=len(self.levels)).tolist()
+        indices = dict(zip(self.levels, order.split(counts), strict=True))
         pooled = {k: self._pool(p[k], k, rois.boxes[i], rois.image[i]) for k, i in indices.items()}
-        back = torch.cat(list(indices.values())).argsort()
+        back = order.argsort()
         if self.shared:
             scores, deltas = self.head["shared"](torch.cat(list(pooled.values()))[back])
             return scores.float(), deltas.float()

@@ -9,6 +9,8 @@ from torchvision.ops import box_iou
 
 BACKGROUND = -1
 IGNORED = -2
+PAIRS_AT_ONCE = 2**22
+"""Pairs of a box and a candidate whose overlap is reckoned with at once, about 100 MB."""
 
 
 def match_boxes(
@@ -30,14 +32,22 @@ def match_boxes(
     """
     if not len(ground_truth):
         return torch.full((len(candidates),), BACKGROUND, device=candidates.device)
-    iou = box_iou(ground_truth.float(), candidates.float())
-    best_iou, best = iou.max(dim=0)
+    ground_truth, candidates = ground_truth.float(), candidates.float()
+    best_iou = candidates.new_full((len(candidates),), -1)
+    best = torch.zeros_like(best_iou, dtype=torch.int64)
+    rescued = torch.zeros_like(best, dtype=torch.bool)
+    # In blocks, so that hundreds of objects among 200,000 anchors take no more memory than a few.
+    block = max(1, PAIRS_AT_ONCE // max(1, len(candidates)))
+    for start in range(0, len(ground_truth), block):
+        iou = box_iou(ground_truth[start : start + block], candidates)
+        block_iou, block_best = iou.max(dim=0)
+        best = torch.where(block_iou > best_iou, block_best + start, best)
+        best_iou = torch.maximum(block_iou, best_iou)
+        if rescue and len(candidates):
+            most = iou.amax(dim=1, keepdim=True)
+            # A box that nothing touches has a best overlap of 0, which every distant candidate would share.
+            rescued |= ((iou == most) & (most > 0)).any(dim=0)
     match = best.masked_fill(best_iou < foreground_iou, IGNORED).masked_fill(
         best_iou < background_iou, BACKGROUND
     )
-    if rescue and len(candidates):
-        most = iou.amax(dim=1, keepdim=True)
-        # A box that no candidate touches has a best overlap of 0, which every distant candidate would share.
-        rescued = ((iou == most) & (most > 0)).any(dim=0)
-        match = torch.where(rescued, best, match)
-    return match
+    return torch.where(rescued, best, match)
