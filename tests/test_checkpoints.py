@@ -1,6 +1,8 @@
 import argparse
 import contextlib
+import os
 import pickle
+import resource
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 
 from fpn import FasterRCNN, InputError, load, load_detectron2, load_torchvision
-from fpn.checkpoints import start_from
+from fpn.checkpoints import save_whole, start_from
 from fpn.models.postprocess import DetectionSelection
 from fpn.models.resnet import ResNet
 from fpn.weights import _PlainUnpickler, as_tensors, check_weights, read_checkpoint, read_pickle
@@ -30,6 +32,41 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path, monkeypatch:
             with pytest.raises(InputError, match=rf"{name}"):
                 read(name)
     assert not Path("exploded").exists()
+
+
+def test_a_checkpoint_takes_its_name_once_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "folder" / "whole.ckpt"
+    save_whole({"step": 1}, path)
+    before = path.read_bytes()
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        synced.append((path.read_bytes() == before, size))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save_whole({"step": torch.full((1000,), 2.0)}, path)
+    assert synced == [(True, path.stat().st_size)]
+    assert read_checkpoint(path)["step"].tolist() == [2.0] * 1000
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("limit", [0, 100, 10_000])
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(limit: int, tmp_path: Path) -> None:
+    path = tmp_path / "whole.ckpt"
+    save_whole({"step": 1}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_whole({"step": torch.zeros(10_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(path)
+    assert read_checkpoint(path) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "fpn"
 
-NETWORK = {"models.msra", "models.resnet", "models.necks", "models.rpn", "models.roi_head"}
+NETWORK = {"models.msra", "models.norms", "models.resnet", "models.necks", "models.rpn", "models.roi_head"}
 CRITERIA = {"models.targets", "models.losses", "models.postprocess"}
 GROUND = {"types", "errors", "trust", "weights"}
 
@@ -24,8 +24,11 @@ ALLOWED: dict[str, set[str]] = {
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_json"},
     "study": GROUND | {"models", "checkpoints", "study"},
+    "benchmark": GROUND
+    | {"ops", "models", "data", "evaluation", "study", "peers", "predictor", "allocator", "benchmark"},
     "pictures": GROUND,
     "peers": GROUND | {"ops", "models", "data", "peers"},
+    "stage_times": GROUND | {"models.detectors"},
     "checkpoints": GROUND | {"ops", "models", "data", "peers"},
     "predictor": GROUND | {"ops", "models", "data", "checkpoints"},
     "": {""},  # lit and the package itself see all

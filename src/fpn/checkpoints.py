@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from fpn.models.detectors import Detector
 from fpn.peers import TrainedWeights, from_peer
 from fpn.peers.files import read_weights
 from fpn.peers.settings import differences, settings_of
-from fpn.trust import check_classes, check_names
+from fpn.trust import check_classes, check_remembered
 from fpn.types import Categories
 from fpn.weights import check_weights, read_checkpoint
 
@@ -50,7 +51,7 @@ def load(path: str | Path) -> Trained:
     categories = Categories(tuple(kept["categories"]["ids"]), tuple(kept["categories"]["names"]))
     if not kept["config"]:
         raise InputError(f"{path} was not trained from the command line and does not tell its model")
-    detector = _detector(kept["config"]["model"], len(categories.ids), path)
+    detector = _detector(kept["config"], len(categories.ids), path)
     state = _weights(checkpoint)
     check_weights(detector.state_dict(), state, str(path))
     detector.load_state_dict(state)
@@ -58,22 +59,29 @@ def load(path: str | Path) -> Trained:
     return Trained(detector.eval(), categories, ImageSettings(**image))
 
 
-def remembered_config(path: str | Path, asked: str = "") -> str | None:
+def remembered_config(path: str | Path, kinds: Mapping[str, type], asked: str = "") -> str | None:
     """The model and data that a checkpoint was trained with, as a JSON configuration for the command line.
 
     Args:
         path: the `.ckpt` file.
+        kinds: the parts to take, model or data, and their classes; the checkpoint may name others of that
+            kind. Whatever else it holds is left out.
         asked: texts of the user's own, whose names are allowed to be the checkpoint's.
 
     Returns:
         None where the checkpoint was not trained from the command line.
 
     Raises:
-        InputError: no such file, not a checkpoint of this project, or one that names strange classes.
+        InputError: no such file, not a checkpoint of this project, or one that names strange classes or
+            files.
     """
     config = _kept(read_checkpoint(path), path)["config"]
-    check_names(config, str(path), asked)
-    return json.dumps(config) if config else None
+    if not config:
+        return None
+    parts = {name: _part(config, name, path) for name in kinds}
+    for name, kind in kinds.items():
+        check_remembered(parts[name], kind, str(path), asked)
+    return json.dumps(parts)
 
 
 def remembered_version(path: str | Path, logger: str) -> str | None:
@@ -220,8 +228,29 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
     }
     joined["state_dict"] = {f"{_PREFIX}{key}": value for key, value in (one | other).items()}
     joined["fpn"] = kept[fast_rcnn] | {"config": config, "loggers": {}}
-    with replacing(Path(out)) as part:
-        torch.save(joined, part)
+    save_whole(joined, out)
+
+
+def save_whole(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint beside the one it replaces, whose name it takes once it is whole and on the disk.
+
+    Args:
+        content: what `torch.save` takes.
+        path: the file; its folder is made if it is missing.
+
+    Raises:
+        OSError: the file, which it names, cannot be written; what was there before still is.
+    """
+    try:
+        with replacing(Path(path)) as part, part.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        # When writing fails, torch fails once more in closing its archive.
+        if not isinstance(cause := error.__context__, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
@@ -235,7 +264,7 @@ def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
     settings = {}
     if kept["config"]:
         with torch.device("meta"):
-            settings = settings_of(_detector(kept["config"]["model"], len(kept["categories"]["ids"]), path))
+            settings = settings_of(_detector(kept["config"], len(kept["categories"]["ids"]), path))
     return TrainedWeights(_weights(checkpoint), settings, "the configuration files it was trained with")
 
 
@@ -277,10 +306,18 @@ def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detect
     return factory(classes)
 
 
-def _detector(model: dict[str, Any], classes: int, path: str | Path) -> Detector:
-    check_names(model["detector"], str(path))
+def _part(config: Any, name: str, path: str | Path) -> Mapping[str, Any]:
+    part = config.get(name) if isinstance(config, Mapping) else None
+    if not isinstance(part, Mapping):
+        raise InputError(f"{path} does not tell its {name}: that is {part!r} there, no mapping of settings")
+    return part
+
+
+def _detector(config: Any, classes: int, path: str | Path) -> Detector:
+    part = _part(_part(config, "model", path), "detector", path)
+    check_remembered(part, Detector, str(path))
     try:
-        return build_detector([model["detector"]], classes)
+        return build_detector([part], classes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:

@@ -14,6 +14,7 @@ from fpn.data.coco import read_image
 from fpn.data.transforms import ImageSettings, Sample, collate_scales
 from fpn.errors import InputError
 from fpn.models.detectors import Detector
+from fpn.models.optimized import optimized
 from fpn.types import Batch, Categories, Detections, Targets
 
 Picture = Tensor | Image.Image | str | Path
@@ -23,7 +24,8 @@ class Predictor:
     """A detector made ready for images of any size.
 
     Args:
-        detector: what finds the boxes; put into evaluation mode and moved to the device.
+        detector: what finds the boxes; moved to the device. What runs is `optimized` of the weights it has
+            now.
         short_side: pixels of the short side that images are resized to …
         max_side: … unless the long side would exceed this.
         device: where it runs; None for the detector's own.
@@ -58,7 +60,7 @@ class Predictor:
         if min(short_side, max_side, *short_sides) < 1:
             raise InputError(f"sides are pixels, not {min(short_side, max_side, *short_sides)}")
         self.device = torch.device(device) if device is not None else next(detector.parameters()).device
-        self.detector = detector.to(self.device).eval()
+        self.detector = optimized(detector.to(self.device))
         settings = replace(settings, short_side=short_side, max_side=max_side)
         self.scales = [settings.at(side) for side in short_sides] or [settings]
         self.categories = categories if detector.finds_objects else None

@@ -39,6 +39,13 @@ class Categories(NamedTuple):
         ids = tuple(range(1, max(self.ids) + 1))
         return Categories(ids, tuple(names.get(id_, NO_CATEGORY) for id_ in ids))
 
+    def difference(self, other: "Categories") -> str:
+        """The first three ids that another has not, or by another name: "id 3 is cat / absent"."""
+        mine, theirs = (dict(zip(ids, names, strict=True)) for ids, names in (self, other))
+        differing = sorted(id_ for id_ in mine.keys() | theirs.keys() if mine.get(id_) != theirs.get(id_))
+        shown = [f"id {i} is {mine.get(i, 'absent')} / {theirs.get(i, 'absent')}" for i in differing[:3]]
+        return ", ".join(shown) + (", …" if len(differing) > 3 else "")
+
     def listed(self) -> "Categories":
         """Those that the annotation file lists."""
         kept = [pair for pair in zip(self.ids, self.names, strict=True) if pair[1] != NO_CATEGORY]

@@ -20,6 +20,7 @@ from torchvision.ops import box_iou
 
 from fpn.data.audit import Audit, audit
 from fpn.data.coco import CocoDataset, read_annotations
+from fpn.data.datamodule import CocoDataModule
 from fpn.data.image_files import inspect
 from fpn.data.object_sizes import best_overlaps, input_sizes
 from fpn.data.samplers import Pick
@@ -225,6 +226,19 @@ def test_a_set_without_fault(tmp_path: Path) -> None:
     assert report.refusal == report.validation_refusal == ""
 
 
+@pytest.mark.parametrize("annotations", [[], [box(1, 1, [1, 2, 3, 4], iscrowd=1)]])
+def test_nothing_to_learn_from_is_what_only_training_refuses(
+    tmp_path: Path, files: Path, annotations: list[Json]
+) -> None:
+    data = {"images": [image(1, "fine.jpg")], "annotations": annotations}
+    path = written(tmp_path, data | {"categories": [{"id": 3, "name": "a"}]})
+    for folder in (None, files):
+        report = audited(path, folder)
+        assert report.refusal == trained(path, files, 0.0)
+        assert report.refusal.startswith(f"{path}: no image has an object to learn from")
+        assert report.validation_refusal == ""
+
+
 def test_what_only_scoring_refuses(tmp_path: Path) -> None:
     for wrong, message in (
         (box(2, 1, [NAN, 1, 2, 2]), "'bbox' of entry 1 is [nan, 1, 2, 2], not four finite numbers"),
@@ -286,23 +300,23 @@ def test_a_file_that_breaks_off_is_found_by_decoding(files: Path) -> None:
     assert "truncated" in one.reason
 
 
-def trained(path: Path, folder: Path, allowed: int) -> str:
-    """The line that ends a training on all images with objects; empty if it goes through."""
-    annotations = read_annotations(path)
-    data = CocoDataset(
-        annotations.select(annotations.has_objects()), folder, as_stored, max_unreadable=allowed
-    )
-    unreadable: dict[str, None] = {}
+def trained(path: Path, folder: Path, share: float) -> str:
+    """The line that ends an epoch of training; empty if it goes through."""
+    where = {f"{split}_annotations": str(path) for split in ("train", "val")}
+    where |= {f"{split}_images": str(folder) for split in ("train", "val")}
+    data = CocoDataModule(**where, batch_size=1, num_workers=0, short_side=30, max_unreadable=share)
     try:
-        for index in range(len(data)):
-            unreadable |= dict.fromkeys(data[Pick(index, 0)].unreadable)
-            data.tolerate(list(unreadable))
+        data.setup("fit")
+        batches: Any = data.train_dataloader()
+        for batch in batches:
+            data.note_unreadable(batch.unreadable)
     except InputError as error:
         return str(error)
     return ""
 
 
 @settings(max_examples=40)
+@pytest.mark.filterwarnings("ignore:.*another image takes its place")
 @given(
     names=st.lists(
         st.sampled_from(["cut.jpg", *(name for name in sorted(KINDS) if len(name) < 256)]),
@@ -323,11 +337,9 @@ def test_the_verdict_on_files_is_that_of_training(
         "categories": [{"id": 3, "name": "cat"}],
     }
     path = written(tmp_path_factory.getbasetemp(), data)
-    share = allowed / max(1, len(data["annotations"]))
-    if share >= 1:
-        return
+    share = allowed / max(1, len(data["annotations"]), allowed + 1)
     report = audited(path, files, decode=True, max_unreadable=share)
-    assert bool(report.refusal) == bool(trained(path, files, allowed))
+    assert bool(report.refusal) == bool(trained(path, files, share))
     # Validation reads all images, and stops at the first that it cannot.
     validation = CocoDataset(read_annotations(path), files, as_stored)
     lines = [refusal_of(validation, place) for place in range(len(validation))]

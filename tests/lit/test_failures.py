@@ -19,9 +19,11 @@ from lightning.pytorch import Trainer
 from lit_runs import TEN_STEPS, at_call, kept, rows
 from torch import Tensor
 
+from fpn.errors import InputError
 from fpn.lit.callbacks import Scores
 from fpn.lit.checkpointing import LastCheckpoint, WholeCheckpoints
-from fpn.lit.cli import DetectionCLI, _mistake, main
+from fpn.lit.cli import DetectionCLI, main
+from fpn.lit.metrics_file import MetricsFile
 from fpn.lit.module import DetectionModule, PaperSGD, first_non_finite
 from fpn.models.detectors import FasterRCNN
 
@@ -114,6 +116,48 @@ def test_a_step_that_cannot_be_done_ends_the_run_before_it(
     assert next(row["step"] for row in rest if row["train/rpn_box"]) == str(step)
     assert rest == whole[-len(rest) :]
     assert begun + rest == whole or begun[:-1] + rest == whole  # validated before, and again
+
+
+@pytest.mark.parametrize(("split", "steps"), [("val2017", 5), ("train2017", None), ("all of train2017", 3)])
+def test_an_image_that_cannot_be_read_costs_nothing_that_was_trained(
+    split: str,
+    steps: int | None,
+    config: str,
+    shapes: Path,
+    tmp_path: Path,
+    unbroken: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One to validate on, one of too few to do without any, or all that come after a step."""
+    copy = tmp_path / "copy"
+    shutil.copytree(shapes, copy)
+    folder = copy / split.split()[-1]
+    victim = sorted(folder.iterdir())[3]
+    given = ["--data.root", str(copy)]
+    with monkeypatch.context() as patch:
+        if split.startswith("all"):
+            hook = "on_train_batch_end"
+            lose = at_call(3, getattr(Scores, hook), lambda *_: folder.rename(copy / "elsewhere"))
+            patch.setattr(Scores, hook, lose)
+        else:
+            victim.write_bytes(b"\xff\xd8 torn")
+        line = refused(capsys, lambda: fit(config, *given))
+    last = RUNS / "version_0/checkpoints/last.ckpt"
+    assert f"; {last} is from before this {'validation' if split == 'val2017' else 'step'}" in line
+    done = kept(RUNS / "version_0", "last")["global_step"]
+    if split.startswith("all"):
+        (copy / "elsewhere").rename(folder)
+    else:
+        assert line.startswith(f"fpn: {victim}: ")
+        shutil.copyfile(shapes / split / victim.name, victim)
+    assert done == steps or (steps is None and done < 5)
+    fit(config, *given, "--ckpt_path", str(last))
+    whole, begun, rest = (rows(run) for run in (unbroken, RUNS / "version_0", RUNS / "version_1"))
+    assert begun + rest == whole
+    # Running statistics too, which losses do not show.
+    expected, found = (kept(run, "last")["state_dict"] for run in (unbroken, RUNS / "version_1"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -210,6 +254,27 @@ def test_one_process_fails_and_all_end(config: str, shapes: Path, tmp_path: Path
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=environment)
     assert run.returncode == 2, run.stderr
     assert victim.name in the_line(run.stderr)
+
+
+def test_no_run_writes_where_another_has(
+    config: str, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
+    given = ["--trainer.logger.init_args.save_dir", str(unbroken.parents[1])]
+    line = refused(capsys, lambda: fit(config, *given, "--trainer.logger.init_args.version", "0"))
+    assert line.startswith(f"fpn: {unbroken} has the config.yaml of another run: ")
+    assert {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()} == before
+    (tmp_path / "named").mkdir()
+    metrics = tmp_path / "named" / "metrics.csv"
+    metrics.write_text("step\n")
+    with pytest.raises(InputError, match=r"named has the metrics\.csv"):
+        MetricsFile(str(tmp_path), "", "named")
+    # Two that begin at once find the same next version.
+    late = MetricsFile(str(tmp_path), "")
+    metrics.parent.rename(tmp_path / f"version_{late.version}")
+    with pytest.raises(InputError, match=r"has the metrics\.csv"):
+        _ = late.experiment
+    assert Path(late.log_dir, "metrics.csv").read_text() == "step\n"
 
 
 def test_gradients_are_clipped(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,15 +376,6 @@ def test_a_full_disk_costs_no_checkpoint(
     assert line == f"fpn: {folder}/last.ckpt: File too large"
     assert {path.name for path in before} == {"best.ckpt", "last.ckpt"}
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_a_full_disk_is_told_whatever_is_written(disk: Callable[[int], None], tmp_path: Path) -> None:
-    """By torch, which opens the file itself and has its own words for it."""
-    disk(100)
-    for size in (100, 10**6):
-        with pytest.raises(RuntimeError) as caught:
-            torch.save(torch.zeros(size), tmp_path / f"{size}.ckpt")
-        assert _mistake(caught.value) == "a file cannot be written: is the disk full?"
 
 
 def test_a_full_disk_is_told_by_the_file_of_losses(

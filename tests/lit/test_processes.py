@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,11 +215,19 @@ def learn(rank: int, config: str) -> None:
     DetectionModule.on_fit_end = at_the_end  # type: ignore[method-assign]
     # Started from outside, as by torchrun or srun.
     os.environ["LOCAL_RANK"] = str(rank)
-    main(["fit", "--config", config, "--trainer.devices", "2", "--trainer.strategy", "ddp"])
+    given = ["fit", "--config", config, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    main(given)
+    try:
+        main([*given, "--data.root", "torn"])
+    except SystemExit as ended:
+        Path(f"{rank}.txt").write_text(str(ended.code))
 
 
 def test_two_processes_learn_as_one(config: str, shapes: Path) -> None:
-    """Also where one of them has no objects, no RoIs, or fewer images to validate on than the other."""
+    """Also where one of them has no objects, no RoIs, or fewer images to validate on than the other.
+
+    What one of them cannot read, and not do without, both end at, before the step.
+    """
     content = yaml.safe_load(Path(config).read_text())
     train = json.loads((shapes / "annotations" / "instances_train2017.json").read_text())
     empty = {image["id"] for image in train["images"][::2]}
@@ -229,6 +238,9 @@ def test_two_processes_learn_as_one(config: str, shapes: Path) -> None:
     content["model"]["schedule"]["steps"] = 5
     content["model"]["detector"]["testing_proposals"] = {"pre_nms_top_n": 500, "post_nms_top_n": 1000}
     Path(config).write_text(yaml.safe_dump(content))
+    shutil.copytree(shapes, "torn")
+    victim = min(Path("torn/train2017").iterdir())
+    victim.unlink()
     together = subprocess.Popen(
         [sys.executable, __file__, config],
         stdout=subprocess.PIPE,
@@ -271,6 +283,12 @@ def test_two_processes_learn_as_one(config: str, shapes: Path) -> None:
     # Three and two of the five validation images, and the very numbers of one process.
     main(["validate", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"])
     assert scores("runs/tiny/version_0") == scores("runs/fpn/version_0")
+
+    assert [Path(f"{rank}.txt").read_text() for rank in (0, 1)] == ["2", "2"]
+    (line,) = (line for line in printed.splitlines() if line.startswith("fpn: "))
+    last = "runs/tiny/version_1/checkpoints/last.ckpt"
+    assert line.startswith(f"fpn: {victim}: no such image file; {last} is from before this step")
+    assert torch.load(last, weights_only=True)["global_step"] < 5
 
 
 def scores(folder: str) -> dict[str, str]:

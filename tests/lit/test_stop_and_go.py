@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +20,10 @@ from lit_runs import TEN_STEPS, at_call, best_of, kept, rows
 
 from fpn.lit.callbacks import Scores
 from fpn.lit.cli import main
+from fpn.lit.stopping import EndOnSignal
 
 RUNS = Path("runs/tiny")
+EVERY_STEP = ["--trainer.callbacks+=fpn.lit.stopping.EndOnSignal", "--trainer.callbacks.every_n_steps=1"]
 
 
 @pytest.mark.parametrize(
@@ -26,7 +31,7 @@ RUNS = Path("runs/tiny")
     [
         ("on_train_batch_end", 2, signal.SIGTERM),
         ("on_train_batch_end", 5, signal.SIGUSR1),
-        ("on_validation_batch_end", 2, signal.SIGTERM),
+        ("on_validation_batch_end", 2, signal.SIGINT),
         ("on_validation_end", 1, signal.SIGUSR1),
         ("on_train_epoch_end", 1, signal.SIGTERM),
     ],
@@ -38,7 +43,7 @@ def test_a_run_ended_by_a_signal_goes_on_as_if_it_had_not_been(
     config: str,
     unbroken: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     given = ["fit", "--config", config, "--model.schedule", TEN_STEPS, "--trainer.num_sanity_val_steps", "0"]
     with monkeypatch.context() as patch:
@@ -47,7 +52,9 @@ def test_a_run_ended_by_a_signal_goes_on_as_if_it_had_not_been(
         with pytest.raises(SystemExit) as caught:
             main(given)
     assert caught.value.code == 128 + number
-    assert f"fpn: ended by {number.name};" in capsys.readouterr().err
+    printed = capfd.readouterr().err
+    assert f"fpn: ended by {number.name};" in printed
+    assert printed.count("ending after this step; again to stop at once") == (number == signal.SIGINT)
     main([*given, "--ckpt_path", str(RUNS / "version_0/checkpoints/last.ckpt")])
     whole, begun, rest = (rows(run) for run in (unbroken, RUNS / "version_0", RUNS / "version_1"))
     steps = [row["step"] for row in rest if row["train/rpn_box"]]
@@ -59,8 +66,103 @@ def test_a_run_ended_by_a_signal_goes_on_as_if_it_had_not_been(
         assert all(float(row["train/images_per_second"] or 1) > 0.01 for row in csv.DictReader(file))
 
 
-def test_slurm_keeps_the_signal_by_which_it_puts_jobs_back(
-    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of signals, put back in the end."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_that_comes_while_processes_ask_each_other_is_not_lost() -> None:
+    def reduce(number: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return number
+
+    strategy = SimpleNamespace(root_device="cpu", reduce=reduce)
+    connector = SimpleNamespace(received_sigterm=False)
+    trainer: Any = SimpleNamespace(
+        world_size=2, should_stop=False, strategy=strategy, _signal_connector=connector
+    )
+    callback, module = EndOnSignal(), Any
+    callback.on_train_start(trainer, module)
+    ended = []
+    for _ in range(2):
+        callback.on_train_epoch_end(trainer, module)
+        ended.append(connector.received_sigterm)
+    assert ended == [False, True]
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_process_alone_asks_nobody() -> None:
+    connector = SimpleNamespace(received_sigterm=False)
+    trainer: Any = SimpleNamespace(world_size=1, should_stop=False, _signal_connector=connector)
+    callback, module = EndOnSignal(), Any
+    callback.on_train_start(trainer, module)
+    callback.on_train_epoch_end(trainer, module)
+    assert not connector.received_sigterm
+    os.kill(os.getpid(), signal.SIGUSR1)
+    callback.on_train_epoch_end(trainer, module)
+    assert connector.received_sigterm
+
+
+@pytest.mark.usefixtures("handlers")
+def test_what_is_ignored_stays_ignored() -> None:
+    """As a run under nohup is not to end with its terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    callback, nothing = EndOnSignal(), Any
+    callback.on_train_start(nothing, nothing)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert callback.asked == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGINT)
+    assert callback.asked == signal.SIGINT
+
+
+def test_a_run_whose_terminal_is_gone_can_still_write() -> None:
+    """Or the step under way would end in an error, and not in a checkpoint."""
+    listener, output = os.pipe()
+    os.close(listener)
+    child = os.fork()
+    if child == 0:
+        for number in (1, 2):
+            os.dup2(output, number)
+        callback, nothing = EndOnSignal(), Any
+        callback.on_train_start(nothing, nothing)
+        os.kill(os.getpid(), signal.SIGHUP)
+        try:
+            os.write(1, b"step 1")
+            os.write(2, b"a warning")
+        except BrokenPipeError:
+            os._exit(0)
+        os._exit(callback.asked)
+    os.close(output)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == signal.SIGHUP
+
+
+def test_a_second_ctrl_c_stops_at_once(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    def insist(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        steps.append("asked")
+        os.kill(os.getpid(), signal.SIGINT)
+        steps.append("went on")
+
+    hook = "on_train_batch_end"
+    monkeypatch.setattr(Scores, hook, at_call(2, getattr(Scores, hook), insist))
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", config])
+    assert caught.value.code not in (None, 0)
+    assert steps == ["asked"]
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_a_slurm_job_is_left_to_its_script_and_goes_on_with_nothing_unasked(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands = tmp_path / "bin"
     commands.mkdir()
@@ -72,24 +174,38 @@ def test_slurm_keeps_the_signal_by_which_it_puts_jobs_back(
         monkeypatch.setenv(f"SLURM_{name}", value)
     hook = "on_train_batch_end"
     ask = at_call(2, getattr(Scores, hook), lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-    monkeypatch.setattr(Scores, hook, ask)
-    main(["fit", "--config", config])
-    assert Path("scontrol.txt").read_text() == "requeue 17\n"
-    assert kept(RUNS / "version_0", "last")["global_step"] == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(Scores, hook, ask)
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", "--config", config])
+    assert caught.value.code == 128 + signal.SIGUSR1
+    assert not Path("scontrol.txt").exists()
+    assert kept(RUNS / "version_0", "last")["global_step"] == 2
+    assert [path.name for path in Path().rglob("*.ckpt")] == ["last.ckpt"]
+    # As an earlier job may have left it.
+    (RUNS / "version_0/checkpoints/last.ckpt").rename("hpc_ckpt_1.ckpt")
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", config])
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"fpn: {Path.cwd()}/hpc_ckpt_1.ckpt: Lightning goes on with a file of this name")
 
 
 @pytest.mark.parametrize(
     ("options", "to_all"),
     [
         # As a runner asks one of two processes.
-        (["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1"], False),
+        (
+            ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1", *EVERY_STEP],
+            False,
+        ),
         # As SLURM asks all that belongs to a job, workers included.
         (["--data.num_workers", "2"], True),
     ],
 )
 def test_processes_end_together_and_go_on(options: list[str], to_all: bool, config: str) -> None:
-    """At no particular moment."""
-    steps = '{"steps": 24, "milestones": [20], "warmup_steps": 2, "reference_images": 2}'
+    """At no particular moment, long before the end."""
+    steps = '{"steps": 40, "milestones": [30], "warmup_steps": 2, "reference_images": 2}'
     given = ["fit", "--config", config, "--model.schedule", steps, *options]
     program = [sys.executable, "-m", "fpn"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -111,14 +227,14 @@ def test_processes_end_together_and_go_on(options: list[str], to_all: bool, conf
     )
     assert stopped.stdout is not None
     for line in stopped.stdout:
-        if "step 12 of 24" in line:
+        if "step 3 of 40" in line:
             (os.killpg if to_all else os.kill)(stopped.pid, signal.SIGTERM)
             break
     rest_of_output = stopped.communicate(timeout=120)[0]
     assert stopped.returncode == 128 + signal.SIGTERM, rest_of_output
     assert rest_of_output.count("fpn: ended by SIGTERM") == 1
     last = RUNS / "version_1/checkpoints/last.ckpt"
-    assert 12 <= kept(RUNS / "version_1", "last")["global_step"] < 24
+    assert 3 <= kept(RUNS / "version_1", "last")["global_step"] < 40
     run("--ckpt_path", str(last))
     unbroken, rest = (kept(RUNS / f"version_{v}", "last")["state_dict"] for v in (0, 2))
     assert all(torch.equal(unbroken[name], rest[name]) for name in unbroken)

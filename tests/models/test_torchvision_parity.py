@@ -23,7 +23,7 @@ from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
 from fpn.peers.torchvision import from_torchvision, load_torchvision, to_torchvision
-from fpn.types import RoIs, Targets
+from fpn.types import Detections, RoIs, Targets
 
 SHORT, LONG = 200, 333
 SIZES = [(150, 211), (301, 222), (97, 64), (33, 400)]
@@ -41,6 +41,18 @@ def torchvisions() -> Any:
     return peer(min_size=SHORT, max_size=LONG)
 
 
+def assert_same(found: Detections, expected: dict[str, Tensor]) -> None:
+    """One for one; of two of nearly the same score, either may stand first."""
+    torch.testing.assert_close(found.scores, expected["scores"], atol=1e-5, rtol=0)
+    same = (
+        ((found.boxes[:, None] - expected["boxes"]).abs().amax(dim=2) < 1e-3)
+        & ((found.scores[:, None] - expected["scores"]).abs() < 1e-5)
+        & (found.labels[:, None] == expected["labels"])
+    )
+    for side in (0, 1):
+        assert torch.equal(same.sum(dim=side), torch.ones(len(same), dtype=torch.int64))
+
+
 @pytest.mark.parametrize("sizes", [[s] for s in SIZES] + [SIZES[:2], SIZES])
 def test_detections_are_the_same(torchvisions: Any, sizes: list[tuple[int, int]]) -> None:
     images = [smooth_image(size) for size in sizes]
@@ -50,9 +62,7 @@ def test_detections_are_the_same(torchvisions: Any, sizes: list[tuple[int, int]]
     found = ours(images)
     assert sum(len(e["boxes"]) for e in expected) >= 90 * len(sizes)
     for e, f in zip(expected, found, strict=True):
-        torch.testing.assert_close(f.boxes, e["boxes"], atol=1e-3, rtol=0)
-        torch.testing.assert_close(f.scores, e["scores"], atol=1e-5, rtol=0)
-        assert torch.equal(f.labels, e["labels"])
+        assert_same(f, e)
 
 
 def test_no_detections(torchvisions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,18 +144,37 @@ def both_learn(truth: list[Targets], bfloat16: bool) -> list[tuple[dict[str, Ten
     ]
 
 
-@pytest.mark.parametrize("make", [few, crowded, empty])
-def test_losses_and_gradients_are_the_same(make: Callable[[], list[Targets]]) -> None:
-    (expected, gradients), (losses, ours) = both_learn(make(), bfloat16=False)
+@pytest.mark.parametrize("make", [crowded, empty])
+def test_losses_and_gradients_are_the_same(
+    make: Callable[[], list[Targets]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In double precision to the last digits: in single, rounding alone turns a few ReLUs."""
+    monkeypatch.setattr(
+        Tensor, "float", lambda self: self if self.dtype == torch.float64 else self.to(torch.float32)
+    )
+    torch.set_default_dtype(torch.float64)
+    try:
+        (expected, gradients), (losses, ours) = both_learn(make(), bfloat16=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert losses.keys() == expected.keys()
     for name, loss in losses.items():
-        torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=1e-8)
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-6, abs=1e-9)
     assert gradients.keys() == ours.keys()
     for name, gradient in ours.items():
+        assert gradient.dtype == torch.float64
         scale = gradients[name].abs().max().item()
         # Without objects nothing is learned about boxes.
         assert scale > 0 or (make is empty and "deltas" in name)
-        torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-5 * scale)
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-10, atol=1e-12 * scale)
+
+
+def test_losses_and_gradients_agree_in_single_precision() -> None:
+    (expected, gradients), (losses, ours) = both_learn(few(), bfloat16=False)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=1e-8)
+    for name, gradient in ours.items():
+        assert (gradient - gradients[name]).norm() < 1e-3 * gradients[name].norm(), name
 
 
 def test_losses_and_gradients_agree_in_bfloat16() -> None:
@@ -205,9 +234,7 @@ def test_weights_of_the_public_constructor_load_from_a_file(tmp_path: Path) -> N
     found = Predictor(load_torchvision(file, score_threshold=0.0), SHORT, LONG)(images)
     for e, f in zip(expected, found, strict=True):
         assert len(f.boxes) == 100
-        torch.testing.assert_close(f.boxes, e["boxes"], atol=1e-3, rtol=0)
-        torch.testing.assert_close(f.scores, e["scores"], atol=1e-5, rtol=0)
-        assert torch.equal(f.labels, e["labels"])
+        assert_same(f, e)
 
 
 def exported(**parts: Any) -> FasterRCNN:

@@ -108,6 +108,20 @@ def test_a_joined_checkpoint_cannot_be_gone_on_with(
     assert "start a new run with model.start_from" in capsys.readouterr().err
 
 
+def test_a_step_with_frozen_parts_goes_on(
+    steps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without model.start_from, whose weights the checkpoint has long taken over."""
+    three = steps["3_rpn"] / "last.ckpt"
+    monkeypatch.chdir(steps[""].parents[2])
+    logger = ["--trainer.logger.save_dir", str(tmp_path)]
+    main(["fit", "--ckpt_path", str(three), "--model.schedule.steps", "4", *logger])
+    (last,) = tmp_path.rglob("last.ckpt")
+    went_on, before = load(last).detector.state_dict(), weights(steps["3_rpn"])
+    assert any(not torch.equal(went_on[name], value) for name, value in before.items())
+    assert all(torch.equal(went_on[name], before[name]) for name in before if name.startswith("neck."))
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [

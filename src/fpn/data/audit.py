@@ -81,6 +81,7 @@ def audit(
     taken, refusal = None, ""
     try:
         taken = parse_annotations(annotation_file, content)
+        taken.with_objects()
     except InputError as error:
         refusal = str(error)
     lists = lists_of(annotation_file, content, lenient=True)
@@ -95,7 +96,7 @@ def audit(
         data.by_category,
         object_sizes(data, anchor_sizes, short_side, max_side),
         refusal,
-        refusal or _not_scorable(annotation_file, content, data),
+        refusal if taken is None else _not_scorable(annotation_file, content, data),
     )
     data.add_images(report.images)
     data.add_annotations(report.annotations)
@@ -106,9 +107,9 @@ def audit(
         files = ImageFiles(image_folder, names, sizes, decode, num_workers)
         files.add_to(report.images)
         if taken is not None and files.faults:
-            report.refusal = files.refusal(taken, max_unreadable)
+            report.refusal = report.refusal or files.refusal(taken, max_unreadable)
             first = f"{image_folder}/{next(iter(files.faults.values()))}"
-            report.validation_refusal = report.refusal or report.validation_refusal or first
+            report.validation_refusal = report.validation_refusal or first
     return report
 
 

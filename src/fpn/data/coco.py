@@ -5,6 +5,7 @@ No Python object per image or box outlives the reading: those are copied page by
 process as their reference counts change.
 """
 
+import math
 import re
 import reprlib
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ MAX_DEGENERATE = 0.001
 FEW_DEGENERATE = 3
 """… provided there are this many."""
 
+IN_A_ROW = 100
+"""Unreadable images, beyond those that may be, after which none is looked for to take their place."""
 
 MAX_LABEL = 1000
 """The greatest category id that may be a label as it is."""
@@ -83,6 +86,17 @@ class Annotations:
         image_of_box = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         return np.bincount(image_of_box[~self.crowd], minlength=len(self)) > 0
 
+    def with_objects(self) -> "Annotations":
+        """Only the images with a box to learn from.
+
+        Raises:
+            InputError: there is none.
+        """
+        kept = self.select(self.has_objects())
+        if not len(kept):
+            raise InputError(f"{self.path}: no image has an object to learn from, that is no crowd region")
+        return kept
+
     def labelled_by_id(self) -> "Annotations":
         """The same with category ids as labels, gaps and all, as torchvision's references number classes.
 
@@ -124,7 +138,8 @@ class CocoDataset(Dataset[Sample]):
         transform: makes the network's input; whatever it draws, it draws from the pick's seed.
         proposals: a file that lists all of these images, for samples to have theirs.
         max_unreadable: this many files may be unreadable: missing, broken, or of another size than the
-            annotations say. The next image that can be read then takes the place of theirs.
+            annotations say. The next image that can be read takes the place of theirs; samples name
+            them, and `refuse_unreadable` sees whether there are more. None replaces no image.
     """
 
     def __init__(
@@ -133,7 +148,7 @@ class CocoDataset(Dataset[Sample]):
         image_folder: Path,
         transform: Transform,
         proposals: Proposals | None = None,
-        max_unreadable: int = 0,
+        max_unreadable: int | None = None,
     ) -> None:
         self.annotations = annotations
         self.image_folder = Path(image_folder)
@@ -148,43 +163,28 @@ class CocoDataset(Dataset[Sample]):
         """Load the image of a pick, or the next one that can be read, transformed as the pick would be.
 
         Raises:
-            InputError: if more files in a row than may be are missing, broken, or of another size
-                than the annotations say; if an image's proposals are not numbers.
+            InputError: if a file is unreadable and none may be replaced, or too many in a row are; if an
+                image's proposals are not numbers.
         """
-        index, image = pick.image, None
+        index = pick.image
         unreadable: list[str] = []
-        while image is None:
+        while True:
             try:
                 image = self._read(index)
+                break
             except InputError as error:
+                if self.max_unreadable is None:
+                    raise
                 unreadable.append(str(error))
-                self.tolerate(unreadable)
-                index = (index + 1) % len(self)
+            if len(unreadable) == min(len(self), self.max_unreadable + IN_A_ROW):
+                refuse_unreadable(unreadable, self.max_unreadable, len(self), self.annotations.path)
+            index = (index + 1) % len(self)
         size = (image.shape[-2], image.shape[-1])
         image_id = int(self.annotations.image_ids[index])
         proposals = None if self.proposals is None else self.proposals.for_image(image_id)
         target = self.annotations.targets(index)
         sample = Sample(image, size, size, image_id, target, proposals, tuple(unreadable))
         return self.transform(sample, torch.Generator().manual_seed(pick.seed))
-
-    def tolerate(self, unreadable: Sequence[str]) -> None:
-        """See that no more files than may be are unreadable.
-
-        Args:
-            unreadable: what is wrong with each, a line that begins with its path.
-
-        Raises:
-            InputError: there are more; it names the first of them.
-        """
-        if len(unreadable) <= self.max_unreadable:
-            return
-        if self.max_unreadable == 0:
-            raise InputError(unreadable[0])
-        shown = "; ".join(unreadable[:3]) + ("; …" if len(unreadable) > 3 else "")
-        raise InputError(
-            f"{len(unreadable)} of the {len(self):,} images of {self.annotations.path} cannot be read, where"
-            f" data.max_unreadable allows for {self.max_unreadable}: {shown}"
-        )
 
     def _read(self, index: int) -> Tensor:
         annotations = self.annotations
@@ -198,6 +198,35 @@ class CocoDataset(Dataset[Sample]):
                 f" {annotations.path} says {stated[1]} × {stated[0]}"
             )
         return image
+
+
+def tolerated(share: float, images: int) -> int:
+    """How many of a number of images a share of them is, rounded down, and never all."""
+    # As 0.29 * 100 falls short of 29.
+    return min(math.floor(share * images + 1e-6), images - 1)
+
+
+def refuse_unreadable(unreadable: Sequence[str], allowed: int, images: int, path: Path) -> None:
+    """See that no more image files than may be are unreadable.
+
+    Args:
+        unreadable: what is wrong with each, a line that begins with its path.
+        allowed: how many may be.
+        images: how many there are.
+        path: the annotation file that lists them.
+
+    Raises:
+        InputError: there are more; it names the first of them.
+    """
+    if len(unreadable) <= allowed:
+        return
+    if allowed == 0:
+        raise InputError(unreadable[0])
+    shown = "; ".join(unreadable[:3]) + ("; …" if len(unreadable) > 3 else "")
+    raise InputError(
+        f"{len(unreadable)} of the {images:,} images of {path} cannot be read, where"
+        f" data.max_unreadable allows for {allowed}: {shown}"
+    )
 
 
 def read_image(path: Path) -> Tensor:

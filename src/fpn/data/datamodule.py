@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from fpn.data.coco import Annotations, CocoDataset, read_annotations
+from fpn.data.coco import Annotations, CocoDataset, read_annotations, refuse_unreadable, tolerated
 from fpn.data.loader import TrainLoader, outlive_signals
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
@@ -75,8 +75,8 @@ class CocoDataModule(LightningDataModule):
         keep_empty_images: Train on images without objects too; otherwise they are left out and counted.
         max_unreadable: Share of the training images, at least 0 and below 1, whose files may turn out
             unreadable: missing, broken, or of another size than stated. Another image takes the place
-            of each, which is named in a warning; a file more ends the run. A resumed run counts anew.
-            Images to score must all be readable.
+            of each, which is named in a warning; a file more ends the run, as does the first where the
+            share is below one image. A resumed run counts anew. Images to score must all be readable.
         label_gaps: Number the classes by category id, with classes of no object in the gaps, as
             torchvision's references do: 90 for COCO's 80.
         seed: Determines the order of the training images and what is drawn for each, from 0 upwards.
@@ -194,8 +194,8 @@ class CocoDataModule(LightningDataModule):
 
         Raises:
             InputError: if a file or folder is missing or wrong, or two splits list other
-                categories; if proposals are of other annotations, or given for only one of the
-                splits of "fit".
+                categories; if no training image has an object; if proposals are of other
+                annotations, or given for only one of the splits of "fit".
         """
         without = [split for split in _STAGES[stage] if self._proposals[split] is None]
         if 0 < len(without) < len(_STAGES[stage]):
@@ -216,13 +216,15 @@ class CocoDataModule(LightningDataModule):
         Raises:
             InputError: so far there are more than max_unreadable allows for.
         """
-        dataset = self._datasets["train"]
+        annotations, allowed = self._datasets["train"].annotations, self._datasets["train"].max_unreadable
+        assert allowed is not None
         for line in lines:
             if line not in self._unreadable:
                 self._unreadable[line] = None
-                number = f"{len(self._unreadable)} of at most {dataset.max_unreadable}"
-                rank_zero_warn(f"{line}; another image takes its place ({number})")
-        dataset.tolerate(list(self._unreadable))
+                if allowed:
+                    number = f"{len(self._unreadable)} of at most {allowed}"
+                    rank_zero_warn(f"{line}; another image takes its place ({number})")
+        refuse_unreadable(list(self._unreadable), allowed, len(annotations), annotations.path)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled batches of this process.
@@ -272,7 +274,7 @@ class CocoDataModule(LightningDataModule):
         if annotations.categories != self.categories:
             raise InputError(
                 f"{annotations.path} and {self._files[self._reference]} list different categories:"
-                f" {_difference(annotations.categories, self.categories)}"
+                f" {annotations.categories.difference(self.categories)}"
             )
         if not folder.is_dir():
             raise InputError(f"{folder}: no such image folder; root or {split}_images names it")
@@ -280,13 +282,12 @@ class CocoDataModule(LightningDataModule):
         transform: Transform = EvalTransform(self.image_settings)
         if split == "test" and self._test_scales:
             transform = as_stored
-        fate = "kept"
+        fate, allowed = "kept", None
         if split == "train":
             transform = self._train_transform
             if not self.keep_empty_images:
-                annotations, fate = annotations.select(has_objects), "left out"
-        # As 0.29 * 100 falls short of 29.
-        allowed = math.floor(self._max_unreadable * len(annotations) + 1e-6) if split == "train" else 0
+                annotations, fate = annotations.with_objects(), "left out"
+            allowed = tolerated(self._max_unreadable, len(annotations))
         proposals, path = None, self._proposals[split]
         if path is not None:
             proposals = Proposals(path)
@@ -321,7 +322,7 @@ class CocoDataModule(LightningDataModule):
             "worker_init_fn": outlive_signals,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "collate_fn": partial(collate, divisor=self.image_settings.divisor),
+            "collate_fn": partial(collate, settings=self.image_settings),
         }
 
     def _place(self) -> tuple[int, int]:
@@ -389,10 +390,3 @@ class ShapesDataModule(CocoDataModule):
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise InputError(message)
-
-
-def _difference(one: Categories, other: Categories) -> str:
-    mine, theirs = (dict(zip(ids, names, strict=True)) for ids, names in (one, other))
-    differing = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
-    shown = [f"id {key} is {mine.get(key, 'absent')} / {theirs.get(key, 'absent')}" for key in differing[:3]]
-    return ", ".join(shown) + (", …" if len(differing) > 3 else "")

@@ -1,6 +1,5 @@
 """The image files of a data set, by their headers alone or decoded as training does."""
 
-import math
 import os
 import sys
 import warnings
@@ -15,9 +14,8 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from fpn.data.coco import Annotations, CocoDataset, read_image
+from fpn.data.coco import Annotations, read_image, refuse_unreadable, tolerated
 from fpn.data.findings import Section
-from fpn.data.transforms import as_stored
 from fpn.errors import InputError
 
 _FORMATS = ("GIF", "JPEG", "PNG", "WEBP")
@@ -87,11 +85,12 @@ class ImageFiles:
         """Why training, which reads the images with objects, would stop; empty if it would not."""
         with_objects = annotations.has_objects()
         lines = [f"{self.folder}/{line}" for place, line in self.faults.items() if with_objects[place]]
-        allowed = math.floor(max_unreadable * with_objects.sum() + 1e-6)
+        images = int(with_objects.sum())
         try:
             # What a run says that has met all of them.
-            training = CocoDataset(annotations.select(with_objects), self.folder, as_stored, None, allowed)
-            training.tolerate(list(dict.fromkeys(lines)))
+            refuse_unreadable(
+                list(dict.fromkeys(lines)), tolerated(max_unreadable, images), images, annotations.path
+            )
         except InputError as error:
             return str(error)
         return ""

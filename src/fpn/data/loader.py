@@ -16,12 +16,13 @@ from fpn.types import Batch
 
 
 def outlive_signals(worker: int) -> None:
-    """Start a worker that SIGUSR1 does not end, and SIGTERM only if its own process sends it.
+    """Start a worker that no signal to end does end, but SIGTERM if its own process sends it.
 
-    Clusters send them to everything that belongs to a job. The process that trains then ends its step and
-    writes a checkpoint, for which it needs its workers.
+    Clusters and terminals send them to everything that belongs to a job. The process that trains then ends
+    its step and writes a checkpoint, for which it needs its workers.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_await_parent, daemon=True).start()

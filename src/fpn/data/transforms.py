@@ -3,8 +3,8 @@
 Symbols: H × W pixels on disk, h × w pixels once resized, N images in a batch, G boxes.
 
 The arithmetic is that of torchvision's detection models, to the last bit: floats in [0, 1] are normalised,
-then resized by plain bilinear interpolation. `antialias` instead resizes the bytes first, with a filter that
-covers every pixel, as PIL (hence Detectron2) does.
+then resized by plain bilinear interpolation. `antialias` instead resizes the bytes, with a filter that covers
+every pixel, as PIL (hence Detectron2) does: that is several times faster, and rounds to whole grey levels.
 """
 
 import math
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
-from PIL.Image import Resampling
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as image_ops
@@ -59,7 +58,7 @@ class Sample(NamedTuple):
     """One image on its way into a batch, first as it lies on disk, then transformed."""
 
     image: Tensor
-    """(3, h, w): uint8 as decoded, float32 once normalised."""
+    """(3, h, w): uint8 as long as it is to be normalised, float32 then."""
     size: Size
     """(h, w)."""
     original_size: Size
@@ -113,8 +112,8 @@ class TrainTransform:
         short_sides = self.short_sides or (self.settings.short_side,)
         drawn = int(torch.randint(len(short_sides), (), generator=generator))
         flips = float(torch.rand((), generator=generator)) < self.flip_probability
-        sample = _prepare(sample, self.settings, short_sides[drawn])
-        return flip(sample) if flips else sample
+        # Flipped first, as long as it is small.
+        return _prepare(flip(sample) if flips else sample, self.settings, short_sides[drawn])
 
 
 def round_half_up(value: float) -> int:
@@ -141,7 +140,7 @@ def resized_size(size: Size, short_side: int, max_side: int, rounding: Rounding 
 
 
 def prepare_image(image: Tensor, settings: ImageSettings, short_side: int | None = None) -> Tensor:
-    """Resize and normalise one image.
+    """Resize one image, and normalise it unless `collate` will.
 
     Args:
         image: (3, H, W) RGB, uint8 or float in [0, 1].
@@ -149,17 +148,15 @@ def prepare_image(image: Tensor, settings: ImageSettings, short_side: int | None
         short_side: in pixels, in place of the settings'.
 
     Returns:
-        (3, h, w) float32.
+        (3, h, w): uint8 if bytes were resized as such, otherwise float32, normalised.
     """
     old = (image.shape[-2], image.shape[-1])
     size = resized_size(old, short_side or settings.short_side, settings.max_side, settings.rounding)
-    if settings.antialias and image.dtype == torch.uint8:
-        # By PIL itself: PyTorch's own filter differs from it by a grey level here and there.
-        picture = image_ops.to_pil_image(image).resize(size[::-1], Resampling.BILINEAR)
-        image = image_ops.pil_to_tensor(picture).to(image.device)
-    elif settings.antialias:
+    if settings.antialias:
         image = image_ops.resize(image, list(size), antialias=True)
-    image = _normalise(image, settings)
+        if image.dtype == torch.uint8:
+            return image
+    image = _normalised(image, settings)
     if image.shape[-2:] == size:
         return image
     return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -171,14 +168,21 @@ def flip(sample: Sample) -> Sample:
     return _map_boxes(sample._replace(image=sample.image.flip(-1)), lambda boxes: _flip(boxes, width))
 
 
-def collate(samples: Sequence[Sample], divisor: int) -> Batch:
-    """Pad N images with zeros, at the right and bottom, to one size, a multiple of `divisor` pixels."""
+def collate(samples: Sequence[Sample], settings: ImageSettings) -> Batch:
+    """Normalise what is not yet, and pad N images with zeros, at the right and bottom, to one size."""
     height, width = (
-        math.ceil(max(sample.size[side] for sample in samples) / divisor) * divisor for side in (0, 1)
+        math.ceil(max(sample.size[side] for sample in samples) / settings.divisor) * settings.divisor
+        for side in (0, 1)
     )
-    images = samples[0].image.new_zeros((len(samples), 3, height, width))
+    images = torch.empty((len(samples), 3, height, width), device=samples[0].image.device)
     for padded, sample in zip(images, samples, strict=True):
-        padded[:, : sample.size[0], : sample.size[1]] = sample.image
+        h, w = sample.size
+        padded[:, :h, w:] = 0
+        padded[:, h:] = 0
+        if sample.image.dtype == torch.uint8:
+            _normalise_bytes(sample.image, padded[:, :h, :w], settings)
+        else:
+            padded[:, :h, :w] = sample.image
     proposals = [sample.proposals for sample in samples if sample.proposals is not None]
     return Batch(
         images=images,
@@ -199,8 +203,7 @@ def collate_scales(samples: Sequence[Sample], scales: Sequence[ImageSettings]) -
         scales: how the images of each batch are prepared.
     """
     return [
-        collate([_prepare(sample, scale, scale.short_side) for sample in samples], scale.divisor)
-        for scale in scales
+        collate([_prepare(sample, scale, scale.short_side) for sample in samples], scale) for scale in scales
     ]
 
 
@@ -220,10 +223,19 @@ def _map_boxes(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
     )
 
 
-def _normalise(image: Tensor, settings: ImageSettings) -> Tensor:
+def _normalised(image: Tensor, settings: ImageSettings) -> Tensor:
+    # Step by step as torchvision.
     image = image.float() if image.is_floating_point() else image.float() / 255
     mean, std = image.new_tensor(settings.mean), image.new_tensor(settings.std)
     return (image - mean[:, None, None]) / std[:, None, None]
+
+
+def _normalise_bytes(image: Tensor, out: Tensor, settings: ImageSettings) -> None:
+    mean, std = (out.new_tensor(values)[:, None, None] for values in (settings.mean, settings.std))
+    factor, shift = 1 / (255 * std), mean / std
+    # Some rows at a time, which are still in the cache when they are scaled and shifted.
+    for rows, there in zip(image.split(64, dim=1), out.split(64, dim=1), strict=True):
+        there.copy_(rows).mul_(factor).sub_(shift)
 
 
 def _flip(boxes: Tensor, width: int) -> Tensor:

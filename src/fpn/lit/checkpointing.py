@@ -1,13 +1,11 @@
 """What saves a run: checkpoints that are whole or not there, the best one and the last."""
 
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -15,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from fpn.checkpoints import save_whole
 from fpn.data.proposals import replacing
 from fpn.errors import InputError
 from fpn.lit.module import DetectionModule, StepError
@@ -40,16 +39,20 @@ class WholeCheckpoints(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        try:
-            with replacing(Path(path)) as part, part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except RuntimeError as error:
-            # When writing fails, torch fails once more in closing its archive.
-            if not isinstance(cause := error.__context__, OSError):
-                raise
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        save_whole(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **named: Any) -> dict[str, Any]:
+        """As Lightning's.
+
+        Raises:
+            InputError: it is one that nobody has asked for.
+        """
+        if Path(path).name.startswith("hpc_ckpt_"):
+            raise InputError(
+                f"{path}: Lightning goes on with a file of this name in any SLURM job started in its folder; "
+                "move it away, or to go on with it, give it another name and that as --ckpt_path"
+            )
+        return super().load_checkpoint(path, *arguments, **named)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -115,8 +118,9 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: it is written after so many steps, after every epoch that ends in a validation, when
-            training ends, when the process is asked to end by a signal, as clusters do, and when a step
-            cannot be done, from before that step.
+            training ends, when the process is asked to end by a signal, as clusters do, and when a step or
+            a validation cannot be done, from before it. With several processes, only what all of
+            them know of ends in a checkpoint.
 
     Raises:
         InputError: every_n_steps is below 1.
@@ -127,10 +131,11 @@ class LastCheckpoint(Checkpoint):
             raise InputError(f"LastCheckpoint: every_n_steps is {every_n_steps}, but must be at least 1")
         self.every_n_steps = every_n_steps
         self.path = Path()
+        """Without a name until training begins."""
         self.saved = -1
         self._due = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run's folder, which all processes have to do together."""
         self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
@@ -152,23 +157,25 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write, if all processes end training at one step."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run or not self.path.name:  # type: ignore[attr-defined]
             return
+        if trainer.validating:
+            # To Lightning, a validation that stops in the midst of its first batch has to be run again.
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            trackers: tuple[Any, Any] = (progress.total, progress.current)
+            for tracker in trackers:
+                tracker.ready = tracker.started = 1
+                tracker.processed = tracker.completed = 0
         if isinstance(exception, SIGTERMException):
-            if trainer.validating:
-                # To Lightning, a validation that stops in the midst of its first batch has to be run again.
-                progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-                trackers: tuple[Any, Any] = (progress.total, progress.current)
-                for tracker in trackers:
-                    tracker.ready = tracker.started = 1
-                    tracker.processed = tracker.completed = 0
             self._save(trainer)
-        elif isinstance(exception, StepError) and isinstance(pl_module, DetectionModule):
-            pl_module.forget_step()
+        elif isinstance(exception, StepError if trainer.world_size > 1 else InputError):
             try:
-                with _between_steps(trainer):
+                with nullcontext() if trainer.validating else _between_steps(trainer) as within:
+                    if within and isinstance(pl_module, DetectionModule):
+                        pl_module.forget_step()
                     self._save(trainer)
-                note = f"{self.path} is from before this step: a fit goes on with --ckpt_path of it"
+                what = "validation" if trainer.validating else "step"
+                note = f"{self.path} is from before this {what}: a fit goes on with --ckpt_path of it"
             except StepError as error:
                 newest = max(self.path.parent.glob("*.ckpt"), key=_written, default=trainer.ckpt_path)
                 note = "" if str(error) == str(exception) else f"and {error}; "
@@ -194,17 +201,23 @@ class LastCheckpoint(Checkpoint):
 
 
 @contextmanager
-def _between_steps(trainer: Trainer) -> Iterator[None]:
-    """Have checkpoints tell that the step under way has not begun, nor the batches that it accumulates."""
+def _between_steps(trainer: Trainer) -> Iterator[bool]:
+    """Have checkpoints tell that the step under way has not begun, nor the batches that it accumulates.
+
+    Yields:
+        Whether there is one.
+    """
     progress = trainer.fit_loop.epoch_loop.batch_progress
     kept = progress.state_dict()
-    begun = progress.current.completed % trainer.accumulate_grad_batches
     trackers: tuple[Any, Any] = (progress.total, progress.current)
+    at_end = progress.is_last_batch and trackers[1].ready == trackers[1].processed
+    begun = 0 if at_end else trackers[1].processed % trainer.accumulate_grad_batches
+    within = begun > 0 or trackers[1].started > trackers[1].processed
     for tracker in trackers:
-        tracker.ready = tracker.started = tracker.processed = tracker.completed = tracker.completed - begun
-    progress.is_last_batch = False
+        tracker.ready = tracker.started = tracker.processed = tracker.completed = tracker.processed - begun
+    progress.is_last_batch = at_end
     try:
-        yield
+        yield within
     finally:
         progress.load_state_dict(kept)
 

@@ -4,7 +4,6 @@ import argparse
 import errno
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
@@ -21,6 +20,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from fpn.allocator import keep_freed_memory
 from fpn.checkpoints import (
     Start,
     forget_imagenet,
@@ -30,14 +30,14 @@ from fpn.checkpoints import (
 )
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
-from fpn.lit.callbacks import Bar, PlainProgress, Scores, Throughput
+from fpn.lit.callbacks import Bar, PlainProgress, PrintStageTimes, Scores, Throughput
 from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
 from fpn.lit.module import DetectionModule, StepError
 from fpn.lit.stopping import EndOnSignal, EndTogether
 from fpn.trust import check_classes
 
-_UNWRITTEN = re.compile("PytorchStreamWriter failed|unexpected pos|iostream error")
-"""What torch says when it cannot write a file."""
+_SWITCHES = ("--proposals", "--pictures", "--decode", "--stage_times")
+"""Options that mean true where no value follows."""
 
 COMMANDS = {
     "fit": "train a detector, validating as it goes",
@@ -76,13 +76,21 @@ class DetectionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, on top of what the checkpoint remembers where one is given."""
         assert isinstance(args, list)
-        for name in ("validate", "test"):  # our own tables say it better
-            self._subcommand_parsers[name].set_defaults({"verbose": False})
+        for name in ("validate", "test"):
+            own = self._subcommand_parsers[name]
+            own.set_defaults({"verbose": False})  # our own tables say it better
+            own.add_argument(
+                "--stage_times",
+                type=bool,
+                default=False,
+                help="print at the end how much time each stage took, from loading to scoring",
+            )
         for own in self._subcommand_parsers.values():
             own.set_defaults({"weights_only": True})
         subcommand, *rest = args
         path, asked = _given_checkpoint(rest)
-        remembered = remembered_config(path, asked) if path is not None else None
+        kinds = {"model": DetectionModule, "data": CocoDataModule}
+        remembered = remembered_config(path, kinds, asked) if path is not None else None
         if remembered is not None:
             rest = ["--config", remembered, *rest]
         self.config = parser.parse_args([subcommand, *rest])
@@ -119,6 +127,8 @@ class DetectionCLI(LightningCLI):
             callbacks.append(Bar() if sys.stdout.isatty() else PlainProgress())
         if given["logger"] is not False and not given["fast_dev_run"]:
             callbacks.append(LearningRateMonitor())
+        if self.config[self.subcommand].get("stage_times"):
+            callbacks.append(PrintStageTimes())
         own = given["callbacks"] or []
         own = own if isinstance(own, list) else [own]
         kinds = [ProgressBar if isinstance(default, ProgressBar) else type(default) for default in callbacks]
@@ -146,11 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on standard error and exit status 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _quiet()
+    keep_freed_memory()
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(_usage())  # noqa: T201
             return
-        command, *rest = arguments
+        command, *rest = _with_values(arguments)
         if command not in COMMANDS:
             raise InputError(f"fpn has no command {command!r}; it has {', '.join(COMMANDS)}")
         if command in DetectionCLI.subcommands():
@@ -190,10 +201,16 @@ def _mistake(error: BaseException | None) -> str | None:
             return f"{error.filename}: {error.strerror}"
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return f"a file cannot be written: {error.strerror}"
-        if isinstance(error, RuntimeError) and _UNWRITTEN.search(str(error)):
-            return "a file cannot be written: is the disk full?"
         error = error.__cause__
     return None
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    following = [*words[1:], ""]
+    return [
+        f"{word}=true" if word in _SWITCHES and after not in ("true", "false") else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def _first_process() -> bool:

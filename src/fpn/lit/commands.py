@@ -84,14 +84,10 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 def run(command: str, arguments: Sequence[str]) -> None:
     """Run one of the commands with the words that follow it on the command line."""
-    words = list(arguments)
-    for switch in ("--proposals", "--pictures", "--decode"):  # a bare switch means true
-        if switch in words and words[words.index(switch) + 1 :][:1] not in (["true"], ["false"]):
-            words[words.index(switch)] = f"{switch}=true"
     # What these three take is plain; the others have more that is better named.
     auto_cli(
         COMMANDS[command],
-        args=words,
+        args=list(arguments),
         as_positional=command in ("shapes", "proposals", "join"),
         prog=f"fpn {command}",
         description=(getdoc(COMMANDS[command]) or "").partition("\n\nArgs:")[0],

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from fpn.data.proposals import replacing
+from fpn.errors import InputError
 
 
 class MetricsFile(CSVLogger):
@@ -19,12 +20,17 @@ class MetricsFile(CSVLogger):
         name: folder of this kind of runs in it.
         version: of the run, its folder there; null for the next version_N.
         prefix: of the names of what is logged.
+
+    Raises:
+        InputError: the version is that of another run.
     """
 
     def __init__(
         self, save_dir: str, name: str = "fpn", version: int | str | None = None, prefix: str = ""
     ) -> None:
         super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps=1)
+        if version is not None:  # known to all processes, and to each before it waits for the others
+            _refuse_taken(self.log_dir)
 
     @property
     @rank_zero_experiment
@@ -36,6 +42,10 @@ class MetricsFile(CSVLogger):
 
 
 class _Rows(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        # Lightning's own deletes metrics.csv.
+        _refuse_taken(self.log_dir)
+
     def save(self) -> None:
         """Append the rows that are new; with a new column, write the file anew.
 
@@ -62,3 +72,11 @@ class _Rows(ExperimentWriter):
                 csv.DictWriter(file, self.metrics_keys).writerows(rows)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _refuse_taken(folder: str) -> None:
+    for name in ("config.yaml", "metrics.csv"):
+        if Path(folder, name).exists():
+            raise InputError(
+                f"{folder} has the {name} of another run: leave out the logger's version, or choose another"
+            )

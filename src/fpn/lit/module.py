@@ -24,6 +24,7 @@ from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, ProposalRecall
 from fpn.lit.schedule import Schedule
 from fpn.models.detectors import Detector, FasterRCNN
+from fpn.models.optimized import optimized
 from fpn.types import Batch, Categories, Inference
 from fpn.weights import check_weights
 
@@ -74,6 +75,8 @@ class DetectionModule(LightningModule):
         InputError: the detector has no such part, or start_from does not fit.
     """
 
+    finder: Detector
+    """What validates and tests: the detector, optimised for inference."""
     last_found: Inference
     """What the last validation or test step found."""
 
@@ -150,8 +153,9 @@ class DetectionModule(LightningModule):
 
     def _check_together(self, batch: Batch, losses: dict[str, Tensor], total: Tensor) -> None:
         """End the run in all processes if one of them has seen what ends it: the others would wait for it."""
-        flags = torch.tensor([0, len(batch.unreadable)], device=total.device)
-        flags[0] = ~torch.isfinite(total)
+        # Made on the device, which is waited for once.
+        flag = (~total.isfinite()).long()
+        flags = torch.stack([flag, torch.full_like(flag, len(batch.unreadable))])
         infinite, unreadable = self.trainer.strategy.reduce(flags, reduce_op="sum").tolist()
         if unreadable:
             lines = [line for own in self._gathered(batch.unreadable) for line in own]
@@ -168,9 +172,12 @@ class DetectionModule(LightningModule):
             raise NonFiniteError(self._told(what, images))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """See that the gradients are finite, as long as the weights are unharmed."""
+        """See that the gradients are finite, as long as the weights are unharmed.
+
+        Not with 16-mixed, whose scaler leaves out steps with other gradients, and tells nobody.
+        """
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return  # which leaves out such steps by itself
+            return
         gradients = [(name, p.grad) for name, p in self.named_parameters() if p.grad is not None]
         name = first_non_finite(gradients)
         if name is not None:
@@ -249,26 +256,10 @@ class DetectionModule(LightningModule):
         """Make the scores for the annotations this stage is scored on."""
         data = self.data
         path = data.test_annotations_path if stage == "test" else data.val_annotations_path
-        bottom_up = self.detector.bottom_up
-        fixed = bottom_up.norm == "frozen" or bottom_up.frozen_stages > 0
         if self.trainer.precision not in PRECISIONS:
             raise InputError(
                 f"trainer.precision is {self.trainer.precision}: boxes need float32, so choose one of "
                 f"{', '.join(PRECISIONS)}"
-            )
-        begins = stage == "fit" and self.trainer.ckpt_path is None
-        if begins and self.start is not None and self.start.other:
-            rank_zero_warn(self.start.warning)
-        untrained = [part for part in self.frozen_parts if part != "bottom_up"]
-        if begins and untrained and self.start is None:
-            raise InputError(
-                f"frozen_parts: {', '.join(untrained)} would stay as random as it is: give model.start_from, "
-                "a checkpoint that has it trained"
-            )
-        if begins and fixed and bottom_up.weights is None and self.start is None:
-            rank_zero_warn(
-                "the bottom-up starts from random weights, yet part of it is not trained: set its weights, "
-                "or norm: batch (or group) and frozen_stages: 0"
             )
         if self.detector.reads_proposals != data.reads_proposals:
             name = type(self.detector).__name__
@@ -281,6 +272,33 @@ class DetectionModule(LightningModule):
         self.recall = ProposalRecall(path, engine=self.engine)
         self.ap = BoxAP(path, data.categories, engine=self.engine) if self.detector.finds_objects else None
 
+    def on_fit_start(self) -> None:
+        """See that a run which begins here begins with weights where it does not train.
+
+        Not in `setup`, where Lightning does not know yet that a run goes on.
+
+        Raises:
+            InputError: a part is neither trained nor taken from anywhere.
+        """
+        if self.trainer.ckpt_path is not None:
+            return
+        if self.start is not None:
+            if self.start.other:
+                rank_zero_warn(self.start.warning)
+            return
+        if untrained := [part for part in self.frozen_parts if part != "bottom_up"]:
+            raise InputError(
+                f"frozen_parts: {', '.join(untrained)} would stay as random as it is: give model.start_from, "
+                "a checkpoint that has it trained"
+            )
+        bottom_up = self.detector.bottom_up
+        fixed = bottom_up.norm == "frozen" or bottom_up.frozen_stages > 0
+        if fixed and bottom_up.weights is None:
+            rank_zero_warn(
+                "the bottom-up starts from random weights, yet part of it is not trained: set its weights, "
+                "or norm: batch (or group) and frozen_stages: 0"
+            )
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect what is found."""
         self._collect(batch)
@@ -288,6 +306,24 @@ class DetectionModule(LightningModule):
     def test_step(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         """Collect what is found; in the same images at several sizes, where the data has an image pyramid."""
         self._collect(batch)
+
+    def on_validation_model_eval(self) -> None:
+        """Optimise the detector as it is now."""
+        super().on_validation_model_eval()
+        self._optimise()
+
+    def on_test_model_eval(self) -> None:
+        """Optimise the detector."""
+        super().on_test_model_eval()
+        self._optimise()
+
+    def _optimise(self) -> None:
+        # Past nn.Module, so that its weights are not registered a second time.
+        self.__dict__["finder"] = optimized(self.detector)
+
+    def on_validation_end(self) -> None:
+        """Let go of what training would leave behind."""
+        del self.finder
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier epoch found."""
@@ -341,7 +377,7 @@ class DetectionModule(LightningModule):
             if theirs != ours:
                 raise InputError(
                     f"the checkpoint was trained for other categories than the data has: "
-                    f"{_differences(theirs, ours)}"
+                    f"{theirs.difference(ours)}"
                 )
         check_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
         if kept is None:
@@ -361,7 +397,7 @@ class DetectionModule(LightningModule):
             )
 
     def _collect(self, batch: Batch | list[Batch]) -> None:
-        found = self.detector.over_scales(batch) if isinstance(batch, list) else self(batch)
+        found = self.finder.over_scales(batch) if isinstance(batch, list) else self.finder(batch)
         image_ids = (batch[0] if isinstance(batch, list) else batch).image_ids
         self.last_found = found
         self.recall.update(image_ids, found.proposals)
@@ -381,13 +417,3 @@ def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     if torch.isfinite(get_total_norm(tensors.values(), math.inf)):
         return None
     return next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
-
-
-def _differences(theirs: Categories, ours: Categories) -> str:
-    checkpoint = dict(zip(theirs.ids, theirs.names, strict=True))
-    data = dict(zip(ours.ids, ours.names, strict=True))
-    first = next(i for i in sorted(checkpoint.keys() | data.keys()) if checkpoint.get(i) != data.get(i))
-    return (
-        f"id {first} is {checkpoint.get(first, 'missing')!r} in the checkpoint and "
-        f"{data.get(first, 'missing')!r} in the data ({len(checkpoint)} and {len(data)} categories)"
-    )

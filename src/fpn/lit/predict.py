@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,6 +27,7 @@ from fpn.errors import InputError
 from fpn.models.detectors import Detector, ProposalNetwork
 from fpn.pictures import draw
 from fpn.predictor import Predictor
+from fpn.stage_times import StageTimes
 from fpn.trust import check_classes
 from fpn.types import Categories, Detections
 
@@ -45,6 +47,7 @@ def predict(
     batch_size: int = 1,
     num_workers: int | None = None,
     device: str | None = None,
+    stage_times: bool = False,
 ) -> None:
     """Find objects in images with a trained detector.
 
@@ -76,6 +79,7 @@ def predict(
         num_workers: processes that load images, 0 to load in the one that predicts; by default as many as
             in training where a split is named, otherwise 0.
         device: where the network runs, as cpu or cuda:1; by default on a GPU where there is one.
+        stage_times: print at the end how much time each stage took, from loading to writing.
     """
     if split is not None:
         if images is not None or annotations is not None:
@@ -99,19 +103,21 @@ def predict(
         source = _Files(_image_files([images] if isinstance(images, str) else images))
     else:
         source = _Listed(_read_listed(Path(annotations), trained), _one_folder(images))
-    found = source.find(predictor, batch_size, num_workers)
     drawn = pictures or (pictures is None and annotations is None)
-    if drawn:
-        found = _draw(found, folder / "pictures", names, score_threshold)
-    if annotations is not None and not trained.detector.finds_objects:
-        written = ["proposals.safetensors"]
-        stamp = Stamp(
-            file_hash(annotations), Path(annotations).name, file_hash(ckpt_path), Path(ckpt_path).name
-        )
-        boxes = _write_proposals(folder / written[0], found, stamp)
-    else:
-        written = ["detections.json"]
-        boxes = write_results(folder / written[0], _results(found, names))
+    times = StageTimes(predictor.detector) if stage_times else None
+    with times or nullcontext():
+        found = source.find(predictor, batch_size, num_workers, times)
+        if drawn:
+            found = _draw(found, folder / "pictures", names, score_threshold)
+        if annotations is not None and not trained.detector.finds_objects:
+            written = ["proposals.safetensors"]
+            stamp = Stamp(
+                file_hash(annotations), Path(annotations).name, file_hash(ckpt_path), Path(ckpt_path).name
+            )
+            boxes = _write_proposals(folder / written[0], found, stamp)
+        else:
+            written = ["detections.json"]
+            boxes = write_results(folder / written[0], _results(found, names))
     if isinstance(source, _Files):
         (folder / "images.json").write_text(json.dumps(source.listing))
         written.append("images.json")
@@ -121,6 +127,8 @@ def predict(
         f"{boxes:,} boxes in {source.done:,} of {len(source):,} images; written to {folder}: "
         + ", ".join(written)
     )
+    if times is not None:
+        Console().print(times.table())
 
 
 class _Found(NamedTuple):
@@ -153,9 +161,11 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
         except InputError as error:
             return index, str(error)
 
-    def find(self, predictor: Predictor, batch_size: int, num_workers: int) -> Iterator[_Found]:
+    def find(
+        self, predictor: Predictor, batch_size: int, num_workers: int, times: StageTimes | None
+    ) -> Iterator[_Found]:
         loader = DataLoader(self, batch_size, num_workers=num_workers, collate_fn=list)
-        for batch in _tracked(loader):
+        for batch in _tracked(loader, times):
             images: dict[int, Tensor] = {}
             for index, image in batch:
                 if isinstance(image, str):
@@ -186,7 +196,9 @@ class _Listed:
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def find(self, predictor: Predictor, batch_size: int, num_workers: int) -> Iterator[_Found]:
+    def find(
+        self, predictor: Predictor, batch_size: int, num_workers: int, times: StageTimes | None
+    ) -> Iterator[_Found]:
         loader = DataLoader(
             CocoDataset(self.annotations, self.folder, as_stored),
             batch_sampler=ExactShards(len(self), batch_size),
@@ -194,7 +206,7 @@ class _Listed:
             collate_fn=partial(collate_scales, scales=predictor.scales),
             pin_memory=predictor.device.type == "cuda",
         )
-        for batches in _tracked(loader):
+        for batches in _tracked(loader, times):
             for image_id, detections in zip(batches[0].image_ids, predictor.detect(batches), strict=True):
                 path = self.folder / str(self.annotations.file_names[self.done])
                 self.done += 1
@@ -203,12 +215,12 @@ class _Listed:
 
 def _data_of(ckpt_path: str) -> CocoDataModule:
     """What the checkpoint was trained with."""
-    remembered = remembered_config(ckpt_path)
+    remembered = remembered_config(ckpt_path, {"data": CocoDataModule})
     if remembered is None:
         raise InputError(f"{ckpt_path} does not tell its data: give --images and --annotations")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(CocoDataModule, "data")
-    config = parser.parse_object({"data": json.loads(remembered)["data"]})
+    config = parser.parse_object(json.loads(remembered))
     check_classes(config.as_dict())
     data: CocoDataModule = parser.instantiate(config).data
     data.prepare_data()
@@ -270,8 +282,13 @@ def _write_proposals(path: Path, found: Iterable[_Found], stamp: Stamp) -> int:
     return sum(map(len, scores))
 
 
-def _tracked(loader: DataLoader[Any]) -> Iterable[Any]:
-    return track(loader, "predict", total=len(loader), console=Console(stderr=True))
+def _tracked(loader: DataLoader[Any], times: StageTimes | None) -> Iterator[Any]:
+    for batch in track(loader, "predict", total=len(loader), console=Console(stderr=True)):
+        yield batch
+        if times is not None:
+            times.begin("load")
+    if times is not None:
+        times.begin("results")
 
 
 def _say(line: str) -> None:

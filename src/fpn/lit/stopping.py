@@ -2,9 +2,11 @@
 
 import os
 import signal
+import stat
 import sys
 import threading
 import time
+from contextlib import suppress
 from subprocess import Popen
 from types import FrameType
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fpn.errors import InputError
@@ -20,11 +23,14 @@ from fpn.types import Batch
 
 
 class EndOnSignal(Callback):
-    """Ends training after the same step in all processes, whichever of them got a SIGTERM or SIGUSR1.
+    """Ends training after the same step in all processes, whichever of them got a signal to end.
 
-    Lightning's own handler of SIGTERM broadcasts from within the signal, where other processes may be in the
-    midst of another exchange, and each process ends where it is: together they hang. SIGUSR1 is left to
-    Lightning where that puts a SLURM job back in the queue.
+    These are SIGTERM, SIGUSR1, SIGHUP and Ctrl-C, a second of which ends at once; not those that are ignored
+    when training begins, as nohup has it. Lightning's own handler of SIGTERM broadcasts from within the
+    signal, where other processes may be in the midst of another exchange, and each process ends where it
+    is: together they hang. That of a SLURM job saves in the midst of a step and puts the job back in the
+    queue, where it goes on with what it finds. Here that is left to the job's script, which is told
+    by the exit status.
 
     Args:
         every_n_steps: several processes ask each other so often, and at the end of every epoch.
@@ -35,14 +41,21 @@ class EndOnSignal(Callback):
         self.asked = 0
         """The number of the signal, or 0."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of Lightning's handlers, which it restores itself at the end."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep Lightning from putting SLURM jobs back."""
         self.asked = 0
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._ask)
-            environment = trainer._accelerator_connector.cluster_environment
-            if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):
-                signal.signal(signal.SIGUSR1, self._ask)
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen from here on, and end after the first step."""
+        self._listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen."""
+        if not self.asked:
+            self._listen()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -78,13 +91,36 @@ class EndOnSignal(Callback):
         if isinstance(exception, SIGTERMException) and self.asked:
             exception.args = (self.asked,)
 
+    def _listen(self) -> None:
+        """Take the place of handlers that Lightning itself restores at the end."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._ask)
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
+        with suppress(OSError):  # of an output that is closed
+            if number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                if getattr(rank_zero_only, "rank", 0) == 0:
+                    # Not by print, in the midst of which the signal may have come.
+                    os.write(2, b"\nfpn: ending after this step; again to stop at once\n")
+            elif number == signal.SIGHUP:
+                # Nobody listens any more: to write to a terminal that is gone would fail before we save.
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                for output in (1, 2):
+                    if not stat.S_ISREG(os.fstat(output).st_mode):
+                        os.dup2(nowhere, output)
 
     def _end_if_asked(self, trainer: Trainer) -> None:
-        number = torch.tensor(self.asked, device=trainer.strategy.root_device)
-        self.asked = int(trainer.strategy.reduce(number, reduce_op="max"))
-        if self.asked:
+        asked = self.asked
+        if trainer.world_size > 1:
+            number = torch.tensor(asked, device=trainer.strategy.root_device)
+            asked = int(trainer.strategy.reduce(number, reduce_op="max"))
+        if asked:
+            # Only now: a signal may have come during the exchange, and counts at the next.
+            self.asked = asked
             # From here on as if Lightning's handler had been called: it ends when it has logged the step.
             trainer._signal_connector.received_sigterm = True
 

@@ -11,10 +11,10 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import FrozenBatchNorm2d
 
 from fpn.errors import InputError
 from fpn.models.msra import from_msra, is_msra
+from fpn.models.norms import FrozenBatchNorm, absorb_norms
 from fpn.types import Features
 from fpn.weights import check_weights, download, read_any, state_dict
 
@@ -97,6 +97,7 @@ class ResNet(nn.Module):
         if stride_in_1x1:
             _move_stride_to_first_convolution(self)
         _initialise(self)
+        absorb_norms(self)
         self.norm_eps, self.stride_in_1x1 = norm_eps, stride_in_1x1
         if weights is not None:
             self.load_imagenet(weights)
@@ -164,7 +165,7 @@ class ResNet(nn.Module):
 def _norm_layer(norm: Norm, eps: float) -> Callable[[int], nn.Module]:
     if norm == "group":
         return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
-    layer = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
+    layer = FrozenBatchNorm if norm == "frozen" else nn.BatchNorm2d
     return lambda channels: layer(channels, eps=eps)
 
 
