@@ -25,6 +25,7 @@ import torch
 from jsonargparse import auto_cli
 from PIL import Image
 
+from fpn.allocator import keep_freed_memory
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.results import write_results
 from fpn.evaluation import ProposalRecall
@@ -60,6 +61,7 @@ def main(
             command = [sys.executable, __file__, f"--what={one}", *words, "--in_process=true"]
             subprocess.run(command, check=True)
         return
+    keep_freed_memory()  # as the command line does
     with tempfile.TemporaryDirectory() as folder:
         if what == "loading":
             loading(Path(folder), epochs, batches)
