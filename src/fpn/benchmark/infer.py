@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ BOXES, SCORES = 0.05, 1e-3
 MATCHED = 0.99
 """The least share of detections that the other side has too; some stand at the threshold."""
 
+Form = Literal["optimized", "trained", "compiled"]
 Found = list[list[Tensor]]
 """Boxes, scores and labels of each image, on the CPU."""
 
@@ -33,6 +34,7 @@ def infer(
     short_side: int = 800,
     max_side: int = 1333,
     precision: Precision = "fp32",
+    form: Form = "optimized",
     **options: Any,
 ) -> Report:
     """Inference, from decoded images to boxes in their pixels, resizing and normalising included.
@@ -44,6 +46,8 @@ def infer(
         short_side: pixels that images are resized to …
         max_side: … unless the long side would exceed this.
         precision: of the network: fp32, or bf16 by autocast.
+        form: of our detector: optimized, as it is shipped; trained, as it comes out of training; or
+            compiled, optimized with its bottom-up and neck through torch.compile.
         **options: of `Run`.
     """
     run = Run(**options)
@@ -58,13 +62,20 @@ def infer(
         files = jpeg_files(images, number, Path(folder))
         given = (weights, files, batch, short_side, max_side, precision, run.device)
         case = run.compare(
-            title, partial(theirs, *given), partial(ours, *given), same_detections, number, "image", precision
+            title,
+            partial(theirs, *given),
+            partial(ours, *given, form),
+            same_detections,
+            number,
+            "image",
+            precision,
         )
     settings = {
         "batch": batch,
         "short side": short_side,
         "max side": max_side,
         "precision": precision,
+        "form": form,
         "images": number,
         "of": "files given" if images else "drawn scenes",
     }
@@ -93,9 +104,16 @@ def ours(
     max_side: int,
     precision: Precision,
     device: str,
+    form: Form,
 ) -> Work:
-    """`Predictor`, as `fpn predict` uses it."""
-    predictor = Predictor(load_ours(weights), short_side, max_side, device)
+    """`Predictor`, as `fpn predict` uses it, with this form of the detector."""
+    detector = load_ours(weights)
+    predictor = Predictor(detector, short_side, max_side, device)
+    if form == "trained":
+        predictor.detector = detector.eval()
+    elif form == "compiled":
+        for part in ("bottom_up", "neck"):
+            predictor.detector.get_submodule(part).compile()
     return over_batches(partial(detect_ours, predictor), files, batch, precision, device)
 
 
