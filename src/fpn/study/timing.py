@@ -14,6 +14,7 @@ import yaml
 
 from fpn.checkpoints import build_detector
 from fpn.errors import InputError
+from fpn.models.optimized import optimized
 from fpn.study.rows import CONFIGS
 from fpn.types import Batch
 
@@ -109,7 +110,7 @@ def write_runs(table: str, measured: dict[str, dict[str, float]], out: Path, abo
 def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:
     files = [CONFIGS / "base.yaml", CONFIGS / row.file]
     parts = [yaml.safe_load(file.read_text())["model"]["detector"] for file in files]
-    detector = build_detector(parts, CLASSES).to(device).eval()
+    detector = optimized(build_detector(parts, CLASSES).to(device))
     generator = torch.Generator().manual_seed(0)
     batches = []
     for short in row.short_sides:
