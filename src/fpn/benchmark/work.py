@@ -1,11 +1,9 @@
 """What a side does, and the process in which it does it."""
 
-import math
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fpn.allocator import keep_freed_memory
 from fpn.errors import InputError
+from fpn.study.timing import status_mb
 
 
 class BenchmarkError(RuntimeError):
@@ -44,14 +43,6 @@ class Memory(NamedTuple):
     before: float
     """Once it was prepared."""
     peak: float
-
-
-def status_mb(key: str) -> float:
-    """A line of /proc/self/status in MB, as VmHWM (the peak) or VmRSS; NaN where there is none."""
-    # getrusage would tell the parent's peak too where that is greater.
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(f"{key}:")), math.nan)
 
 
 def serve(connection: Connection, setup: Setup, device: str, threads: int | None) -> None:

@@ -176,23 +176,7 @@ class PrintStageTimes(Callback):
         """Start the clock."""
         self._start(pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._start(pl_module)
-
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """The next batch is waited for."""
-        self._begin("load")
-
-    def on_test_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -208,17 +192,15 @@ class PrintStageTimes(Callback):
         """There is none; scoring begins."""
         self._begin("results")
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """There is none; scoring begins."""
-        self._begin("results")
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""
         self._print(trainer)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print."""
-        self._print(trainer)
+    # A test is timed as a validation is.
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+    on_test_end = on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the detector as it was."""

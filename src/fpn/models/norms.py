@@ -67,7 +67,7 @@ def _plain(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     plain = nn.Conv2d(**_settings(conv), device="meta")
     weight, bias = _normed(conv.weight.detach(), norm)
     plain.weight, plain.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
-    return plain.train(conv.training)
+    return plain
 
 
 def _settings(conv: nn.Conv2d) -> dict[str, Any]:

@@ -19,10 +19,10 @@ def optimized(detector: Network) -> Network:
     detector itself stays as it is, and shares all other weights.
     """
     shared = {id(tensor): tensor for tensor in (*detector.parameters(), *detector.buffers())}
-    network = copy.deepcopy(detector, shared).eval()
+    network = copy.deepcopy(detector, shared)
     fold_norms(network)
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.weight.device.type == "cpu":
             last = module.weight.detach().contiguous(memory_format=torch.channels_last)
             module.weight = nn.Parameter(last, requires_grad=False)
-    return network
+    return network.eval()

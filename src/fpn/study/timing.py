@@ -141,7 +141,12 @@ def _peak_of_one(row: Timed, device: str, factor: float) -> float:
     _timed(_prepared(row, device, factor), device)
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    # getrusage would tell the parent's size too, from which this process was forked.
+    return status_mb("VmHWM")
+
+
+def status_mb(key: str) -> float:
+    """A line of /proc/self/status in MB, as VmHWM (the peak) or VmRSS; NaN where there is none."""
+    # getrusage would tell the parent's peak too, where that is greater.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM")), math.nan)
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(f"{key}:")), math.nan)
