@@ -1,5 +1,6 @@
 """Fixtures shared by the whole suite."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have caplog see Lightning's messages, whatever handlers the root logger had when it was imported."""
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

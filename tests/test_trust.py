@@ -14,7 +14,7 @@ import torch.distributed.optim
 import yaml
 
 from fpn import InputError, ProposalNetwork, load
-from fpn.checkpoints import build_detector, start_from
+from fpn.checkpoints import build_detector, remembered_version, start_from
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.shapes import generate_shapes
 from fpn.lit.cli import main
@@ -238,9 +238,14 @@ def began_from(file: Path) -> None:
 
 def refused(command: str, file: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Why `fpn COMMAND`, or what Python calls in its place, refuses a checkpoint."""
-    if command in ("load", "start_from"):
+    called = {
+        "load": load,
+        "start_from": began_from,
+        "loggers": lambda file: remembered_version(file, "Dashboard"),
+    }
+    if command in called:
         with pytest.raises(InputError) as caught:
-            load(file) if command == "load" else began_from(file)
+            called[command](file)
         return str(caught.value)
     words = ["--split", "val"] if command == "predict" else []
     with pytest.raises(SystemExit) as ended:
@@ -335,6 +340,30 @@ def test_a_checkpoint_says_nothing_of_the_trainer(rewritten: Rewritten, tmp_path
     main(["test", "--ckpt_path", str(file)])
     assert Path("runs/fpn/version_0/scores.json").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"evil.ckpt", "runs"}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason"),
+    [
+        ("categories", None, "no mapping"),
+        ("categories", {"ids": [1, 2]}, "does not tell its categories"),
+        ("categories", {"ids": [1, 2], "names": ["one"]}, "does not tell its categories"),
+        ("image", 7, "no mapping"),
+        ("image", {"long_side": 7}, "does not tell how its images are prepared"),
+        ("loggers", [1], "no mapping"),
+    ],
+)
+def test_a_checkpoint_that_lacks_what_it_must_tell(
+    part: str, value: Any, reason: str, rewritten: Rewritten, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readers = {
+        "categories": ["load", "start_from", "test"],
+        "image": ["load", "predict"],
+        "loggers": ["loggers"],
+    }
+    file = rewritten(lambda content: content["fpn"].update({part: value}))
+    for command in readers[part]:
+        assert reason in refused(command, file, capsys)
 
 
 @pytest.mark.parametrize("values", [torch.zeros(2), {1, 2}, b"x"])

@@ -48,15 +48,14 @@ def load(path: str | Path) -> Trained:
     """
     checkpoint = read_checkpoint(path)
     kept = _kept(checkpoint, path)
-    categories = Categories(tuple(kept["categories"]["ids"]), tuple(kept["categories"]["names"]))
+    categories = remembered_categories(kept, path)
     if not kept["config"]:
         raise InputError(f"{path} was not trained from the command line and does not tell its model")
     detector = _detector(kept["config"], len(categories.ids), path)
     state = _weights(checkpoint)
     check_weights(detector.state_dict(), state, str(path))
     detector.load_state_dict(state)
-    image: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["image"].items()}
-    return Trained(detector.eval(), categories, ImageSettings(**image))
+    return Trained(detector.eval(), categories, _image(kept, path))
 
 
 def remembered_config(path: str | Path, kinds: Mapping[str, type], asked: str = "") -> str | None:
@@ -84,9 +83,27 @@ def remembered_config(path: str | Path, kinds: Mapping[str, type], asked: str = 
     return json.dumps(parts)
 
 
+def remembered_categories(kept: Mapping[str, Any], path: str | Path) -> Categories:
+    """The categories that a checkpoint was trained for.
+
+    Args:
+        kept: what it holds under `fpn`.
+        path: how to name it.
+
+    Raises:
+        InputError: it does not tell them.
+    """
+    part = _part(kept, "categories", path)
+    ids, names = part.get("ids"), part.get("names")
+    if not isinstance(ids, list) or not isinstance(names, list) or len(ids) != len(names):
+        raise InputError(f"{path} does not tell its categories: a list of ids and one of their names")
+    return Categories(tuple(ids), tuple(names))
+
+
 def remembered_version(path: str | Path, logger: str) -> str | None:
     """What the logger of that class called the run that wrote a checkpoint; None without such a logger."""
-    version = _kept(read_checkpoint(path), path).get("loggers", {}).get(logger)
+    kept = _kept(read_checkpoint(path), path)
+    version = _part({"loggers": {}} | kept, "loggers", path).get(logger)
     return None if version is None else str(version)
 
 
@@ -193,9 +210,9 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
     halves = {path: read_checkpoint(path) for path in (rpn, fast_rcnn)}
     kept = {path: _kept(checkpoint, path) for path, checkpoint in halves.items()}
     for path, name in ((rpn, "ProposalNetwork"), (fast_rcnn, "FastRCNN")):
-        found = (kept[path]["config"] or {"model": {"detector": {"class_path": "none"}}})["model"]["detector"]
-        if found["class_path"].rpartition(".")[2] != name:
-            raise InputError(f"{path} holds no {name} but {found['class_path']}: the halves are one of each")
+        found = _part(_part(kept[path]["config"], "model", path), "detector", path).get("class_path")
+        if str(found).rpartition(".")[2] != name:
+            raise InputError(f"{path} holds no {name} but {found}: the halves are one of each")
     if kept[rpn]["categories"] != kept[fast_rcnn]["categories"]:
         raise InputError(f"{rpn} and {fast_rcnn} were trained for different categories")
     one, other = _weights(halves[rpn]), _weights(halves[fast_rcnn])
@@ -264,7 +281,9 @@ def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
     settings = {}
     if kept["config"]:
         with torch.device("meta"):
-            settings = settings_of(_detector(kept["config"], len(kept["categories"]["ids"]), path))
+            settings = settings_of(
+                _detector(kept["config"], len(remembered_categories(kept, path).ids), path)
+            )
     return TrainedWeights(_weights(checkpoint), settings, "the configuration files it was trained with")
 
 
@@ -283,6 +302,15 @@ def _kept(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if not isinstance(kept, dict) or not needed <= kept.keys() or "state_dict" not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of this project: `fpn fit` did not write it")
     return kept
+
+
+def _image(kept: Mapping[str, Any], path: str | Path) -> ImageSettings:
+    part = _part(kept, "image", path)
+    settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in part.items()}
+    try:
+        return ImageSettings(**settings)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} does not tell how its images are prepared: {error}") from error
 
 
 def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detector:

@@ -101,7 +101,7 @@ def test_a_joined_checkpoint_cannot_be_gone_on_with(
     steps: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joined = steps[""] / "joined.ckpt"
-    monkeypatch.chdir(joined.parents[3])
+    monkeypatch.chdir(joined.parents[4])
     with pytest.raises(SystemExit) as caught:
         main(["fit", "--ckpt_path", str(joined)])
     assert caught.value.code == 2
@@ -113,7 +113,7 @@ def test_a_step_with_frozen_parts_goes_on(
 ) -> None:
     """Without model.start_from, whose weights the checkpoint has long taken over."""
     three = steps["3_rpn"] / "last.ckpt"
-    monkeypatch.chdir(steps[""].parents[2])
+    monkeypatch.chdir(steps[""].parents[3])
     logger = ["--trainer.logger.save_dir", str(tmp_path)]
     main(["fit", "--ckpt_path", str(three), "--model.schedule.steps", "4", *logger])
     (last,) = tmp_path.rglob("last.ckpt")
@@ -136,7 +136,7 @@ def test_frozen_parts_that_make_no_sense(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(steps[""].parents[2])
+    monkeypatch.chdir(steps[""].parents[3])
     given = [word for key, value in GIVEN.items() if "data" not in key for word in (f"--{key}", str(value))]
     with pytest.raises(SystemExit) as caught:
         main(["fit", *given, "--data.root", "shapes", "--model.frozen_parts", parts])

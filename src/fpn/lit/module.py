@@ -25,7 +25,7 @@ from fpn.evaluation import BoxAP, Engine, ProposalRecall
 from fpn.lit.schedule import Schedule
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.models.optimized import optimized
-from fpn.types import Batch, Categories, Inference
+from fpn.types import Batch, Inference
 from fpn.weights import check_weights
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -372,8 +372,7 @@ class DetectionModule(LightningModule):
         """Refuse a checkpoint of another detector, or one trained for other categories."""
         kept = checkpoint.get("fpn")
         if kept is not None:
-            names = kept["categories"]
-            theirs, ours = Categories(tuple(names["ids"]), tuple(names["names"])), self.data.categories
+            theirs, ours = checkpoints.remembered_categories(kept, "the checkpoint"), self.data.categories
             if theirs != ours:
                 raise InputError(
                     f"the checkpoint was trained for other categories than the data has: "

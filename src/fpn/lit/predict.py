@@ -239,8 +239,10 @@ def _select(detector: Detector, selection: Literal["testing", "training"]) -> No
 
 def _read_listed(path: Path, trained: Trained) -> Annotations:
     annotations = read_annotations(path, need_objects=False)
-    if trained.detector.finds_objects and annotations.categories != trained.categories.listed():
-        raise InputError(f"{path} lists other categories than the checkpoint was trained for")
+    known = trained.categories.listed()
+    if trained.detector.finds_objects and annotations.categories != known:
+        difference = known.difference(annotations.categories)
+        raise InputError(f"{path} lists other categories than the checkpoint was trained for: {difference}")
     return annotations
 
 
