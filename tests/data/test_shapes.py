@@ -257,14 +257,14 @@ def test_complete_sets_are_kept_and_others_refused(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = shapes.draw_scene
+    known, draw = shapes.SCENES["plain"]
 
     def interrupted(rng: np.random.Generator, index: int, long_side: int) -> Any:
         if index == 2:
             raise KeyboardInterrupt
         return draw(rng, index, long_side)
 
-    monkeypatch.setattr(shapes, "draw_scene", interrupted)
+    monkeypatch.setitem(shapes.SCENES, "plain", (known, interrupted))
     with pytest.raises(KeyboardInterrupt):
         generate_shapes(tmp_path / "new", train=4, val=1)
     assert not shapes_are_complete(tmp_path / "new", train=4, val=1)

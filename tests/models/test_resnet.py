@@ -5,6 +5,7 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn.errors import InputError
@@ -12,8 +13,12 @@ from fpn.models.resnet import BLOCKS, ResNet
 
 
 def published(name: str) -> nn.Module:
-    """torchvision's ResNet with norm statistics that are not those of a new one."""
-    model = getattr(torchvision.models, name)(weights=None)
+    """torchvision's ResNet, or one of its blocks; its norm statistics are not those of a new one."""
+    model: nn.Module
+    if name == "resnet10":
+        model = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
+    else:
+        model = getattr(torchvision.models, name)(weights=None)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 2)
@@ -97,6 +102,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         ResNet("resnet7")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="frozen_stages 6"):
         ResNet("resnet18", frozen_stages=6)
+    with pytest.raises(
+        InputError, match=r"resnet10 has no weights 'IMAGENET1K_V1'; none are published: give a"
+    ):
+        ResNet("resnet10", weights="IMAGENET1K_V1")
 
 
 def test_a_weights_name_is_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from fpn.data.coco import Annotations, CocoDataset, read_annotations, refuse_unr
 from fpn.data.loader import TrainLoader, outlive_signals
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
-from fpn.data.shapes import CATEGORIES, generate_shapes
+from fpn.data.shapes import SCENES, Scene, generate_shapes
 from fpn.data.transforms import (
     EvalTransform,
     ImageSettings,
@@ -353,6 +353,7 @@ class ShapesDataModule(CocoDataModule):
         val_count: Validation images to draw.
         drawing_seed: Determines what is drawn.
         long_side: Pixels of the long side of what is drawn.
+        scene: What is drawn: plain, or framed, where a shape is an object only if it lies within a frame.
         **kwargs: Arguments of `CocoDataModule` about batches and loading.
     """
 
@@ -363,6 +364,7 @@ class ShapesDataModule(CocoDataModule):
         val_count: int = 200,
         drawing_seed: int = 0,
         long_side: int = 256,
+        scene: Scene = "plain",
         **kwargs: Any,
     ) -> None:
         super().__init__(root=folder, short_side=long_side, max_side=long_side, **kwargs)
@@ -373,12 +375,14 @@ class ShapesDataModule(CocoDataModule):
             val=val_count,
             seed=drawing_seed,
             long_side=long_side,
+            scene=scene,
         )
+        self._drawn: Categories = SCENES[scene][0]
 
     @property
     def categories(self) -> Categories:
         """The classes of shapes, known before any is drawn."""
-        return CATEGORIES.with_gaps() if self.label_gaps else CATEGORIES
+        return self._drawn.with_gaps() if self.label_gaps else self._drawn
 
     def prepare_data(self) -> None:
         """Draw the images unless they are there."""

@@ -65,6 +65,13 @@ SHAPES: dict[str, Outline] = {
 """Outlines of about two units a side around the origin, told apart by silhouette at any small rotation."""
 
 
+def frame(stroke: float) -> Outline:
+    """A square of two units a side with a square hole; `stroke` is the width of what is left, in units."""
+    square = SHAPES["square"]
+    closed = np.concatenate([square, square[:1]])
+    return np.concatenate([closed, closed[::-1] * (1 - stroke)])
+
+
 def blob(rng: np.random.Generator) -> Outline:
     """An irregular, elongated, smooth outline: like none of SHAPES, even when it is small."""
     turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)

@@ -1,5 +1,8 @@
 """One generated image: shapes, distractors and crowds, painted over one another, with their annotations.
 
+In a plain scene every shape is an object. In a framed one a shape is an object if it lies within a frame, and
+none if it lies outside, and nothing nearby tells: what is small must be judged by what is seen from afar.
+
 Symbols: an image is (h, w, 3); an item takes one place in it.
 """
 
@@ -9,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fpn.data.outlines import SHAPES, Stamp, blob, rotated, stamp, stroke
+from fpn.data.outlines import SHAPES, Stamp, blob, frame, rotated, stamp, stroke
 from fpn.types import Categories
 
 CATEGORIES = Categories(ids=(1, 2, 4, 5, 7, 8, 11, 13, 16, 19), names=tuple(SHAPES))
+FRAMED_CATEGORIES = Categories((*CATEGORIES.ids, 23), (*CATEGORIES.names, "frame"))
 
 SMALLEST = 6.0
 """Side of the smallest objects, in pixels."""
@@ -76,15 +80,56 @@ def draw_scene(
             _paint(rng, canvas, drawn, corner[0] + dx, corner[1] + dy)
         if item.category is not None:
             annotations.append(_annotation(item, *corner, width, height))
-    canvas += rng.standard_normal((height, width), dtype=np.float32) * np.float32(rng.uniform(1, 9))
+    return _finish(rng, canvas), annotations
+
+
+def draw_framed_scene(
+    rng: np.random.Generator, index: int, long_side: int
+) -> tuple[NDArray[np.uint8], list[Annotation]]:
+    """As `draw_scene`, but shapes are objects within a frame only, and so are the frames themselves."""
+    width, height = (round(long_side * share) for share in _FRAMES[rng.integers(len(_FRAMES))])
+    canvas = _background(rng, width, height)
+    frames, placement = _Placement(rng, width, height), _Placement(rng, width, height)
+    within = np.zeros((height, width), dtype=np.bool_)
+    annotations = []
+    number = 0 if index % EMPTY_EVERY == EMPTY_EVERY // 2 else int(rng.integers(1, 4))
+    largest = long_side * LARGEST
+    for size in sorted(_sizes(rng, number, largest, 0.4 * largest), reverse=True):
+        filled, item = _frame(rng, size)
+        corner = frames.claim(filled)
+        if corner is None:
+            continue
+        placement.place(item, *corner)
+        region, inside = placement.region(filled, *corner)
+        within[region] |= filled.mask[inside]
+        _paint(rng, canvas, item.stamps[0][0], *corner)
+        annotations.append(_annotation(item, *corner, width, height))
+    for size in sorted(_sizes(rng, int(rng.integers(16, 33)), long_side / 4), reverse=True):
+        item = _object(rng, size)
+        corner = placement.claim(item)
+        if corner is None:
+            continue
+        _paint(rng, canvas, item.stamps[0][0], *corner)
+        region, inside = placement.region(item, *corner)
+        # Wholly, or not at all: nothing hides a stroke.
+        if within[region][item.mask[inside]].all():
+            annotations.append(_annotation(item, *corner, width, height))
+    return _finish(rng, canvas), annotations
+
+
+def _finish(rng: np.random.Generator, canvas: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(H, W, 3) bytes with a grain."""
+    canvas += rng.standard_normal(canvas.shape[1:], dtype=np.float32) * np.float32(rng.uniform(1, 9))
     pixels = canvas.clip(0, 255, out=canvas).astype(np.uint8)
-    return np.ascontiguousarray(pixels.transpose(1, 2, 0)), annotations
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
-def _sizes(rng: np.random.Generator, count: int, largest: float) -> NDArray[np.float64]:
+def _sizes(
+    rng: np.random.Generator, count: int, largest: float, smallest: float = SMALLEST
+) -> NDArray[np.float64]:
     """Log-uniform sizes, one from each of `count` equal shares of the range, so that they fit an image."""
     share = (np.arange(count) + rng.random(count)) / max(count, 1)
-    return SMALLEST * (largest / SMALLEST) ** share
+    return smallest * (largest / smallest) ** share
 
 
 def _shape(rng: np.random.Generator, label: int, size: float) -> Stamp:
@@ -96,6 +141,18 @@ def _object(rng: np.random.Generator, size: float) -> _Item:
     label = int(rng.integers(len(SHAPES)))
     drawn = _shape(rng, label, size)
     return _Item(size, drawn.coverage >= 0.5, [(drawn, 0, 0)], VISIBLE, CATEGORIES.ids[label])
+
+
+def _frame(rng: np.random.Generator, size: float) -> tuple[_Item, _Item]:
+    """A frame as far as it reaches, and its stroke alone, none of which may be hidden."""
+    stretched = frame(rng.uniform(5, 9) / size) * np.exp(rng.uniform(-0.2, 0.2, 2))
+    outline = rotated(stretched, rng.uniform(-15, 15))
+    # Without its hole, which follows on the four corners and the first once more.
+    filled, drawn = (stamp(points, size, (0, 0)) for points in (outline[:4], outline))
+    category = FRAMED_CATEGORIES.ids[-1]
+    return _Item(size, filled.coverage > 0, [], 1.0), _Item(
+        size, drawn.coverage > 0, [(drawn, 0, 0)], 1.0, category
+    )
 
 
 def _distractor(rng: np.random.Generator, size: float) -> _Item:
@@ -134,20 +191,31 @@ class _Placement:
     def claim(self, item: _Item, tries: int = 60) -> tuple[int, int] | None:
         """Claim a random place and return its upper left corner (x, y); None where no place is found."""
         height, width = item.mask.shape
-        area = np.count_nonzero(item.mask)
         # Cut at the border, the smallest would fall below the least size.
         cut = 1 - VISIBLE if item.size > 2 * SMALLEST and self.rng.random() < 0.25 else 0.0
         for _ in range(tries):
             x, y = self._offset(width, self.width, cut), self._offset(height, self.height, cut)
-            frame, inside = _overlap(x, y, width, height, self.width, self.height)
-            visible = item.mask[inside]
-            count = np.count_nonzero(visible)
-            hidden = np.bincount(self.seen[frame][visible], minlength=len(self.spare))
-            if count >= item.keep * area and (hidden <= self.spare).all():
-                self.spare = np.append(self.spare - hidden, count - item.keep * area)
-                self.seen[frame][visible] = len(self.spare) - 1
+            if self.place(item, x, y):
                 return x, y
         return None
+
+    def place(self, item: _Item, x: int, y: int) -> bool:
+        """Whether an item may lie at a place, where it does from now on."""
+        region, inside = self.region(item, x, y)
+        visible = item.mask[inside]
+        count = np.count_nonzero(visible)
+        hidden = np.bincount(self.seen[region][visible], minlength=len(self.spare))
+        spare = count - item.keep * np.count_nonzero(item.mask)
+        if spare < 0 or (hidden > self.spare).any():
+            return False
+        self.spare = np.append(self.spare - hidden, spare)
+        self.seen[region][visible] = len(self.spare) - 1
+        return True
+
+    def region(self, item: _Item, x: int, y: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The rows and columns that an item at (x, y) and the image share: of the image, and of the item."""
+        height, width = item.mask.shape
+        return _overlap(x, y, width, height, self.width, self.height)
 
     def _offset(self, length: int, frame: int, cut: float) -> int:
         low, high = sorted((0, frame - length))

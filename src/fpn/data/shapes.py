@@ -7,33 +7,52 @@ gradients and stripes are drawn alike for every class, and for blobs and wavy st
 Objects lie over one another and over the border, each at least 70 % visible. One image in 20 has a crowd
 region, one in 25 no annotation.
 
+In the framed set, up to 32 shapes of 6 to 64 pixels are strewn over each image, and only those within one
+of its one to three frames of 77 to 192 pixels, which are objects too, are objects: what a shape is cannot be
+told without its surroundings. One image in 25 has no frame, and so no annotation.
+
 Boxes and areas are those of the part inside the image, whether or not another object lies over it; polygons
-run on beyond the image's border. Image i of a split depends on the seed, the split, i and `long_side` only,
-and is the same to the last bit on the same versions of NumPy and Pillow.
+run on beyond the image's border. Image i of a split depends on the seed, the split, i, the scene and
+`long_side` only, and is the same to the last bit on the same versions of NumPy and Pillow.
 """
 
 import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from fpn.data.scene import CATEGORIES, Annotation, draw_scene
+from fpn.data.scene import (
+    CATEGORIES,
+    FRAMED_CATEGORIES,
+    Annotation,
+    draw_framed_scene,
+    draw_scene,
+)
 from fpn.errors import InputError
 
 _MANIFEST = "shapes.json"
 _FORMAT = {"format": "fpn shapes", "version": 1}
 """The version goes up with every change of what is drawn, so that older sets are told apart."""
+Scene = Literal["plain", "framed"]
+SCENES = {"plain": (CATEGORIES, draw_scene), "framed": (FRAMED_CATEGORIES, draw_framed_scene)}
+"""What can be drawn: its categories, and what draws an image of it."""
 _SPLITS = ("train2017", "val2017")
 
 
 def generate_shapes(
-    out: Path, *, train: int = 2000, val: int = 200, seed: int = 0, long_side: int = 256
+    out: Path,
+    *,
+    train: int = 2000,
+    val: int = 200,
+    seed: int = 0,
+    long_side: int = 256,
+    scene: Scene = "plain",
 ) -> None:
     """Write the data set, unless it is there already with the same parameters.
 
@@ -45,6 +64,7 @@ def generate_shapes(
         val: Validation images.
         seed: Any whole number from 0.
         long_side: Greatest width or height of an image, in pixels, at least 64.
+        scene: plain, or framed.
 
     Raises:
         InputError: A parameter is out of range, or `out` holds something else, or shapes of other parameters.
@@ -54,7 +74,9 @@ def generate_shapes(
             raise InputError(f"{name} of the shapes is {value}: give at least {least}")
     if long_side < 64:
         raise InputError(f"long_side of the shapes is {long_side} pixels: give at least 64")
-    manifest = _manifest(train=train, val=val, seed=seed, long_side=long_side)
+    if scene not in SCENES:
+        raise InputError(f"there is no scene {scene!r} of shapes; there are {', '.join(SCENES)}")
+    manifest = _manifest(train=train, val=val, seed=seed, long_side=long_side, scene=scene)
     found = _read_manifest(out)
     if found == manifest:
         return
@@ -68,23 +90,29 @@ def generate_shapes(
         made = Path(beside, "made")
         (made / "annotations").mkdir(parents=True)
         for split, count in enumerate((train, val)):
-            _write_split(made, split, count, seed, long_side)
+            _write_split(made, split, count, seed, long_side, scene)
         (made / _MANIFEST).write_text(json.dumps(manifest))
         # Another process may have been quicker.
-        if not shapes_are_complete(out, train=train, val=val, seed=seed, long_side=long_side):
+        if not shapes_are_complete(out, train=train, val=val, seed=seed, long_side=long_side, scene=scene):
             if out.exists():
                 out.rename(Path(beside, "replaced"))
             made.rename(out)
 
 
 def shapes_are_complete(
-    out: Path, *, train: int = 2000, val: int = 200, seed: int = 0, long_side: int = 256
+    out: Path,
+    *,
+    train: int = 2000,
+    val: int = 200,
+    seed: int = 0,
+    long_side: int = 256,
+    scene: Scene = "plain",
 ) -> bool:
     """Say whether `out` holds the data set that `generate_shapes` makes of the same parameters."""
-    return _read_manifest(out) == _manifest(train=train, val=val, seed=seed, long_side=long_side)
+    return _read_manifest(out) == _manifest(train=train, val=val, seed=seed, long_side=long_side, scene=scene)
 
 
-def _manifest(**parameters: int) -> dict[str, Any]:
+def _manifest(**parameters: int | str) -> dict[str, Any]:
     return {**_FORMAT, **parameters}
 
 
@@ -97,14 +125,15 @@ def _read_manifest(out: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("format") == _FORMAT["format"] else None
 
 
-def _write_split(root: Path, split: int, count: int, seed: int, long_side: int) -> None:
+def _write_split(root: Path, split: int, count: int, seed: int, long_side: int, scene: Scene) -> None:
+    known, draw = SCENES[scene]
     name = _SPLITS[split]
     (root / name).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[Annotation] = []
     console = Console(stderr=True)
     for index in track(range(count), f"Drawing {name}", console=console, disable=not sys.stderr.isatty()):
-        pixels, found = draw_scene(np.random.default_rng([seed, split, index]), index, long_side)
+        pixels, found = draw(np.random.default_rng([seed, split, index]), index, long_side)
         height, width, _ = pixels.shape
         # As in COCO, no id is found in both splits.
         image_id = 1_000_000 * split + index + 1
@@ -116,7 +145,7 @@ def _write_split(root: Path, split: int, count: int, seed: int, long_side: int) 
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
     categories = [
         {"id": category, "name": name, "supercategory": "shape"}
-        for category, name in zip(CATEGORIES.ids, CATEGORIES.names, strict=True)
+        for category, name in zip(known.ids, known.names, strict=True)
     ]
     content = {
         "info": {"description": "Generated shapes", "version": "1"},

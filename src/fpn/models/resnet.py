@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torchvision.models import get_model_weights, list_models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fpn.errors import InputError
@@ -21,6 +21,7 @@ from fpn.weights import check_weights, download, read_any, state_dict
 Norm = Literal["frozen", "batch", "group"]
 
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
@@ -40,7 +41,8 @@ class ResNet(nn.Module):
     """A ResNet without its classifier, from pixels to {C2, …}.
 
     Args:
-        name: resnet18, resnet34, resnet50 or resnet101.
+        name: resnet18, resnet34, resnet50 or resnet101; or resnet10, of one block a stage, whose finest map
+            sees as small a share of a small image as ResNet-50's of a large one.
         weights: ImageNet weights to start from: a name of torchvision's, as IMAGENET1K_V1, or a file with a
             ResNet's state dict, torchvision's or MSRA's of Detectron and Detectron2 (R-50.pkl: the paper's
             own); null starts from random ones.
@@ -59,7 +61,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50",
+        name: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50",
         weights: str | None = None,
         norm: Norm = "frozen",
         norm_eps: float = 1e-5,
@@ -215,9 +217,10 @@ def _read_weights(name: str, weights: str, norm_eps: float) -> tuple[dict[str, T
         # As Detectron2's converter of torchvision's weights signs its files.
         msra = content.get("__author__") != "torchvision"
         return from_msra(state, norm_eps, caffe_images=msra), msra
-    names: Sequence[str] = list(get_model_weights(name).__members__)
+    names: Sequence[str] = list(get_model_weights(name).__members__) if name in list_models() else []
     if weights not in names:
-        raise InputError(f"{name} has no weights {weights!r}; there are {', '.join(names)}, or give a file")
+        there = f"there are {', '.join(names)}, or" if names else "none are published:"
+        raise InputError(f"{name} has no weights {weights!r}; {there} give a file")
     published = get_model_weights(name)[weights]
     instead = "set model.detector.bottom_up.weights to a file, or to null with norm: batch (or group) "
     return download(published, instead + "and frozen_stages: 0"), False
