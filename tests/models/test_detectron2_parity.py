@@ -56,6 +56,14 @@ def weights() -> State:
     return peer.detector_weights()
 
 
+@pytest.fixture
+def _resized_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grey level moves two objects of 97 across the threshold; resizing is compared by itself."""
+    monkeypatch.setattr(
+        peer, "resize", lambda image, size: image_ops.resize(image, list(size), antialias=True)
+    )
+
+
 @pytest.fixture(scope="module")
 def ours(weights: State) -> FasterRCNN:
     detector = load_detectron2(weights)
@@ -97,6 +105,7 @@ def assert_found(found: Detections, expected: Sequence[Scored] | None) -> None:
     assert missing(found, expected, pixels=1e-2, score=1e-4) == []
 
 
+@pytest.mark.usefixtures("_resized_alike")
 @pytest.mark.parametrize(("limits", "size"), [*((SMALL, size) for size in SIZES), (LARGE, (333, 361))])
 def test_objects_are_the_same(
     weights: State, ours: FasterRCNN, limits: Limits, size: tuple[int, int]
@@ -109,13 +118,8 @@ def test_objects_are_the_same(
     assert_found(found, expected.objects)
 
 
-def test_objects_of_a_batch_are_the_same(
-    weights: State, ours: FasterRCNN, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A grey level moves two objects of 97 across the threshold; resizing is compared by itself.
-    monkeypatch.setattr(
-        peer, "resize", lambda image, size: image_ops.resize(image, list(size), antialias=True)
-    )
+@pytest.mark.usefixtures("_resized_alike")
+def test_objects_of_a_batch_are_the_same(weights: State, ours: FasterRCNN) -> None:
     images = [picture(size, seed) for seed, size in enumerate(SIZES[:2])]
     canvases = [peer.prepare(image, SMALL)[0].shape[-2:] for image in images]
     canvas = max(h for h, _ in canvases), max(w for _, w in canvases)
@@ -125,6 +129,7 @@ def test_objects_of_a_batch_are_the_same(
         assert_found(one, peer.infer(weights, image, SMALL, canvas).objects)
 
 
+@pytest.mark.usefixtures("_resized_alike")
 def test_proposals_of_an_rpn_are_the_same(weights: State) -> None:
     alone = peer.without_roi_heads(weights)
     detector = load_detectron2(alone)
@@ -140,6 +145,7 @@ def test_proposals_of_an_rpn_are_the_same(weights: State) -> None:
     assert_found(found, proposals)
 
 
+@pytest.mark.usefixtures("_resized_alike")
 def test_objects_on_resnet101_are_the_same() -> None:
     weights = peer.detector_weights(101, classes=3)
     detector = load_detectron2(weights)
