@@ -1,5 +1,6 @@
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,21 @@ def test_a_pyramid_is_all_scales_merged(predictor: Predictor) -> None:
         assert (box_iou(own, own).fill_diagonal_(0) <= 0.5).all()
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)]
+)
+def test_half_precision_is_the_layers_own(predictor: Predictor, precision: Any, dtype: torch.dtype) -> None:
+    """The same as the whole call within torch's own autocast, and not the same as in float32."""
+    image = torch.randint(0, 256, (3, 48, 70), dtype=torch.uint8)
+    half = Predictor(predictor.detector, short_side=64, max_side=100, precision=precision)
+    found, single = half([image])[0], predictor([image])[0]
+    with torch.autocast("cpu", dtype):
+        expected = predictor([image])[0]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert not torch.equal(found.scores, single.scores)
+
+
 def test_prepared_batches_are_taken_too(predictor: Predictor) -> None:
     image = torch.randint(0, 256, (3, 48, 70), dtype=torch.uint8)
     nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
@@ -115,6 +131,11 @@ def test_sides_are_positive(predictor: Predictor) -> None:
     for sides in ({"short_side": 0}, {"max_side": -1}, {"short_sides": [64, 0]}):
         with pytest.raises(InputError, match="sides are pixels"):
             Predictor(predictor.detector, **sides)
+
+
+def test_precisions_are_listed(predictor: Predictor) -> None:
+    with pytest.raises(InputError, match="no precision 'bf16'; there are 32-true, bf16-mixed, 16-mixed"):
+        Predictor(predictor.detector, precision="bf16")  # type: ignore[arg-type]
 
 
 def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:

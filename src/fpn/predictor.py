@@ -1,6 +1,7 @@
 """Images in, boxes in the pixels of these images out."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fpn.data.transforms import ImageSettings, Sample, collate_scales
 from fpn.errors import InputError
 from fpn.models.detectors import Detector
 from fpn.models.optimized import optimized
-from fpn.types import Batch, Categories, Detections, Targets
+from fpn.types import PRECISIONS, Batch, Categories, Detections, Precision, Targets
 
 Picture = Tensor | Image.Image | str | Path
 
@@ -34,9 +35,11 @@ class Predictor:
             boxes are looked for at all of them, the long side's limit being in proportion, and
             merged.
         categories: what the labels mean; boxes of classes that have no category are left out.
+        precision: of the network's layers; boxes are float32 in any.
 
     Raises:
-        InputError: the detector finds objects in given proposals only, or a side is not positive.
+        InputError: the detector finds objects in given proposals only, a side is not positive, or there is
+            no such precision.
     """
 
     scales: list[ImageSettings]
@@ -51,6 +54,7 @@ class Predictor:
         settings: ImageSettings = ImageSettings(),
         short_sides: Sequence[int] = (),
         categories: Categories | None = None,
+        precision: Precision = "32-true",
     ) -> None:
         if detector.reads_proposals:
             raise InputError(
@@ -59,16 +63,23 @@ class Predictor:
             )
         if min(short_side, max_side, *short_sides) < 1:
             raise InputError(f"sides are pixels, not {min(short_side, max_side, *short_sides)}")
+        if precision not in PRECISIONS:
+            raise InputError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
         self.device = torch.device(device) if device is not None else next(detector.parameters()).device
         self.detector = optimized(detector.to(self.device))
         settings = replace(settings, short_side=short_side, max_side=max_side)
         self.scales = [settings.at(side) for side in short_sides] or [settings]
         self.categories = categories if detector.finds_objects else None
         self._pyramid = len(short_sides) > 0
+        self._half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
 
     @classmethod
     def of(
-        cls, trained: Trained, device: torch.device | str | None = None, short_sides: Sequence[int] = ()
+        cls,
+        trained: Trained,
+        device: torch.device | str | None = None,
+        short_sides: Sequence[int] = (),
+        precision: Precision = "32-true",
     ) -> "Predictor":
         """A predictor of a loaded checkpoint, with the image size it was trained for.
 
@@ -76,13 +87,14 @@ class Predictor:
             trained: the checkpoint.
             device: as for a new predictor.
             short_sides: as for a new predictor.
+            precision: as for a new predictor.
 
         Raises:
             InputError: as for a new predictor.
         """
         image = trained.image
         sides = (image.short_side, image.max_side)
-        return cls(trained.detector, *sides, device, image, short_sides, trained.categories)
+        return cls(trained.detector, *sides, device, image, short_sides, trained.categories, precision)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Picture]) -> list[Detections]:
@@ -118,12 +130,13 @@ class Predictor:
             N detections on the CPU, best first, boxes in pixels of the original images.
         """
         batches = [batch._replace(images=batch.images.to(self.device), targets=None) for batch in batches]
-        if self._pyramid:
-            proposals, detections = self.detector.over_scales(batches)
-            found = proposals if detections is None else detections
-        else:
-            (batch,) = batches
-            found = self.detector.detect(batch)
+        with nullcontext() if self._half is None else torch.autocast(self.device.type, self._half):
+            if self._pyramid:
+                proposals, detections = self.detector.over_scales(batches)
+                found = proposals if detections is None else detections
+            else:
+                (batch,) = batches
+                found = self.detector.detect(batch)
         if self.categories is not None:
             found = [one.among(self.categories) for one in found]
         return [Detections(*(part.cpu() for part in one)) for one in found]

@@ -7,7 +7,7 @@ d channels of the pyramid. Boxes are float32 (x1, y1, x2, y2) in pixels. A size 
 Levels are the paper's numbers (Sec. 3): `c[4]` is C4, `p[2]` is P2, and level k has a stride of 2**k pixels.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ Features = dict[int, Tensor]
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+"""Lightning's names of the precisions in which boxes are reckoned with in float32."""
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 NO_CATEGORY = "(no category)"

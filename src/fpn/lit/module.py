@@ -25,11 +25,8 @@ from fpn.evaluation import BoxAP, Engine, ProposalRecall
 from fpn.lit.schedule import Schedule
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.models.optimized import optimized
-from fpn.types import Batch, Inference
+from fpn.types import PRECISIONS, Batch, Inference
 from fpn.weights import check_weights
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-"""Those in which boxes are reckoned with in float32."""
 
 
 class StepError(InputError):
