@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_json"},
     "study": GROUND | {"models", "checkpoints", "study"},
+    "analysis": GROUND | {"ops", "models", "data", "checkpoints", "analysis"},
     "benchmark": GROUND
     | {"ops", "models", "data", "evaluation", "study", "peers", "predictor", "allocator", "benchmark"},
     "pictures": GROUND,

@@ -86,13 +86,16 @@ def draw_scene(
 def draw_framed_scene(
     rng: np.random.Generator, index: int, long_side: int
 ) -> tuple[NDArray[np.uint8], list[Annotation]]:
-    """As `draw_scene`, but shapes are objects within a frame only, and so are the frames themselves."""
+    """As `draw_scene`, but shapes are objects within a frame only, and so are the frames themselves.
+
+    A frame's area is what it encloses.
+    """
     width, height = (round(long_side * share) for share in _FRAMES[rng.integers(len(_FRAMES))])
     canvas = _background(rng, width, height)
     frames, placement = _Placement(rng, width, height), _Placement(rng, width, height)
     within = np.zeros((height, width), dtype=np.bool_)
     annotations = []
-    number = 0 if index % EMPTY_EVERY == EMPTY_EVERY // 2 else int(rng.integers(1, 4))
+    number = 0 if index % EMPTY_EVERY == EMPTY_EVERY // 2 else int(rng.integers(1, 3))
     largest = long_side * LARGEST
     for size in sorted(_sizes(rng, number, largest, 0.4 * largest), reverse=True):
         filled, item = _frame(rng, size)
@@ -103,8 +106,9 @@ def draw_framed_scene(
         region, inside = placement.region(filled, *corner)
         within[region] |= filled.mask[inside]
         _paint(rng, canvas, item.stamps[0][0], *corner)
-        annotations.append(_annotation(item, *corner, width, height))
-    for size in sorted(_sizes(rng, int(rng.integers(16, 33)), long_side / 4), reverse=True):
+        enclosed = _annotation(filled, *corner, width, height)["area"]
+        annotations.append({**_annotation(item, *corner, width, height), "area": enclosed})
+    for size in sorted(_sizes(rng, int(rng.integers(48, 81)), long_side * 3 / 16), reverse=True):
         item = _object(rng, size)
         corner = placement.claim(item)
         if corner is None:
@@ -144,15 +148,16 @@ def _object(rng: np.random.Generator, size: float) -> _Item:
 
 
 def _frame(rng: np.random.Generator, size: float) -> tuple[_Item, _Item]:
-    """A frame as far as it reaches, and its stroke alone, none of which may be hidden."""
+    """A frame with what it encloses, and its stroke alone, none of which may be hidden."""
     stretched = frame(rng.uniform(5, 9) / size) * np.exp(rng.uniform(-0.2, 0.2, 2))
     outline = rotated(stretched, rng.uniform(-15, 15))
     # Without its hole, which follows on the four corners and the first once more.
     filled, drawn = (stamp(points, size, (0, 0)) for points in (outline[:4], outline))
     category = FRAMED_CATEGORIES.ids[-1]
-    return _Item(size, filled.coverage > 0, [], 1.0), _Item(
-        size, drawn.coverage > 0, [(drawn, 0, 0)], 1.0, category
+    whole, stroke_alone = (
+        _Item(size, one.coverage > 0, [(one, 0, 0)], 1.0, category) for one in (filled, drawn)
     )
+    return whole, stroke_alone
 
 
 def _distractor(rng: np.random.Generator, size: float) -> _Item:

@@ -7,9 +7,9 @@ gradients and stripes are drawn alike for every class, and for blobs and wavy st
 Objects lie over one another and over the border, each at least 70 % visible. One image in 20 has a crowd
 region, one in 25 no annotation.
 
-In the framed set, up to 32 shapes of 6 to 64 pixels are strewn over each image, and only those within one
-of its one to three frames of 77 to 192 pixels, which are objects too, are objects: what a shape is cannot be
-told without its surroundings. One image in 25 has no frame, and so no annotation.
+In the framed set, up to 80 shapes of 6 to 48 pixels are strewn over each image, and only those within its
+frame or two of 77 to 192 pixels, which are objects too, are objects: what a shape is cannot be told without
+its surroundings. One image in 25 has no frame, and so no annotation.
 
 Boxes and areas are those of the part inside the image, whether or not another object lies over it; polygons
 run on beyond the image's border. Image i of a split depends on the seed, the split, i, the scene and

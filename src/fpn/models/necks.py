@@ -3,13 +3,13 @@
 Every neck is built from the channels of the C levels and maps Features to Features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fpn.errors import InputError
-from fpn.types import Features
+from fpn.types import Features, Size
 
 
 class Neck(nn.Module):
@@ -24,6 +24,11 @@ class Neck(nn.Module):
     inputs: tuple[int, ...]
     levels: tuple[int, ...]
     channels: int
+
+
+def nearest(x: Tensor, size: Size) -> Tensor:
+    """A map enlarged to (height, width) by repeating its cells, as the paper does for simplicity (Sec. 3)."""
+    return F.interpolate(x, size=size, mode="nearest")
 
 
 class FeaturePyramid(Neck):
@@ -87,17 +92,27 @@ class FeaturePyramid(Neck):
 
     def forward(self, c: Features) -> Features:
         """From {k: C_k} to {k: P_k}, each (N, channels, h_k, w_k)."""
+        merged = self.merge(c)
+        return {k: self.smooths[str(k)](merged[k]) if self.smooths else merged[k] for k in self.levels}
+
+    def merge(self, c: Features, upsample: Callable[[Tensor, Size], Tensor] = nearest) -> Features:
+        """The pathway's maps before the 3×3: {k: 1×1 of C_k + the enlarged map of the level above}.
+
+        Args:
+            c: the bottom-up's maps.
+            upsample: enlarges a map to a (height, width).
+        """
         merged: Features = {}
         above = None
         for k in self.path:
             x = self.laterals[str(k)](c[k]) if str(k) in self.laterals else None
             if self.top_down and above is not None:
                 # To the finer map's own size: an odd map is not half of the next.
-                up = F.interpolate(above, size=c[k].shape[-2:], mode="nearest")
+                up = upsample(above, (c[k].shape[-2], c[k].shape[-1]))
                 x = up if x is None else x + up
             assert x is not None  # the constructor refuses a level without input
             merged[k] = above = x
-        return {k: self.smooths[str(k)](merged[k]) if self.smooths else merged[k] for k in self.levels}
+        return merged
 
 
 class SingleLevel(Neck):

@@ -1,0 +1,1 @@
+"""Measurements of trained detectors that answer what a reader of the paper asks next."""
