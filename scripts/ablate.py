@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("table", metavar="TABLE", help=f"which of the paper's experiments: {', '.join(TABLES)}")
     add("--rows", nargs="+", default=[], metavar="ROW", help="only these rows; by default all")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="a run for each; by default 0")
-    add("--data", default="coco", metavar="DATA", help="coco (the default), shapes, or FILE.yaml")
+    add("--data", default="coco", metavar="DATA", help="coco (the default), shapes, framed, or FILE.yaml")
     add("--family", default="paper", choices=["paper", "modern"], help="which recipe; by default the paper's")
     add("--out", default="runs/study", metavar="OUT", help="folder of the study; by default %(default)s")
     add(

@@ -32,13 +32,15 @@ def test_enlarged_maps_by_a_loop() -> None:
     coarse = torch.randn(2, 3, 4, 5)
     repeated = np.repeat(np.repeat(coarse.numpy(), 2, axis=2), 2, axis=3)
     np.testing.assert_array_equal(UPSAMPLINGS["nearest"](coarse, (8, 10)), repeated)
-    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
-    padded = np.pad(repeated, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
-    expected = np.zeros_like(repeated)
-    for i in range(8):
-        for j in range(10):
-            expected[..., i, j] = (padded[..., i : i + 3, j : j + 3] * kernel).sum(axis=(-2, -1))
-    np.testing.assert_allclose(UPSAMPLINGS["blurred"](coarse, (8, 10)), expected, atol=1e-6)
+    for name, weights in (("blurred", [1, 4, 6, 4, 1]), ("bilinear", [1, 2, 1])):
+        kernel, reach = np.outer(weights, weights) / sum(weights) ** 2, len(weights) // 2
+        padded = np.pad(repeated, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
+        expected = np.zeros_like(repeated)
+        for i in range(8):
+            for j in range(10):
+                window = padded[..., i : i + len(weights), j : j + len(weights)]
+                expected[..., i, j] = (window * kernel).sum(axis=(-2, -1))
+        np.testing.assert_allclose(UPSAMPLINGS[name](coarse, (8, 10)), expected, atol=1e-6)
     # Of straight lines, bilinear gives the line itself, but for the ends.
     ramp = torch.arange(6.0).expand(1, 1, 6, 6)
     line = UPSAMPLINGS["bilinear"](ramp, (12, 12))[0, 0, 0, 1:-1]

@@ -2,7 +2,7 @@
 
 A row's file says what the detector is, the files of a family (`paper`, `modern`) how it is trained:
 
-    configs/base.yaml, [configs/scale/pocket.yaml,] configs/TABLE/ROW.yaml, configs/FAMILY/….yaml
+    configs/base.yaml, [configs/scale/….yaml,] configs/TABLE/ROW.yaml, configs/FAMILY/….yaml
 """
 
 import json
@@ -79,13 +79,19 @@ TABLES: dict[str, dict[str, Row]] = {
 }
 
 FAMILIES = ("paper", "modern")
-SCALES = {"coco": None, "shapes": CONFIGS / "scale" / "pocket.yaml"}
+_POCKET = CONFIGS / "scale" / "pocket.yaml"
+SCALES: dict[str, tuple[Path, ...]] = {
+    "coco": (),
+    "shapes": (_POCKET,),
+    "framed": (_POCKET, CONFIGS / "scale" / "framed.yaml"),
+}
+"""The files between base and row, by data set."""
 
 
 class _Runs(NamedTuple):
     """What all runs of a plan have in common."""
 
-    scale: Path | None
+    scale: tuple[Path, ...]
     family: str
     data: str
     out: Path
@@ -94,9 +100,9 @@ class _Runs(NamedTuple):
 
     def configs(self, row: Row, *protocols: str) -> list[str]:
         """The configuration files of one training, from the general to the particular."""
-        files = [CONFIGS / "base.yaml", self.scale, CONFIGS / row.file]
+        files = [CONFIGS / "base.yaml", *self.scale, CONFIGS / row.file]
         files += [CONFIGS / self.family / f"{name}.yaml" for name in protocols]
-        return [word for file in files if file is not None for word in ("--config", _shown(file))]
+        return [word for file in files for word in ("--config", _shown(file))]
 
 
 def plan(
@@ -119,7 +125,7 @@ def plan(
         rows: as c; none for all of the table.
         seeds: one run of each row for each.
         family: paper or modern.
-        data: coco, shapes, or a configuration file of the user's own between base and row.
+        data: coco, shapes, framed, or a configuration file of the user's own between base and row.
         out: folder of the study.
         wandb: log to Weights & Biases too, grouped by table and row, tagged with the toggles.
         given: further arguments of every `fpn fit` and `fpn test`.
@@ -139,8 +145,8 @@ def plan(
         raise InputError(
             f"{table} is about training in steps, which the modern family does not: leave out --family"
         )
-    scale = SCALES[data] if data in SCALES else Path(data)
-    if scale is not None and not scale.is_file():
+    scale = SCALES.get(data, (Path(data),))
+    if not all(file.is_file() for file in scale):
         raise InputError(f"data {data!r} is none of {', '.join(SCALES)}, nor a configuration file")
     runs = _Runs(scale, family, data, Path(out), wandb, tuple(given))
     tasks = [

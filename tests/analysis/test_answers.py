@@ -1,0 +1,89 @@
+"""The measures of a study's detectors, by the script, from a study that is trained here for a step a row."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from fpn.data.shapes import generate_shapes
+from fpn.lit.cli import main
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "questions.py"
+ROWS = {"c": [], "c_no_smoothing": ["--model.detector.neck.smooth", "false"]}
+SETTINGS = """
+trainer: {max_steps: 1, limit_val_batches: 0, accelerator: cpu, enable_model_summary: false, logger: false}
+model:
+  detector:
+    class_path: fpn.ProposalNetwork
+    init_args:
+      bottom_up: {name: resnet10, width: 4, norm: batch}
+      neck: {channels: 8}
+  schedule: {steps: 1, milestones: [], warmup_steps: 0, reference_images: 2}
+data: {short_side: 64, max_side: 96, batch_size: 2, num_workers: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    generate_shapes(folder / "data", train=4, val=2, long_side=96)
+    (folder / "settings.yaml").write_text(SETTINGS)
+    for row, words in ROWS.items():
+        own = folder / "table1" / row / "seed_0"
+        given = [
+            "fit",
+            "--config",
+            str(folder / "settings.yaml"),
+            "--data.root",
+            str(folder / "data"),
+            *words,
+        ]
+        main([*given, "--trainer.default_root_dir", str(own)])
+        (last,) = own.rglob("last.ckpt")
+        last.rename(own / "last.ckpt")
+        about = {"table": "table1", "row": row, "name": row, "seed": 0, "family": "paper", "data": "shapes"}
+        (own / "run.json").write_text(json.dumps(about))
+    return folder
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["questions.py", *map(str, words)])
+    with pytest.raises(SystemExit) as ending:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return int(ending.value.code or 0)
+
+
+def test_every_run_is_measured(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "told.json"
+    assert ask(monkeypatch, study, "--data", study / "data", "--images", 2, "--out", out) == 0
+    told = {one["row"]: one for one in json.loads(out.read_text())}
+    assert set(told) == set(ROWS)
+    assert str(out) in capsys.readouterr().out.replace("\n", "")
+    for row, one in told.items():
+        assert set(one["drifts"]) == {str(shift) for shift in range(1, 9)}
+        assert set(one["likeness"]) == {"2-3", "3-4", "4-5"}
+        for level in ("2", "3"):
+            before, after = (one["block_edges"][level][name] for name in ("nearest", "smoothed"))
+            assert (before == after) == (row == "c_no_smoothing")
+            assert one["block_edges"][level]["bilinear"] < before
+    assert set(told["c"]["gains"]) == {"2", "3", "4", "5"}
+    assert "gains" not in told["c_no_smoothing"]
+
+
+def test_mistakes_are_one_line(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ("--data", study / "data")
+    for words, message in (
+        ((study, *data, "--rows", "d"), "has no run of table1, rows d"),
+        ((tmp_path / "absent", *data), "no such folder"),
+        ((study, "--data", tmp_path), "instances_val2017.json"),
+    ):
+        assert ask(monkeypatch, *words) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
