@@ -5,7 +5,7 @@ LOWEST := .venv-lowest
 PYTHON ?= python3
 UV := $(shell command -v uv 2> /dev/null)
 
-.PHONY: quickstart test test-lowest lint clean
+.PHONY: quickstart test test-lowest notebooks lint clean
 
 quickstart: $(VENV)/.installed  ## train, test and look at a small detector, from nothing, in minutes
 	$(BIN)/python scripts/quickstart.py
@@ -15,6 +15,9 @@ test: $(VENV)/.installed  ## the whole test suite, a process for each core
 
 test-lowest: $(LOWEST)/.installed  ## the test suite with the lowest versions that are supported
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+notebooks: $(VENV)/.installed  ## the notebooks, from top to bottom
+	$(BIN)/jupyter execute notebooks/*.ipynb
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,28 @@
+"""What the notebooks begin with: the project's root as working directory, a detector, and its data."""
+
+import os
+from pathlib import Path
+
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+from fpn.lit.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = "--data.train_count 500 --data.val_count 60 --model.schedule.steps 240 --trainer.limit_val_batches 0"
+LOGGER = "{class_path: fpn.lit.metrics_file.MetricsFile, init_args: {save_dir: runs, name: notebooks}}"
+
+
+def begin() -> None:
+    """Work from the project's root; figures are JPEG, which keeps the notebooks small."""
+    os.chdir(ROOT)
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
+
+
+def detector_and_data() -> tuple[Path, Path]:
+    """The checkpoint of `make quickstart` and its data; without it, of one trained here for a minute."""
+    for name, data in (("quickstart", "shapes"), ("notebooks", "notebooks")):
+        if found := sorted(Path("runs", name).glob("version_*/checkpoints/last.ckpt")):
+            return found[-1], Path("datasets", data)
+    words = ["--data.folder", "datasets/notebooks", "--trainer.logger", LOGGER, *SHORT.split()]
+    main(["fit", "--config", "configs/quickstart.yaml", *words])
+    return detector_and_data()
