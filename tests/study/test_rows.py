@@ -237,9 +237,9 @@ def test_rows_at_pocket_scale() -> None:
         config = resolved(task.steps[0].arguments)
         parts = config["model"]["detector"]["init_args"]
         bottom_up = parts["bottom_up"]["init_args"]
-        depth = next((d for d in ("resnet101", "resnet50") if d in name), "resnet18")
+        depth = next((d for d in ("resnet101", "resnet50") if d in name), "resnet10")
         assert (bottom_up["name"], bottom_up["width"], bottom_up["weights"]) == (depth, 16, None)
-        assert config["model"]["schedule"]["length"] == 0.01
+        assert config["model"]["schedule"]["length"] == 0.04
         assert config["data"]["class_path"].endswith("ShapesDataModule")
         if "rpn" in parts:
             assert parts["rpn"]["init_args"]["size_factor"] == 0.25
