@@ -106,6 +106,17 @@ def test_the_papers_numbers() -> None:
         paper.table("table9")
 
 
+def test_recall_of_ten_proposals_comes_from_the_curves(tmp_path: Path) -> None:
+    """The curve's word stands in where scores.json has none, and only there."""
+    run(tmp_path / "c", ar(0.5), curves=curves(0.25))
+    run(tmp_path / "d", ar(0.4), row="d")
+    tables, _ = parsed(write_report([tmp_path], tmp_path / "out"))
+    table = tables["Table 1, paper, on coco"]
+    assert (table["c"]["ours"]["AR@10"], table["c"]["ours"]["AR@1000"]) == ("25.0", "50.0")
+    assert table["c"]["paper"]["AR@10"] == "-"
+    assert table["d"]["ours"]["AR@10"] == "not scored"
+
+
 def test_means_deviations_and_differences(tmp_path: Path) -> None:
     # 56, 57 and 61: mean 58, squared distances 4 + 1 + 9 over two, so a deviation of √7 = 2.6.
     for seed, value in enumerate((0.56, 0.57, 0.61)):

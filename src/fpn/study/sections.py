@@ -16,7 +16,7 @@ class Layout(NamedTuple):
 
     heading: str
     columns: tuple[str, ...]
-    """By their names in the paper, or in scores.json where the paper has none."""
+    """By their names in the paper, or in scores.json where the paper has none; AR@N as curves.json has N."""
     ranked: tuple[str, ...] = ()
     """The columns by which the order of the rows is compared."""
     reference: str = ""
@@ -32,7 +32,16 @@ COST = ("seconds", "peak_memory_mb")
 LAYOUTS = {
     "table1": Layout(
         "Table 1",
-        ("anchors", "AR@100", "AR@1000", "AR@1000_small", "AR@1000_medium", "AR@1000_large"),
+        (
+            "anchors",
+            "AR@10",
+            "AR@100",
+            "AR@100_small",
+            "AR@1000",
+            "AR@1000_small",
+            "AR@1000_medium",
+            "AR@1000_large",
+        ),
         ("AR@1000", "AR@100"),
         "c",
         "proposal_",
@@ -93,7 +102,8 @@ class Section(NamedTuple):
         if column == "anchors":
             return [float(run.anchors) for run in row.runs if run.anchors is not None]
         key, factor = self.layout.prefix + column, 1 if column in PLAIN else 100
-        return [factor * run.scores[key] for run in row.finished if run.scores and key in run.scores]
+        scores = [_curve_scores(run) | (run.scores or {}) for run in row.finished]
+        return [factor * its[key] for its in scores if key in its]
 
     def ours(self, row: Row, column: str) -> float | None:
         """The mean over the runs, None where there is none."""
@@ -108,6 +118,14 @@ class Section(NamedTuple):
             {key: value for key, value in theirs.items() if value is not None},
             {key: value for key, value in ours.items() if value is not None},
         )
+
+
+def _curve_scores(run: Run) -> dict[str, float]:
+    """Recall of another number of proposals than scores.json has, under the name that it would have there."""
+    if run.curves is None:
+        return {}
+    limits = zip(run.curves.by_limit.x, run.curves.by_limit.recall, strict=True)
+    return {f"proposal_AR@{limit:g}": recall for limit, recall in limits}
 
 
 def sections_of(runs: Iterable[Run]) -> list[Section]:
