@@ -21,8 +21,9 @@ def begin() -> None:
 def detector_and_data() -> tuple[Path, Path]:
     """The checkpoint of `make quickstart` and its data; without it, of one trained here for a minute."""
     for name, data in (("quickstart", "shapes"), ("notebooks", "notebooks")):
-        if found := sorted(Path("runs", name).glob("version_*/checkpoints/last.ckpt")):
-            return found[-1], Path("datasets", data)
+        found = list(Path("runs", name).glob("version_*/checkpoints/last.ckpt"))
+        if found:
+            return max(found, key=lambda path: path.stat().st_mtime), Path("datasets", data)
     words = ["--data.folder", "datasets/notebooks", "--trainer.logger", LOGGER, *SHORT.split()]
     main(["fit", "--config", "configs/quickstart.yaml", *words])
     return detector_and_data()

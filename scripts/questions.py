@@ -28,7 +28,10 @@ def main() -> int:
     parser.add_argument("runs", metavar="RUNS", help="folder of a study")
     parser.add_argument("--data", required=True, help="a data set in COCO's layout, whose val2017 is read")
     parser.add_argument(
-        "--rows", nargs="+", default=["c", "c_no_smoothing", "d"], help="of Table 1 (default: %(default)s)"
+        "--rows",
+        nargs="+",
+        default=["c", "c_no_smoothing", "d"],
+        help="rows of Table 1 with P2 to P5 (default: %(default)s)",
     )
     parser.add_argument("--images", type=int, default=32, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--out", default="questions.json", help="the file to write (default: %(default)s)")
@@ -43,33 +46,22 @@ def main() -> int:
     except InputError as error:
         print(f"questions.py: {error}", file=sys.stderr)
         return 2
-    Path(given.out).write_text(json.dumps(told, indent=1))
-    table = Table(title="Aliasing of P2, and the likeness of P2 and P3")
-    for name in ("row", "seed", "above 1/4\nbefore", "after", "block edges\nbefore", "after"):
-        table.add_column(name)
-    for name in ("P2 moved\nby 4 px", "boxes lost", "an octave\nalike", "objectness"):
+    Path(given.out).write_text(json.dumps(told, indent=1, allow_nan=False))
+    table = Table(title="P2 when the picture moves by 4 pixels, and how alike P2 and P3 are")
+    for name in ("data", "row", "seed", "P2 changes", "boxes lost", "an octave alike", "objectness alike"):
         table.add_column(name)
     for one in told:
-        above, edges = one["above_quarter"]["2"], one["block_edges"]["2"]
         drift, like = one["drifts"]["4"], one["likeness"]["2-3"]
-        numbers = (
-            above["nearest"],
-            above["smoothed"],
-            edges["nearest"],
-            edges["smoothed"],
-            drift["map"],
-            drift["lost"],
-            like["octave"],
-            like["objectness"],
-        )
-        table.add_row(one["row"], str(one["seed"]), *(f"{x:.3f}" for x in numbers))
+        numbers = (drift["map"], drift["lost"], like["octave"], like["objectness"])
+        cells = ["-" if x is None else f"{x:.3f}" for x in numbers]
+        table.add_row(one["data"], one["row"], str(one["seed"]), *cells)
     Console().print(table)
     print(f"written to {given.out}")
     return 0
 
 
 def _about(run: Run) -> dict[str, str | int]:
-    return {"row": run.row, "name": run.name, "seed": run.seed}
+    return {"data": run.data, "family": run.family, "row": run.row, "name": run.name, "seed": run.seed}
 
 
 if __name__ == "__main__":

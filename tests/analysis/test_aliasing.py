@@ -6,12 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fpn.analysis.aliasing import UPSAMPLINGS, block_edges, drifts, gain, merged_maps, spectrum
+from fpn.analysis.aliasing import UPSAMPLINGS, block_edges, drifts, merged_maps, smoothing, spectrum
 from fpn.models.detectors import ProposalNetwork
 from fpn.models.necks import FeaturePyramid, SingleLevel
 from fpn.models.resnet import ResNet
+from fpn.types import Detections
 
 
 def wave(cycles: float, length: int) -> Tensor:
@@ -62,20 +63,26 @@ def test_the_image_of_a_wave_is_tan_times_as_strong(cycles: float) -> None:
         assert mended.above(0.25) < 0.5 * found.above(0.25)
 
 
-def test_the_spectrum_of_noise_is_flat() -> None:
-    found = spectrum(torch.randn(8, 8, 64, 64))
-    assert found.frequency.tolist() == pytest.approx(((np.arange(16) + 0.5) / 32).tolist())
-    np.testing.assert_allclose(found.power[2:], 1, atol=0.1)
-    assert found.above(0.25) == pytest.approx(0.75, abs=0.02)  # of a disc, what lies beyond half its radius
+@pytest.mark.parametrize("size", [(64, 64), (12, 12), (20, 33), (2, 40)])
+def test_the_spectrum_of_noise_is_flat(size: tuple[int, int]) -> None:
+    found = spectrum(torch.randn(64, 64, *size))
+    assert len(found.power) == len(found.frequency) == len(found.number)
+    assert int(found.number.sum()) == size[0] * size[1]
+    shape = found.power[found.frequency > 0.15]
+    np.testing.assert_allclose(shape, float(shape.mean()), rtol=0.1)
+    frequencies = [np.abs(np.fft.fftfreq(side)) for side in size]
+    beyond = np.maximum.outer(*frequencies) >= 0.25
+    assert found.above(0.25) == pytest.approx(beyond.mean(), abs=0.06)
 
 
 def test_the_spectrum_of_a_wave_in_any_direction() -> None:
     y, x = torch.meshgrid(torch.arange(96.0), torch.arange(64.0), indexing="ij")
-    for angle in (0.0, 0.6, 1.5):
-        found = spectrum(
-            torch.cos(2 * math.pi * 0.2 * (math.cos(angle) * x + math.sin(angle) * y))[None, None]
-        )
-        assert abs(float(found.frequency[found.power.argmax()]) - 0.2) < 1 / 32
+    for along_x, along_y in ((0.2, 0.0), (0.1, 0.2), (0.21, 0.21), (0.0, 0.5)):
+        found = spectrum(torch.cos(2 * math.pi * (along_x * x + along_y * y))[None, None])
+        greater = max(along_x, along_y)
+        assert abs(float(found.frequency[found.power.argmax()]) - greater) < 1 / 32
+        # What a map of half the resolution can hold is no image.
+        assert (found.above(0.25) > 0.5) == (greater > 0.25)
 
 
 def test_block_edges() -> None:
@@ -86,28 +93,42 @@ def test_block_edges() -> None:
     assert block_edges(line) == pytest.approx(3)
 
 
-def test_the_gain_of_a_blur_and_of_nothing() -> None:
-    layer = nn.Conv2d(2, 2, 3, padding=1)
+def test_what_known_filters_make_of_the_summands() -> None:
+    """A 3×3 that keeps one channel of four keeps a quarter of the power; 1:2:1 takes the images away."""
+    network = detector()
+    images = torch.randn(1, 3, 256, 256)
+    keep, blur = torch.zeros(3, 3), torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])) / 16
+    keep[1, 1] = 2
+    merged = network.neck.merge(network.bottom_up(images))
     with torch.no_grad():
-        layer.weight.zero_()
-        layer.weight[:, :, 1] = torch.tensor([0.25, 0.5, 0.25])
-        np.testing.assert_allclose(
-            gain(layer).power, torch.cos(math.pi * gain(layer).frequency) ** 2, atol=1e-6
-        )
-        layer.weight.zero_()
-        layer.weight[0, 1, 1, 1] = -3.0
-    np.testing.assert_allclose(gain(layer).power, 1)
+        for k, kernel in (("2", keep), ("3", blur)):
+            layer = network.neck.smooths[k][0]
+            layer.weight.zero_()
+            for channel in range(8):
+                layer.weight[channel, channel] = kernel
+            layer.bias.fill_(5)
+    found = smoothing(network, images)
+    assert set(found) == {2, 3, 4}
+    assert found[2].gain_above == pytest.approx(4, rel=1e-4)
+    assert found[2].gain_lateral == pytest.approx(4, rel=1e-4)
+    assert found[2].images_after == pytest.approx(found[2].images_before, rel=1e-4)
+    enlarged = UPSAMPLINGS["nearest"](merged[4], (32, 32))
+    assert found[3].images_before == pytest.approx(spectrum(enlarged).above(0.25))
+    assert found[3].images_after < 0.5 * found[3].images_before
+    assert found[3].gain_above < 1
+    torch.manual_seed(1)
+    assert smoothing(network, images, random=True)[2].gain_above != pytest.approx(4, rel=1e-2)
 
 
 def test_merged_maps_are_the_pathway() -> None:
     network = detector()
     images = torch.randn(1, 3, 64, 96)
     found = merged_maps(network, images)
-    assert set(found) == {"nearest", "bilinear", "blurred", "smoothed"}
+    assert set(found) == {"nearest", "bilinear", "blurred", "after 3×3"}
     c = network.bottom_up(images)
     p = network.neck(c)
     for k in (2, 3, 4, 5):
-        assert torch.equal(found["smoothed"][k], p[k])
+        assert torch.equal(found["after 3×3"][k], p[k])
         assert torch.equal(network.neck.smooths[str(k)](found["nearest"][k]), p[k])
     lateral = network.neck.laterals["4"](c[4])
     enlarged = UPSAMPLINGS["blurred"](found["blurred"][5], (4, 6))
@@ -128,13 +149,11 @@ def test_what_moves_with_the_picture_and_what_with_the_blocks() -> None:
     }
     assert max(maps["alone"][s] for s in (4, 8, 32)) < 1e-5 < 0.1 < maps["alone"][2]
     assert maps["merged"][4] > 0.01 < maps["merged"][8]
-    # The border of the canvas, which C5 sees, is nearer on one side.
-    assert maps["merged"][32] < 0.5 * maps["merged"][4]
+    # The border of the canvas, 64 pixels away and less, is within what C5 sees.
+    assert maps["merged"][32] < 0.2 * maps["merged"][4]
 
 
 def test_boxes_that_do_not_move_with_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fpn.types import Detections
-
     network = detector()
 
     def found(batch: object) -> list[Detections]:
@@ -142,11 +161,21 @@ def test_boxes_that_do_not_move_with_the_picture(monkeypatch: pytest.MonkeyPatch
         calls.append(batch)
         boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
         boxes[0] += shift  # along with it; the other stays
-        return [Detections(boxes, torch.tensor([0.9, 0.8 - 0.1 * shift]), torch.ones(2).long())]
+        return [
+            Detections(boxes, torch.tensor([0.9, 0.8 - 0.1 * shift]), torch.full((2,), labels[shift > 0]))
+        ]
 
     calls: list[object] = []
+    labels = [1, 1]
     monkeypatch.setattr(network, "detect", found)
     one, two = drifts(network, torch.randn(1, 3, 32, 32), [1, 2])
+    calls.clear()
+    (best,) = drifts(network, torch.randn(1, 3, 32, 32), [1], top=1)
+    assert best.overlap == pytest.approx(1)
+    labels[:] = [1, 2]
+    calls.clear()
+    assert drifts(network, torch.randn(1, 3, 32, 32), [1])[0].lost == 1
+    labels[:] = [1, 1]
     overlaps = [81 / (200 - 81), 64 / (200 - 64)]
     assert (one.lost, two.lost) == (0, 0.5)
     assert one.overlap == pytest.approx((1 + overlaps[0]) / 2)
@@ -160,3 +189,4 @@ def test_boxes_that_do_not_move_with_the_picture(monkeypatch: pytest.MonkeyPatch
     )
     nothing = drifts(network, torch.randn(1, 3, 32, 32), [1])[0]
     assert math.isnan(nothing.overlap)
+    assert math.isnan(nothing.lost)

@@ -11,7 +11,14 @@ from fpn.data.shapes import generate_shapes
 from fpn.lit.cli import main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "questions.py"
-ROWS = {"c": [], "c_no_smoothing": ["--model.detector.neck.smooth", "false"]}
+NECK = "--model.detector.neck"
+ROWS = {
+    "c": [],
+    "c_no_smoothing": [f"{NECK}.smooth", "false"],
+    "d": [f"{NECK}.top_down", "false"],
+    "e": [f"{NECK}.lateral", "false", f"{NECK}.smooth", "false"],
+    "f": [f"{NECK}.levels", "[2]", "--model.detector.rpn.sizes", "{2: [32]}"],
+}
 SETTINGS = """
 trainer: {max_steps: 1, limit_val_batches: 0, accelerator: cpu, enable_model_summary: false, logger: false}
 model:
@@ -59,19 +66,25 @@ def test_every_run_is_measured(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "told.json"
-    assert ask(monkeypatch, study, "--data", study / "data", "--images", 2, "--out", out) == 0
-    told = {one["row"]: one for one in json.loads(out.read_text())}
-    assert set(told) == set(ROWS)
+    rows = [row for row in ROWS if row != "f"]
+    words = (study, "--data", study / "data", "--images", 2, "--out", out, "--rows", *rows)
+    assert ask(monkeypatch, *words) == 0
+    told = {one["row"]: one for one in json.loads(out.read_text(), parse_constant=pytest.fail)}
+    assert set(told) == set(rows)
     assert str(out) in capsys.readouterr().out.replace("\n", "")
     for row, one in told.items():
         assert set(one["drifts"]) == {str(shift) for shift in range(1, 9)}
         assert set(one["likeness"]) == {"2-3", "3-4", "4-5"}
-        for level in ("2", "3"):
-            before, after = (one["block_edges"][level][name] for name in ("nearest", "smoothed"))
-            assert (before == after) == (row == "c_no_smoothing")
-            assert one["block_edges"][level]["bilinear"] < before
-    assert set(told["c"]["gains"]) == {"2", "3", "4", "5"}
-    assert "gains" not in told["c_no_smoothing"]
+        assert (one["block_edges"]["2"]["nearest"] is None) == (row == "e")  # infinite: all is enlarged
+        assert ("smoothing" in one) == (row == "c")
+    for level in ("2", "3"):
+        smoothed, plain = (
+            [told[row]["block_edges"][level][how] for how in ("nearest", "after 3×3")]
+            for row in ("c", "c_no_smoothing")
+        )
+        assert smoothed[0] != smoothed[1]
+        assert plain[0] == plain[1]
+    assert set(told["c"]["smoothing"]["random"]) == {"2", "3", "4"}
 
 
 def test_mistakes_are_one_line(
@@ -79,7 +92,9 @@ def test_mistakes_are_one_line(
 ) -> None:
     data = ("--data", study / "data")
     for words, message in (
-        ((study, *data, "--rows", "d"), "has no run of table1, rows d"),
+        ((study, *data, "--rows", "b"), "has no run of table1, rows b"),
+        ((study, *data, "--rows", "f"), "has no RPN on P2 to P5 of a feature pyramid"),
+        ((study, *data, "--images", "0"), "images is 0: give 1 at least"),
         ((tmp_path / "absent", *data), "no such folder"),
         ((study, "--data", tmp_path), "instances_val2017.json"),
     ):

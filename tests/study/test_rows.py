@@ -247,6 +247,16 @@ def test_rows_at_pocket_scale() -> None:
             assert parts["roi_head"]["init_args"]["canonical_size"] == 56
 
 
+def test_the_framed_rows_are_the_pocket_rows_on_other_images() -> None:
+    plain, framed = fits("shapes"), fits("framed")
+    assert set(plain) == set(framed)
+    one, other = (resolved(tasks["table1/d/seed_0"].steps[0].arguments) for tasks in (plain, framed))
+    assert one["model"] == other["model"]
+    data, framed_data = one["data"]["init_args"], other["data"]["init_args"]
+    assert {key for key in data if data[key] != framed_data[key]} == {"folder", "scene"}
+    assert (data["scene"], framed_data["scene"]) == ("plain", "framed")
+
+
 def test_headers_state_the_papers_numbers_and_a_command() -> None:
     for name, rows in TABLES.items():
         numbers = {k: list(r.values.values()) for k, r in paper_table(name).rows.items()}

@@ -47,40 +47,51 @@ UPSAMPLINGS: dict[str, Upsampling] = {"nearest": nearest, "bilinear": bilinear, 
 
 
 class Spectrum(NamedTuple):
-    """Power over frequency, of all directions together."""
+    """Power over frequency: the greater of a pattern's frequencies along rows and along columns.
+
+    What a map of half the resolution can hold is then what lies up to 1/4, in all directions.
+    """
 
     frequency: Tensor
     """(B,) middles of the bands, cycles a cell, up to 1/2."""
     power: Tensor
     """(B,) mean power of a band's frequencies, the whole map's being 1 in the mean."""
+    number: Tensor
+    """(B,) frequencies of a band, one at least."""
 
     def above(self, frequency: float) -> float:
-        """The share of the power, in [0, 1], of bands above a frequency."""
-        # A band's frequencies are as many as its ring is long.
-        power = self.power * self.frequency
+        """The share of the power, in [0, 1], of bands above a frequency; NaN of a map without any."""
+        power = self.power * self.number
         return float(power[self.frequency > frequency].sum() / power.sum())
 
 
 def spectrum(maps: Tensor, bands: int = 16) -> Spectrum:
     """Of (N, d, h, w) maps, each less its mean and faded out towards its border."""
     h, w = maps.shape[-2:]
-    window = torch.hann_window(h, periodic=False)[:, None] * torch.hann_window(w, periodic=False)
+    window = _fading(h)[:, None] * _fading(w)
     maps = maps.detach().double()
     weighted = (maps - (maps * window).sum((-2, -1), keepdim=True) / window.sum()) * window
-    power = torch.fft.fft2(weighted).abs().square().mean(dim=(0, 1))
-    radius = torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.fftfreq(w))
-    band = (radius * 2 * bands).long()
-    inside = band < bands  # beyond 1/2 there are the corners alone
-    total = torch.zeros(bands, dtype=torch.float64).index_add_(0, band[inside], power[inside])
-    number = torch.zeros(bands, dtype=torch.float64).index_add_(0, band[inside], inside[inside].double())
-    mean = total / number.clamp(min=1)
-    return Spectrum((torch.arange(bands) + 0.5) / (2 * bands), mean / power.mean().clamp(min=1e-300))
+    power = torch.fft.fft2(weighted).abs().square().mean(dim=(0, 1)).flatten()
+    along = [torch.fft.fftfreq(side).abs() for side in (h, w)]
+    frequency = torch.maximum(along[0][:, None], along[1]).flatten()
+    band = (frequency * 2 * bands).long().clamp(max=bands - 1)
+    number = torch.bincount(band, minlength=bands)
+    total = torch.zeros(bands, dtype=torch.float64).index_add_(0, band, power)
+    kept = number > 0
+    middles = (torch.arange(bands) + 0.5) / (2 * bands)
+    return Spectrum(middles[kept], (total / number)[kept] / power.mean(), number[kept])
+
+
+def _fading(length: int) -> Tensor:
+    """Hann's window, without the zeros at its ends."""
+    return torch.hann_window(length + 2, periodic=False, dtype=torch.float64)[1:-1]
 
 
 def block_edges(maps: Tensor) -> float:
     """Steps between cells at the edges of 2 × 2 blocks over steps within, root mean square.
 
     1 for a map that knows nothing of blocks, infinite for one that has only been enlarged by repeating cells.
+    Any convolution after that moves the steps elsewhere, so that less than 1 tells of blocks as well.
 
     Args:
         maps: (N, d, h, w), whose blocks begin at the first cell.
@@ -93,26 +104,58 @@ def block_edges(maps: Tensor) -> float:
     return float((torch.stack(between).mean() / torch.stack(within).mean()).sqrt())
 
 
-def gain(smoothing: torch.nn.Conv2d, points: int = 17) -> Spectrum:
-    """How a trained 3×3 passes frequencies along a row: root mean square over its pairs of channels.
+class Smoothing(NamedTuple):
+    """What a 3×3 makes of the two summands of a merged map: of what comes from above, and from the side."""
+
+    images_before: float
+    """The share of the enlarged map's power, in [0, 1], that the coarse map cannot have held: images."""
+    images_after: float
+    """The same after the 3×3."""
+    gain_above: float
+    """Power of the enlarged map after the 3×3 over before."""
+    gain_lateral: float
+    """Power of the lateral map after the 3×3 over before."""
+
+
+@torch.no_grad()
+def smoothing(detector: ProposalNetwork, images: Tensor, random: bool = False) -> dict[int, Smoothing]:
+    """What the 3×3 of each level that has a level above does to the summands, its bias left out.
+
+    Sum and convolution are linear, so that each summand can be followed by itself.
 
     Args:
-        smoothing: the convolution.
-        points: frequencies from 0 to 1/2.
-
-    Returns:
-        The gains in place of powers, that of frequency 0 being 1: a blur falls towards 1/2.
+        detector: with a `FeaturePyramid` with top-down pathway, lateral connections and 3×3, and no
+            nonlinearity.
+        images: (N, 3, H, W), prepared.
+        random: a fresh 3×3 in place of the trained one, for comparison.
     """
-    rows = smoothing.weight.detach().double().sum(dim=-2)  # of a map that is the same all along a column
-    frequency = torch.linspace(0, 0.5, points, dtype=torch.float64)
-    wave = torch.exp(-2j * torch.pi * frequency[:, None] * torch.arange(-1, 2))
-    response = torch.einsum("oik,fk->foi", rows.to(wave.dtype), wave).abs().square().mean(dim=(1, 2)).sqrt()
-    return Spectrum(frequency, response / response[0])
+    neck = pyramid_of(detector)
+    merged = neck.merge(detector.bottom_up(images))
+    found = {}
+    for k in (k for k in neck.levels if k + 1 in merged):
+        weight: Tensor = next(neck.smooths[str(k)].parameters())
+        if random:
+            weight = torch.nn.init.kaiming_uniform_(torch.empty_like(weight), a=1)
+        above = nearest(merged[k + 1], (merged[k].shape[-2], merged[k].shape[-1]))
+        lateral = merged[k] - above
+        above_after, lateral_after = (F.conv2d(x, weight, padding=1) for x in (above, lateral))
+        found[k] = Smoothing(
+            spectrum(above).above(0.25),
+            spectrum(above_after).above(0.25),
+            _power(above_after) / _power(above),
+            _power(lateral_after) / _power(lateral),
+        )
+    return found
+
+
+def _power(maps: Tensor) -> float:
+    """Of what varies over the cells of a channel."""
+    return float(maps.var(dim=(-2, -1), correction=0).sum())
 
 
 @torch.no_grad()
 def merged_maps(detector: ProposalNetwork, images: Tensor) -> dict[str, Features]:
-    """The maps of a feature pyramid before the 3×3, by each way of enlarging, and "smoothed": after it.
+    """The maps of a feature pyramid before the 3×3, by each way of enlarging, and "after 3×3".
 
     Args:
         detector: with a `FeaturePyramid` for a neck.
@@ -121,7 +164,7 @@ def merged_maps(detector: ProposalNetwork, images: Tensor) -> dict[str, Features
     neck = pyramid_of(detector)
     c = detector.bottom_up(images)
     found = {name: neck.merge(c, upsample) for name, upsample in UPSAMPLINGS.items()}
-    return {**found, "smoothed": neck(c)}
+    return {**found, "after 3×3": neck(c)}
 
 
 def pyramid_of(detector: ProposalNetwork) -> FeaturePyramid:
@@ -141,62 +184,66 @@ class Drift(NamedTuple):
     shift: int
     """Pixels to the right and down."""
     map: float
-    """Root mean square of the difference of P2 from itself moved along, over that of P2."""
+    """Root mean square of the difference of P2 from itself moved along, over that of what varies in P2."""
     lost: float
-    """The share, in [0, 1], of the boxes found that have no counterpart of IoU 1/2 in the moved picture."""
+    """The share, in [0, 1], of the best boxes without a counterpart of their class and IoU 1/2 among the best
+    of the moved picture; NaN where there is no box."""
     overlap: float
-    """Mean IoU of the counterparts, once they are moved back."""
+    """Mean IoU of the counterparts, once they are moved back; NaN where there is none."""
     score: float
-    """Mean difference of their scores."""
+    """Mean difference of their scores; NaN where there is none."""
 
 
 @torch.no_grad()
 def drifts(
     detector: ProposalNetwork, images: Tensor, shifts: Sequence[int] = range(1, 9), top: int = 30
 ) -> list[Drift]:
-    """How the finest map and the best proposals change while each image moves over a larger canvas.
+    """How the finest map and the best boxes change while each image moves over a larger canvas.
 
     The images lie on zeros, the mean colour, 64 pixels from the border at least, so that all of an image is
-    always seen. Between cells P2 is moved by straight lines, which for shifts that are no multiples of 4
-    counts as a difference; the two kinds of necks share it.
+    always seen. A shift by a multiple of 4 moves P2 by whole cells. By others it is read between its cells
+    along straight lines, which blurs it and counts as a difference too.
 
     Args:
         detector: in evaluation mode.
         images: (N, 3, H, W), prepared, H and W multiples of 32.
         shifts: in pixels, up to 32.
-        top: proposals of an image that are followed.
+        top: boxes of an image that are followed, proposals of a network that finds nothing else.
     """
     margin, (h, w) = 64 // 4, (side // 4 for side in images.shape[-2:])
-    p, proposals = _seen(detector, images, 0)
+    p, boxes = _seen(detector, images, 0, top)
     home = p[..., margin : margin + h, margin : margin + w]
+    varies = home.var(dim=(-2, -1), correction=0).mean().sqrt()
+    number = sum(len(one.boxes) for one in boxes)
     found = []
     for shift in shifts:
-        moved, others = _seen(detector, images, shift)
+        moved, others = _seen(detector, images, shift, top)
         back = _along(_along(moved, margin + shift / 4, h, -2), margin + shift / 4, w, -1)
-        map_ = float((back - home).square().mean().sqrt() / home.square().mean().sqrt())
-        number, overlaps, scores = 0, [], []
-        for one, other in zip(proposals, others, strict=True):
-            boxes, own = one.boxes[:top], one.scores[:top]
-            number += len(boxes)
-            if len(boxes) and len(other.boxes):
-                overlap, counterpart = box_iou(boxes, other.boxes - shift).max(dim=1)
-                kept = overlap >= 0.5
-                overlaps.append(overlap[kept])
-                scores.append((own - other.scores[counterpart]).abs()[kept])
-        overlap, score = (torch.cat([torch.zeros(0), *part]) for part in (overlaps, scores))
-        lost = 1 - len(overlap) / max(number, 1)
+        map_ = float((back - home).square().mean().sqrt() / varies)
+        overlaps, scores = [torch.zeros(0)], [torch.zeros(0)]
+        for one, other in zip(boxes, others, strict=True):
+            if not len(one.boxes) or not len(other.boxes):
+                continue
+            alike = one.labels[:, None] == other.labels
+            overlap, counterpart = (box_iou(one.boxes, other.boxes - shift) * alike).max(dim=1)
+            kept = overlap >= 0.5
+            overlaps.append(overlap[kept])
+            scores.append((one.scores - other.scores[counterpart]).abs()[kept])
+        overlap, score = torch.cat(overlaps), torch.cat(scores)
+        lost = 1 - len(overlap) / number if number else math.nan
         found.append(Drift(shift, map_, lost, _mean(overlap), _mean(score)))
     return found
 
 
-def _seen(detector: ProposalNetwork, images: Tensor, shift: int) -> tuple[Tensor, list[Detections]]:
-    """P2 and the boxes found, where the images lie this far from their home on the canvas."""
+def _seen(detector: ProposalNetwork, images: Tensor, shift: int, top: int) -> tuple[Tensor, list[Detections]]:
+    """P2 and the best boxes found, where the images lie this far from their home on the canvas."""
     n, _, h, w = images.shape
-    size = (h + 128, w + 128)
+    size = (h + 160, w + 160)
     canvas = images.new_zeros(n, 3, *size)
     canvas[..., 64 + shift : 64 + shift + h, 64 + shift : 64 + shift + w] = images
     found = detector.detect(Batch(canvas, [size] * n, [size] * n, list(range(n)), None))
-    return detector.neck(detector.bottom_up(canvas))[min(detector.neck.levels)], found
+    best = [Detections(*(part[:top] for part in one)) for one in found]
+    return detector.neck(detector.bottom_up(canvas))[min(detector.neck.levels)], best
 
 
 def _along(x: Tensor, start: float, length: int, side: int) -> Tensor:

@@ -15,12 +15,10 @@ LEVEL_COLOURS = {2: "#0072B2", 3: "#009E73", 4: "#E69F00", 5: "#D55E00", 6: "#CC
 """Of the levels, told apart by the colour-blind."""
 
 
-def show_image(axes: Axes, image: Tensor, title: str = "") -> None:
-    """An image (3, H, W), uint8 or as the network takes it."""
+def show_image(axes: Axes, image: Tensor, title: str = "", settings: ImageSettings = ImageSettings()) -> None:
+    """An image (3, H, W), uint8 or as the network takes it, which these settings prepared."""
     if image.dtype != torch.uint8:
-        settings = ImageSettings()
-        mean, std = (torch.tensor(three)[:, None, None] for three in (settings.mean, settings.std))
-        image = ((image * std + mean) * 255).clamp(0, 255).round().byte()
+        image = settings.restore(image, (image.shape[1], image.shape[2]))
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     _bare(axes, title)
 
@@ -39,7 +37,10 @@ def show_maps(row: Sequence[Axes], maps: Features, name: str) -> None:
 
 
 def show_principal(axes: Axes, features: Tensor, title: str = "") -> None:
-    """A map (d, h, w) in colours: its cells along the three directions in which they differ most."""
+    """A map (d, h, w) in colours: its cells along the three directions in which they differ most.
+
+    It has three channels and three cells at least.
+    """
     d, h, w = features.shape
     cells = features.detach().reshape(d, -1).T
     cells = cells - cells.mean(dim=0)
@@ -59,7 +60,6 @@ def add_boxes(
     colours: str | Sequence[str] = "white",
     texts: Sequence[str] = (),
     width: float = 1.5,
-    dashed: bool = False,
 ) -> None:
     """Boxes (D, 4) over an image.
 
@@ -69,16 +69,12 @@ def add_boxes(
         colours: one for all, or one each.
         texts: written at their upper left corners; none for none.
         width: of the lines, in points.
-        dashed: lines with gaps.
     """
     each = [colours] * len(boxes) if isinstance(colours, str) else colours
     for number, ((x1, y1, x2, y2), colour) in enumerate(zip(boxes.tolist(), each, strict=True)):
-        style = "--" if dashed else "-"
         # Pixel (0, 0) has its centre at the origin of the axes.
         corner = (x1 - 0.5, y1 - 0.5)
-        axes.add_patch(
-            Rectangle(corner, x2 - x1, y2 - y1, fill=False, color=colour, linewidth=width, linestyle=style)
-        )
+        axes.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, color=colour, linewidth=width))
         if texts:
             text = axes.text(*corner, texts[number], color=colour, fontsize=7, va="bottom", clip_on=True)
             text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])

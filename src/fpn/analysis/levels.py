@@ -25,12 +25,12 @@ class Likeness(NamedTuple):
     objectness: float
     """Correlation of what the RPN says of the same two."""
     across: float
-    """Mean cosine of levels k and k + 1 of one image, the coarser enlarged."""
+    """Mean cosine of levels k and k + 1 of one image, the coarser enlarged as the top-down pathway does."""
 
 
 @torch.no_grad()
 def likenesses(detector: ProposalNetwork, images: Tensor) -> list[Likeness]:
-    """Of each pair of neighbouring levels of the neck.
+    """Of each pair of levels k and k + 1 of the neck that the RPN reads.
 
     Features count as their differences from their channel's mean over all cells of their level.
 
@@ -41,7 +41,7 @@ def likenesses(detector: ProposalNetwork, images: Tensor) -> list[Likeness]:
     double = F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
     (p, says), (p_double, says_double) = (_read(detector, some) for some in (images, double))
     found = []
-    for k in detector.neck.levels[:-1]:
+    for k in (k for k in detector.neck.levels if k + 1 in detector.neck.levels):
         coarse = nearest(p[k + 1], (p[k].shape[-2], p[k].shape[-1]))
         found.append(
             Likeness(

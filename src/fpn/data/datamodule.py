@@ -368,6 +368,7 @@ class ShapesDataModule(CocoDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(root=folder, short_side=long_side, max_side=long_side, **kwargs)
+        _require(scene in SCENES, f"there is no scene {scene!r} of shapes; there are {', '.join(SCENES)}")
         self._draw = partial(
             generate_shapes,
             Path(folder),

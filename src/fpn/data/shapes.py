@@ -9,7 +9,7 @@ region, one in 25 no annotation.
 
 In the framed set, up to 80 shapes of 6 to 48 pixels are strewn over each image, and only those within its
 frame or two of 77 to 192 pixels, which are objects too, are objects: what a shape is cannot be told without
-its surroundings. One image in 25 has no frame, and so no annotation.
+its surroundings. One image in 12 has no frame, and so no annotation: a large one does not fit every image.
 
 Boxes and areas are those of the part inside the image, whether or not another object lies over it; polygons
 run on beyond the image's border. Image i of a split depends on the seed, the split, i, the scene and
@@ -37,11 +37,12 @@ from fpn.data.scene import (
 from fpn.errors import InputError
 
 _MANIFEST = "shapes.json"
-_FORMAT = {"format": "fpn shapes", "version": 1}
-"""The version goes up with every change of what is drawn, so that older sets are told apart."""
+_FORMAT = "fpn shapes"
 Scene = Literal["plain", "framed"]
 SCENES = {"plain": (CATEGORIES, draw_scene), "framed": (FRAMED_CATEGORIES, draw_framed_scene)}
 """What can be drawn: its categories, and what draws an image of it."""
+_VERSIONS = {"plain": 1, "framed": 2}
+"""They go up with every change of what is drawn, so that older sets are told apart."""
 _SPLITS = ("train2017", "val2017")
 
 
@@ -112,8 +113,8 @@ def shapes_are_complete(
     return _read_manifest(out) == _manifest(train=train, val=val, seed=seed, long_side=long_side, scene=scene)
 
 
-def _manifest(**parameters: int | str) -> dict[str, Any]:
-    return {**_FORMAT, **parameters}
+def _manifest(*, scene: str, **parameters: int) -> dict[str, Any]:
+    return {"format": _FORMAT, "version": _VERSIONS.get(scene), "scene": scene, **parameters}
 
 
 def _read_manifest(out: Path) -> dict[str, Any] | None:
@@ -122,7 +123,8 @@ def _read_manifest(out: Path) -> dict[str, Any] | None:
         found = json.loads((out / _MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("format") == _FORMAT["format"] else None
+    # Before there was a choice, all were plain.
+    return {"scene": "plain", **found} if isinstance(found, dict) and found.get("format") == _FORMAT else None
 
 
 def _write_split(root: Path, split: int, count: int, seed: int, long_side: int, scene: Scene) -> None:

@@ -80,8 +80,8 @@ def predict(
         num_workers: processes that load images, 0 to load in the one that predicts; by default as many as
             in training where a split is named, otherwise 0.
         device: where the network runs, as cpu or cuda:1; by default on a GPU where there is one.
-        precision: of the network's layers; boxes are float32 in any. bf16-mixed is faster on a GPU and on a
-            CPU with matrix units for it (AMX), and slower on other CPUs.
+        precision: of the network's layers; boxes are float32 in any. bf16-mixed is faster on a CPU with
+            matrix units for it (AMX), and may be slower on others.
         stage_times: print at the end how much time each stage took, from loading to writing.
     """
     if split is not None:

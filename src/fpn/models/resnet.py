@@ -42,7 +42,7 @@ class ResNet(nn.Module):
 
     Args:
         name: resnet18, resnet34, resnet50 or resnet101; or resnet10, of one block a stage, whose finest map
-            sees as small a share of a small image as ResNet-50's of a large one.
+            sees 27 pixels of a small image, resnet18's 43.
         weights: ImageNet weights to start from: a name of torchvision's, as IMAGENET1K_V1, or a file with a
             ResNet's state dict, torchvision's or MSRA's of Detectron and Detectron2 (R-50.pkl: the paper's
             own); null starts from random ones.
