@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fpn.errors import InputError
-from fpn.evaluation.engines import AREA_RANGES, Engine, accumulate, by_images, class_agnostic
+from fpn.evaluation.engines import AREA_RANGES, Engine, accumulate, by_images, class_agnostic, uncollected
 from fpn.evaluation.inputs import (
     AnnotationSource,
     GroundTruth,
@@ -160,6 +160,7 @@ def proposal_recall(
     return ProposalRecalls(recall, objects)
 
 
+@uncollected()
 def _read(
     annotations: AnnotationSource,
     results: ResultSource,
