@@ -135,7 +135,8 @@ def smoothing(detector: ProposalNetwork, images: Tensor, random: bool = False) -
     for k in (k for k in neck.levels if k + 1 in merged):
         weight: Tensor = next(neck.smooths[str(k)].parameters())
         if random:
-            weight = torch.nn.init.kaiming_uniform_(torch.empty_like(weight), a=1)
+            always_the_same = torch.Generator().manual_seed(k)
+            weight = torch.nn.init.kaiming_uniform_(torch.empty_like(weight), a=1, generator=always_the_same)
         above = nearest(merged[k + 1], (merged[k].shape[-2], merged[k].shape[-1]))
         lateral = merged[k] - above
         above_after, lateral_after = (F.conv2d(x, weight, padding=1) for x in (above, lateral))
