@@ -1,5 +1,6 @@
 """Reading COCO-format files, against hand-made files and pycocotools; decoding, against PIL."""
 
+import gc
 import json
 import pickle
 import pickletools
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import CocoDataset, read_annotations, read_image
+from fpn.data.coco_json import read_json, uncollected
 from fpn.data.samplers import ExactShards, Pick
 from fpn.data.transforms import EvalTransform, ImageSettings, Sample
 from fpn.errors import InputError
@@ -397,3 +399,20 @@ def test_all_randomness_is_the_picks(tmp_path: Path) -> None:
     data = CocoDataset(read_annotations(written(tmp_path, content())), tmp_path, noise)
     assert torch.equal(data[Pick(0, 5)].image, data[Pick(0, 5)].image)
     assert not torch.equal(data[Pick(0, 5)].image, data[Pick(0, 6)].image)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_garbage_is_collected_again_as_before(on: bool, tmp_path: Path) -> None:
+    seen = []
+    was_on = gc.isenabled()
+    try:
+        (gc.enable if on else gc.disable)()
+        with pytest.raises(InputError, match="no such annotation file"):
+            read_json(tmp_path / "absent.json", "annotation")
+        seen.append(gc.isenabled())
+        with uncollected(), uncollected():
+            seen.append(gc.isenabled())
+        seen.append(gc.isenabled())
+    finally:
+        (gc.enable if was_on else gc.disable)()
+    assert seen == [on, False, on]

@@ -7,11 +7,12 @@ they do harm; true and false are neither; null stands for nothing.
 Symbols: E entries of a list, I images, K categories.
 """
 
+import gc
 import json
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
@@ -163,6 +164,19 @@ class Entries:
             raise InputError(f"{self.source}: {message}")
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for cyclic garbage meanwhile: it would look at each of the dicts here, none in a cycle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@uncollected()
 def read_json(path: Path, name: str) -> Any:
     """What a JSON file holds, but for masks.
 

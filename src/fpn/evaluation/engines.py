@@ -9,7 +9,6 @@ recall is equal to the last bit. Their precision differs by up to 2.3e-16, becau
 """
 
 import contextlib
-import gc
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ import numpy as np
 import pycocotools.coco
 import pycocotools.cocoeval
 
+from fpn.data.coco_json import uncollected
 from fpn.errors import InputError
 from fpn.evaluation.inputs import GroundTruth, Results
 
@@ -28,18 +28,6 @@ Engine = Literal["faster", "pycocotools"]
 
 AREA_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
 """All, small, medium and large, in square pixels; both ends belong to each."""
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """No search for cyclic garbage meanwhile: it would look at each of the dicts here, none in a cycle."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 class Accumulated(NamedTuple):

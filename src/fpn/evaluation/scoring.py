@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fpn.data.coco_json import uncollected
 from fpn.errors import InputError
-from fpn.evaluation.engines import AREA_RANGES, Engine, accumulate, by_images, class_agnostic, uncollected
+from fpn.evaluation.engines import AREA_RANGES, Engine, accumulate, by_images, class_agnostic
 from fpn.evaluation.inputs import (
     AnnotationSource,
     GroundTruth,
