@@ -16,7 +16,8 @@ ROWS = {
     "c": [],
     "c_no_smoothing": [f"{NECK}.smooth", "false"],
     "d": [f"{NECK}.top_down", "false"],
-    "e": [f"{NECK}.lateral", "false", f"{NECK}.smooth", "false"],
+    "e": [f"{NECK}.lateral", "false"],
+    "c_nonlinearity": [f"{NECK}.nonlinearity", "true"],
     "f": [f"{NECK}.levels", "[2]", "--model.detector.rpn.sizes", "{2: [32]}"],
 }
 SETTINGS = """
@@ -77,6 +78,7 @@ def test_every_run_is_measured(
         assert set(one["likeness"]) == {"2-3", "3-4", "4-5"}
         assert (one["block_edges"]["2"]["nearest"] is None) == (row == "e")  # infinite: all is enlarged
         assert ("smoothing" in one) == (row == "c")
+        assert (one["drifts"]["4"]["map"] == one["drifts"]["4"]["map_bilinear"]) == (row == "d")
     for level in ("2", "3"):
         smoothed, plain = (
             [told[row]["block_edges"][level][how] for how in ("nearest", "after 3×3")]

@@ -49,7 +49,7 @@ UPSAMPLINGS: dict[str, Upsampling] = {"nearest": nearest, "bilinear": bilinear, 
 class Spectrum(NamedTuple):
     """Power over frequency: the greater of a pattern's frequencies along rows and along columns.
 
-    What a map of half the resolution can hold is then what lies up to 1/4, in all directions.
+    What a map of half the resolution can hold is then what lies below 1/4, in all directions.
     """
 
     frequency: Tensor
@@ -187,8 +187,8 @@ class Drift(NamedTuple):
     map: float
     """Root mean square of the difference of P2 from itself moved along, over that of what varies in P2."""
     lost: float
-    """The share, in [0, 1], of the best boxes without a counterpart of their class and IoU 1/2 among the best
-    of the moved picture; NaN where there is no box."""
+    """The share, in [0, 1], of the best boxes that are no longer among the best: none of those in the moved
+    picture is of their class and overlaps them by half. Worse ones may. NaN where there is no box."""
     overlap: float
     """Mean IoU of the counterparts, once they are moved back; NaN where there is none."""
     score: float
@@ -197,7 +197,11 @@ class Drift(NamedTuple):
 
 @torch.no_grad()
 def drifts(
-    detector: ProposalNetwork, images: Tensor, shifts: Sequence[int] = range(1, 9), top: int = 30
+    detector: ProposalNetwork,
+    images: Tensor,
+    shifts: Sequence[int] = range(1, 9),
+    top: int = 30,
+    upsample: Upsampling = nearest,
 ) -> list[Drift]:
     """How the finest map and the best boxes change while each image moves over a larger canvas.
 
@@ -210,15 +214,16 @@ def drifts(
         images: (N, 3, H, W), prepared, H and W multiples of 32.
         shifts: in pixels, up to 32.
         top: boxes of an image that are followed, proposals of a network that finds nothing else.
+        upsample: how P2 is made here; boxes are found as always.
     """
     margin, (h, w) = 64 // 4, (side // 4 for side in images.shape[-2:])
-    p, boxes = _seen(detector, images, 0, top)
+    p, boxes = _seen(detector, images, 0, top, upsample)
     home = p[..., margin : margin + h, margin : margin + w]
     varies = home.var(dim=(-2, -1), correction=0).mean().sqrt()
     number = sum(len(one.boxes) for one in boxes)
     found = []
     for shift in shifts:
-        moved, others = _seen(detector, images, shift, top)
+        moved, others = _seen(detector, images, shift, top, upsample)
         back = _along(_along(moved, margin + shift / 4, h, -2), margin + shift / 4, w, -1)
         map_ = float((back - home).square().mean().sqrt() / varies)
         overlaps, scores = [torch.zeros(0)], [torch.zeros(0)]
@@ -236,7 +241,9 @@ def drifts(
     return found
 
 
-def _seen(detector: ProposalNetwork, images: Tensor, shift: int, top: int) -> tuple[Tensor, list[Detections]]:
+def _seen(
+    detector: ProposalNetwork, images: Tensor, shift: int, top: int, upsample: Upsampling
+) -> tuple[Tensor, list[Detections]]:
     """P2 and the best boxes found, where the images lie this far from their home on the canvas."""
     n, _, h, w = images.shape
     size = (h + 160, w + 160)
@@ -244,7 +251,9 @@ def _seen(detector: ProposalNetwork, images: Tensor, shift: int, top: int) -> tu
     canvas[..., 64 + shift : 64 + shift + h, 64 + shift : 64 + shift + w] = images
     found = detector.detect(Batch(canvas, [size] * n, [size] * n, list(range(n)), None))
     best = [Detections(*(part[:top] for part in one)) for one in found]
-    return detector.neck(detector.bottom_up(canvas))[min(detector.neck.levels)], best
+    neck = pyramid_of(detector)
+    merged = neck.merge(detector.bottom_up(canvas), upsample)
+    return neck.smooth(merged)[min(neck.levels)], best
 
 
 def _along(x: Tensor, start: float, length: int, side: int) -> Tensor:

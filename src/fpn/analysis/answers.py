@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fpn.analysis.aliasing import block_edges, drifts, merged_maps, pyramid_of, smoothing, spectrum
+from fpn.analysis.aliasing import bilinear, block_edges, drifts, merged_maps, pyramid_of, smoothing, spectrum
 from fpn.analysis.levels import likenesses
 from fpn.checkpoints import load
 from fpn.data.coco import CocoDataset, read_annotations
@@ -27,8 +27,8 @@ def answers(checkpoint: Path, data: Path, number: int = 32) -> dict[str, Any]:
 
     Returns:
         `spectra`, `above_quarter` and `block_edges` by level and way of enlarging; `smoothing` by level, of
-        the trained 3×3 and of a random one, where there is one; `drifts` by pixels of shift; `likeness` by
-        pair of levels. None stands for numbers that are not finite.
+        the trained 3×3 and of a random one, where there is one; `drifts` by pixels of shift, P2's also of
+        bilinear enlargement; `likeness` by pair of levels. None stands for numbers that are not finite.
 
     Raises:
         InputError: a file cannot be read, the detector is of another kind, or there is no image to read.
@@ -62,12 +62,15 @@ def _of_image(detector: ProposalNetwork, images: torch.Tensor) -> dict[str, Any]
             told["above_quarter"].setdefault(str(k), {})[name] = shape.above(0.25)
             told["block_edges"].setdefault(str(k), {})[name] = block_edges(maps[k])
     neck = pyramid_of(detector)
-    if neck.smooths and neck.top_down:
+    has_both = neck.top_down and len(neck.inputs) == len(neck.path)
+    if neck.smooths and has_both and not neck.nonlinearity:
         told["smoothing"] = {
             kind: {str(k): one._asdict() for k, one in smoothing(detector, images, kind == "random").items()}
             for kind in ("trained", "random")
         }
     told["drifts"] = {str(one.shift): one._asdict() for one in drifts(detector, images)}
+    for one in drifts(detector, images, (4, 8), upsample=bilinear):
+        told["drifts"][str(one.shift)]["map_bilinear"] = one.map
     told["likeness"] = {
         f"{low}-{high}": {"octave": octave, "objectness": objectness, "across": across}
         for (low, high), octave, objectness, across in likenesses(detector, images)

@@ -168,8 +168,8 @@ class Entries:
 def uncollected() -> Iterator[None]:
     """No search for cyclic garbage meanwhile: it would look at each of the dicts here, none in a cycle."""
     was_on = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if was_on:

@@ -92,8 +92,7 @@ class FeaturePyramid(Neck):
 
     def forward(self, c: Features) -> Features:
         """From {k: C_k} to {k: P_k}, each (N, channels, h_k, w_k)."""
-        merged = self.merge(c)
-        return {k: self.smooths[str(k)](merged[k]) if self.smooths else merged[k] for k in self.levels}
+        return self.smooth(self.merge(c))
 
     def merge(self, c: Features, upsample: Callable[[Tensor, Size], Tensor] = nearest) -> Features:
         """The pathway's maps before the 3×3: {k: 1×1 of C_k + the enlarged map of the level above}.
@@ -113,6 +112,10 @@ class FeaturePyramid(Neck):
             assert x is not None  # the constructor refuses a level without input
             merged[k] = above = x
         return merged
+
+    def smooth(self, merged: Features) -> Features:
+        """{k: P_k} of the pathway's maps: the 3×3 of each, where there is one."""
+        return {k: self.smooths[str(k)](merged[k]) if self.smooths else merged[k] for k in self.levels}
 
 
 class SingleLevel(Neck):
