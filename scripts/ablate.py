@@ -1,4 +1,4 @@
-"""Run the rows of one of the paper's tables, here or as a SLURM array job.
+"""Run the rows of the paper's tables, here or as a SLURM array job.
 
 The same command again goes on where it was.
 """
@@ -17,6 +17,8 @@ EXAMPLES = """
 examples:
   every row, on data that the project draws itself
     python scripts/ablate.py table1 --data shapes
+  three tables one after the other
+    python scripts/ablate.py table1 table2 table3 --data shapes
   some rows, three times each; only say what would be done
     python scripts/ablate.py table1 --rows c d e --seeds 0 1 2 --dry-run
   8 GPUs for each run, COCO elsewhere than in datasets/coco
@@ -54,15 +56,15 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(
-        usage="%(prog)s TABLE [options] [-- arguments of `fpn fit`]",
+        usage="%(prog)s TABLE [TABLE ...] [options] [-- arguments of `fpn fit`]",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = options.add_argument
-    add("table", metavar="TABLE", help=f"which of the paper's experiments: {', '.join(TABLES)}")
-    add("--rows", nargs="+", default=[], metavar="ROW", help="only these rows; by default all")
+    add("tables", nargs="+", metavar="TABLE", help=f"which of the paper's experiments: {', '.join(TABLES)}")
+    add("--rows", nargs="+", default=[], metavar="ROW", help="only these rows of one table; by default all")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="a run for each; by default 0")
     add("--data", default="coco", metavar="DATA", help="coco (the default), shapes, framed, or FILE.yaml")
     add("--family", default="paper", choices=["paper", "modern"], help="which recipe; by default the paper's")
@@ -99,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
 def ablate(options: argparse.Namespace, given: Sequence[str]) -> int:
     """Do as the options say; the exit status."""
     tasks = plan(
-        options.table,
+        options.tables,
         rows=options.rows,
         seeds=options.seeds,
         family=options.family,
@@ -110,20 +112,24 @@ def ablate(options: argparse.Namespace, given: Sequence[str]) -> int:
     )
     if options.slurm is not None:
         abouts = [task.about for task in tasks if task.about is not None]
-        runs = [(about["row"], about["seed"]) for about in abouts if about["table"] == options.table]
-        return submit(options, [command(options, row, seed, given) for row, seed in runs])
+        runs = [
+            (about["table"], about["row"], about["seed"])
+            for about in abouts
+            if about["table"] in options.tables and (not options.rows or about["row"] in options.rows)
+        ]
+        return submit(options, [command(options, *run, given) for run in runs])
     if options.dry_run:
         runner.describe(tasks, options.out)
         return 0
     return runner.run(tasks, options.out, runner.places(options.jobs, options.devices_per_run))
 
 
-def command(options: argparse.Namespace, row: str, seed: int, given: Sequence[str]) -> list[str]:
+def command(options: argparse.Namespace, table: str, row: str, seed: int, given: Sequence[str]) -> list[str]:
     """This command for one row and seed."""
     words = [
         sys.executable,
         str(Path(__file__).resolve()),
-        options.table,
+        table,
         "--rows",
         row,
         "--seeds",
@@ -137,14 +143,12 @@ def command(options: argparse.Namespace, row: str, seed: int, given: Sequence[st
 
 def submit(options: argparse.Namespace, commands: Sequence[Sequence[str]]) -> int:
     """Make the array job of some commands, and submit or, on a dry run, print it."""
-    folder = Path(options.out) / "slurm"
-    text = slurm.script(
-        options.table, commands, folder, options.slurm, options.devices_per_run, at_once=options.jobs
-    )
+    folder, name = Path(options.out) / "slurm", "-".join(options.tables)
+    text = slurm.script(name, commands, folder, options.slurm, options.devices_per_run, at_once=options.jobs)
     if options.dry_run:
         print(text)
         return 0
-    path = folder / f"{options.table}-{datetime.now():%Y%m%d-%H%M%S}.sh"
+    path = folder / f"{name}-{datetime.now():%Y%m%d-%H%M%S}.sh"
     print(f"{slurm.submit(text, path)}: {len(commands)} runs by {path}; their output goes to {folder}")
     return 0
 

@@ -1,6 +1,7 @@
-"""Time the paper's detectors on this machine: `running_time` (Sec. 5.2) and `fig1` (the four ways of Fig. 1).
+"""Time the paper's detectors on this machine: `running_time` (Sec. 5.2), `fig1` (the four ways of Fig. 1) and
+`fig1_proposals` (the same as RPNs alone).
 
-    python scripts/running_time.py                                  # both tables
+    python scripts/running_time.py                                  # all tables
     python scripts/running_time.py --table fig1 --device cuda --repeats 50
 
 Prints seconds and peak memory for an image, and writes them where `scripts/report.py` finds them. Weights and
@@ -22,7 +23,7 @@ from fpn.study import timing
 
 
 def main(
-    table: Literal["running_time", "fig1"] | None = None,
+    table: Literal["running_time", "fig1", "fig1_proposals"] | None = None,
     rows: list[str] | None = None,
     repeats: int = 5,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
@@ -32,7 +33,7 @@ def main(
     """Time the paper's detectors on this machine, one image at a time, the rows of a table taking turns.
 
     Args:
-        table: running_time (Sec. 5.2) or fig1; by default one after the other.
+        table: running_time (Sec. 5.2), fig1 or fig1_proposals; by default one after the other.
         rows: of the table named, as '[d_fpn]'; all by default.
         repeats: images timed, after one that is not.
         device: as cpu or cuda.

@@ -44,7 +44,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         generate_shapes(Path("shapes"), train=4, val=3, long_side=96)
         given = [word for key, value in GIVEN.items() for word in (f"--{key}", str(value))]
         folders = {}
-        for task in plan("table5", ["resnet50_shared"], data="shapes", out="study", given=given):
+        for task in plan(["table5"], ["resnet50_shared"], data="shapes", out="study", given=given):
             folder = Path("study", task.name)
             for step in task.steps:
                 words = list(step.arguments)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -20,11 +21,12 @@ from fpn.data.shapes import generate_shapes
 from fpn.errors import InputError
 from fpn.lit.cli import main
 from fpn.lit.module import DetectionModule
-from fpn.models.detectors import Detector
+from fpn.models.detectors import Detector, Inference, ProposalNetwork
 from fpn.models.roi_head import Conv5Head, TwoFCHead
 from fpn.study.paper import table as paper_table
 from fpn.study.rows import CONFIGS, TABLES, plan
 from fpn.study.tasks import Task
+from fpn.types import Batch
 
 K = 80
 
@@ -32,7 +34,7 @@ K = 80
 def fits(data: str, family: str = "paper", **more: Any) -> dict[str, Task]:
     """All trainings of all tables, by name."""
     tables = [t for t in TABLES if family == "paper" or t not in ("table2", "table5")]
-    tasks = [task for table in tables for task in plan(table, family=family, data=data, **more)]
+    tasks = [task for table in tables for task in plan([table], family=family, data=data, **more)]
     return {task.name: task for task in tasks if task.steps[0].name == "fit"}
 
 
@@ -111,6 +113,7 @@ PARAMETERS = {
     "table1/c_no_border_anchors": FPN + rpn(256),
     "table1/c_nonlinearity": FPN + rpn(256),
     "table1/c_no_smoothing": FPN - 4 * SMOOTH + rpn(256),
+    "table1/a_multi_scale": C3 + C4 + rpn(1024, 5),
     "table2/a": C3 + C4 + CONV5,
     "table2/b": C3 + C4 + C5 + two_fc(2048),
     "table2/c": FPN + two_fc(256),
@@ -168,7 +171,7 @@ def test_rows_at_the_papers_settings(name: str) -> None:
     assert detector.bottom_up.name == ("resnet101" if "resnet101" in key else "resnet50")
 
     neck = config["model"]["detector"]["init_args"]["neck"]
-    if key in ("a", "b", "star"):
+    if key in ("a", "b", "star", "a_multi_scale"):
         assert neck["init_args"] == {"level": 5 if key == "b" else 4}
     else:
         toggles = {"lateral": True, "top_down": True, "smooth": True, "nonlinearity": False, "channels": 256}
@@ -206,7 +209,7 @@ def test_rows_at_the_papers_settings(name: str) -> None:
 
 def test_all_rows_are_pinned() -> None:
     assert {without_seed(name) for name in fits("coco")} == set(PARAMETERS)
-    files = {row.file for table in TABLES.values() for row in table.values()}
+    files = {row.file for table in TABLES.values() for row in table.values() if row.training != "none"}
     assert files == {str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("table*/*.yaml")}
 
 
@@ -261,6 +264,8 @@ def test_headers_state_the_papers_numbers_and_a_command() -> None:
     for name, rows in TABLES.items():
         numbers = {k: list(r.values.values()) for k, r in paper_table(name).rows.items()}
         for key, row in rows.items():
+            if row.training == "none":
+                continue
             lines = (CONFIGS / row.file).read_text().splitlines()
             header = [line for line in lines if line.startswith("#")]
             assert len(lines) - len(header) <= 15
@@ -317,7 +322,7 @@ def test_one_step_at_pocket_scale(
     given = [*tiny(tiny_shapes), "--model.detector.bottom_up.width", "4"]
     if "resnet101" in key:
         given += ["--model.detector.bottom_up.name", "resnet18"]  # its depth is pinned above
-    for task in plan(table, [key], data="shapes", out="study", given=given):
+    for task in plan([table], [key], data="shapes", out="study", given=given):
         own = task.name.startswith(row)
         if own and task.steps[0].name == "fit":
             main(task.steps[0].arguments)
@@ -346,7 +351,7 @@ def random_proposals(root: Path, split: str, out: Path) -> None:
 
 def test_runs_with_another_model_are_not_called_the_rows() -> None:
     def data(*given: str) -> str:
-        (task,) = plan("table1", ["c"], given=given)
+        (task,) = plan(["table1"], ["c"], given=given)
         assert task.about is not None
         return str(task.about["data"])
 
@@ -366,9 +371,9 @@ def test_single_maps_make_as_many_proposals_as_a_pyramid() -> None:
 
 
 def test_plans() -> None:
-    names = [task.name for task in plan("table2", ["d", "f"], seeds=[0, 1])]
+    names = [task.name for task in plan(["table2"], ["d", "f"], seeds=[0, 1])]
     assert names == [f"{row}/seed_{seed}" for seed in (0, 1) for row in ("table1/c", "table2/d", "table2/f")]
-    four = plan("table5", ["resnet50_shared"])
+    four = plan(["table5"], ["resnet50_shared"])
     assert [(task.name.rpartition("/")[2], task.needs) for task in four] == [
         ("1_rpn", ()),
         ("2_fast_rcnn", ("table5/resnet50_shared/seed_0/1_rpn",)),
@@ -379,14 +384,62 @@ def test_plans() -> None:
     assert [bool(task.about) for task in four] == [False] * 4 + [True]
 
 
+@pytest.mark.parametrize("tables", [["table1", "table2"], ["table2", "table1"]])
+def test_a_row_that_another_table_needs_is_made_once_and_writes_its_proposals(tables: list[str]) -> None:
+    tasks = plan(tables, seeds=[0, 1])
+    names = [task.name for task in tasks]
+    rows = {f"{table}/{key}/seed_{seed}" for table in tables for key in TABLES[table] for seed in (0, 1)}
+    assert sorted(names) == sorted(rows)
+    for place, task in enumerate(tasks):
+        assert set(task.needs) <= set(names[:place])
+        proposes = any(step.name == "propose_train" for step in task.steps)
+        assert proposes == task.name.startswith("table1/c/")
+
+
+@pytest.mark.parametrize(("data", "sides"), [("coco", [400, 600]), ("framed", [128, 192])])
+def test_the_image_pyramid_is_a_test_of_the_row_that_saw_its_sizes(data: str, sides: list[int]) -> None:
+    training, tested = plan(["table1"], ["a_image_pyramid"], data=data)
+    assert (training.name, tested.needs) == ("table1/a_multi_scale/seed_0", (training.name,))
+    assert resolved(training.steps[0].arguments)["data"]["init_args"]["train_short_sides"][:2] == sides
+    (test,) = tested.steps
+    assert test.arguments[0] == "test"
+    assert "runs/study/table1/a_multi_scale/seed_0/last.ckpt" in test.arguments
+    assert (tested.about or {})["anchors"] == (training.about or {})["anchors"] > 0
+
+
+def test_the_image_pyramid_is_tested_at_all_its_sizes(
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    over_scales = ProposalNetwork.over_scales
+
+    def spy(self: ProposalNetwork, batches: Sequence[Batch]) -> Inference:
+        seen.append([max(batch.sizes[0]) for batch in batches])
+        return over_scales(self, batches)
+
+    monkeypatch.setattr(ProposalNetwork, "over_scales", spy)
+    given = [*tiny(tiny_shapes), "--model.detector.bottom_up.width", "4"]
+    training, tested = plan(["table1"], ["a_image_pyramid"], data="shapes", out="study", given=given)
+    main(training.steps[0].arguments)
+    (last,) = Path("study", training.name).glob("version_0/checkpoints/last.ckpt")
+    shutil.copy(last, Path("study", training.name, "last.ckpt"))
+    main(tested.steps[0].arguments)
+    assert seen
+    (scores,) = Path("study", tested.name).glob("version_*/scores.json")
+    assert "proposal_AR@100" in json.loads(scores.read_text())
+    assert all(len(sides) == 5 for sides in seen)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("table9",), "no table 'table9'; there are table1"),
-        (("table1", ["g"]), "table1 has no row 'g'; it has a, b, c"),
-        (("table1", ["c"], [0], "later"), "no family 'later'"),
-        (("table2", ["c"], [0], "modern"), "leave out --family"),
-        (("table1", ["c"], [0], "paper", "imagenet"), "'imagenet' is none of coco, shapes"),
+        ((["table9"],), "no table 'table9'; there are table1"),
+        ((["table1"], ["g"]), "table1 has no row 'g'; it has a, b, c"),
+        ((["table1", "table2"], ["c"]), "rows are of one table, not of table1, table2"),
+        ((["table1"], ["c"], [0], "later"), "no family 'later'"),
+        ((["table1", "table2"], [], [0], "modern"), "leave out --family"),
+        ((["table1"], ["c"], [0], "paper", "imagenet"), "'imagenet' is none of coco, shapes"),
     ],
 )
 def test_plans_that_make_no_sense(arguments: tuple[Any, ...], message: str) -> None:

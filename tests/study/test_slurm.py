@@ -227,7 +227,7 @@ def test_a_finished_row_is_not_run_again_by_ablate(
 ) -> None:
     from fpn.study.rows import plan
 
-    (task,) = plan("table1", rows=["c"], data="shapes")
+    (task,) = plan(["table1"], rows=["c"], data="shapes")
     folder = Path("runs/study") / task.name
     folder.mkdir(parents=True)
     for step in task.steps:

@@ -2,10 +2,13 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fpn.checkpoints import build_detector
 from fpn.errors import InputError
+from fpn.models.detectors import Detector, ProposalNetwork
 from fpn.study import timing
 from fpn.study.paper import table
 from fpn.study.results import read_runs
@@ -23,6 +26,20 @@ def test_figure_1(tmp_path: Path) -> None:
     assert [(run.table, run.row, run.scores) for run in runs] == [
         ("fig1", key, numbers) for key, numbers in measured.items()
     ]
+
+
+def test_figure_1_of_proposals_times_networks_without_a_second_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Detector] = []
+
+    def spy(parts: list[Any], classes: int) -> Detector:
+        built.append(build_detector(parts, classes))
+        return built[-1]
+
+    monkeypatch.setattr(timing, "build_detector", spy)
+    timing.measure("fig1_proposals", repeats=1, factor=0.08)
+    assert [type(one) for one in built] == [ProposalNetwork] * 4
+    levels = [list(one.rpn.levels) for one in built if isinstance(one, ProposalNetwork)]
+    assert levels == [[4], [4], [2, 3, 4, 5, 6], [2, 3, 4, 5, 6]]
 
 
 def test_the_papers_models_are_timed() -> None:

@@ -18,9 +18,10 @@ from fpn.study.tasks import Step, Task
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
-Training = Literal["rpn", "fast_rcnn", "joint", "two steps", "four steps"]
+Training = Literal["rpn", "fast_rcnn", "joint", "two steps", "four steps", "none"]
 """How a row is trained: an RPN; a Fast R-CNN on another row's proposals; both at once; the one after the
-other, each with features of its own; or alternating, with shared features."""
+other, each with features of its own; alternating, with shared features; or not, but another row's detector is
+tested in another way."""
 
 
 class Row(NamedTuple):
@@ -30,8 +31,8 @@ class Row(NamedTuple):
     file: str
     """Below configs/."""
     training: Training
-    proposals: str | None = None
-    """The row, as table1/c, whose RPN's proposals it is trained and tested on."""
+    source: str | None = None
+    """As table1/c: the row whose RPN's proposals it is trained and tested on, or whose detector is tested."""
     doubled: bool = False
     """Whether the schedule is twice as long."""
 
@@ -57,6 +58,13 @@ TABLES: dict[str, dict[str, Row]] = {
         "c_no_border_anchors": Row("FPN, no border anchors", "table1/c_no_border_anchors.yaml", "rpn"),
         "c_nonlinearity": Row("FPN, ReLU in the neck", "table1/c_nonlinearity.yaml", "rpn"),
         "c_no_smoothing": Row("FPN, no 3×3 smoothing", "table1/c_no_smoothing.yaml", "rpn"),
+        "a_multi_scale": Row("conv4, trained at five sizes", "table1/a_multi_scale.yaml", "rpn"),
+        "a_image_pyramid": Row(
+            "the same, tested on a pyramid of images",
+            "fig1/a_image_pyramid.yaml",
+            "none",
+            "table1/a_multi_scale",
+        ),
     },
     "table2": {
         "a": Row("baseline on conv4", "table2/a_conv4.yaml", "fast_rcnn", "table1/c"),
@@ -100,13 +108,18 @@ class _Runs(NamedTuple):
 
     def configs(self, row: Row, *protocols: str) -> list[str]:
         """The configuration files of one training, from the general to the particular."""
-        files = [CONFIGS / "base.yaml", *self.scale, CONFIGS / row.file]
+        files = [CONFIGS / "base.yaml", *self.scale, *self.of_row(row)]
         files += [CONFIGS / self.family / f"{name}.yaml" for name in protocols]
-        return [word for file in files for word in ("--config", _shown(file))]
+        return _config_words(files)
+
+    def of_row(self, row: Row) -> list[Path]:
+        """The row's file, and after it, at pocket scale, the one that says its pixels anew."""
+        resized = CONFIGS / "scale" / row.file
+        return [CONFIGS / row.file, *([resized] if _POCKET in self.scale and resized.is_file() else [])]
 
 
 def plan(
-    table: str,
+    tables: Sequence[str],
     rows: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     family: str = "paper",
@@ -115,14 +128,14 @@ def plan(
     wandb: bool = False,
     given: Sequence[str] = (),
 ) -> list[Task]:
-    """The tasks that make some rows of a table, those that others need first.
+    """The tasks that make some tables, or some rows of one, those that others need first.
 
     The modern family trains jointly what the paper trains in steps. Table 2, on fixed proposals, and Table 5,
     which compares the ways of training, are the paper's alone.
 
     Args:
-        table: as table1.
-        rows: as c; none for all of the table.
+        tables: as table1.
+        rows: as c, of one table; none for all.
         seeds: one run of each row for each.
         family: paper or modern.
         data: coco, shapes, framed, or a configuration file of the user's own between base and row.
@@ -133,6 +146,28 @@ def plan(
     Raises:
         InputError: there is no such table, row, family or file.
     """
+    if rows and len(tables) > 1:
+        raise InputError(
+            f"rows are of one table, not of {', '.join(tables)}: leave out --rows or all but one"
+        )
+    for table in tables:
+        _require_known(table, rows, family)
+    scale = SCALES.get(data, (Path(data),))
+    if not all(file.is_file() for file in scale):
+        raise InputError(f"data {data!r} is none of {', '.join(SCALES)}, nor a configuration file")
+    runs = _Runs(scale, family, data, Path(out), wandb, tuple(given))
+    tasks: dict[str, Task] = {}
+    for seed in dict.fromkeys(seeds):
+        for table in tables:
+            for row in rows or TABLES[table]:
+                for task in _tasks(runs, table, row, seed):
+                    # A row that another table needs too has more steps there, to write its proposals.
+                    if task.name not in tasks or len(task.steps) > len(tasks[task.name].steps):
+                        tasks[task.name] = task
+    return list(tasks.values())
+
+
+def _require_known(table: str, rows: Sequence[str], family: str) -> None:
     known = TABLES.get(table)
     if known is None:
         raise InputError(f"no table {table!r}; there are {', '.join(TABLES)}")
@@ -145,17 +180,6 @@ def plan(
         raise InputError(
             f"{table} is about training in steps, which the modern family does not: leave out --family"
         )
-    scale = SCALES.get(data, (Path(data),))
-    if not all(file.is_file() for file in scale):
-        raise InputError(f"data {data!r} is none of {', '.join(SCALES)}, nor a configuration file")
-    runs = _Runs(scale, family, data, Path(out), wandb, tuple(given))
-    tasks = [
-        task
-        for seed in dict.fromkeys(seeds)
-        for row in dict.fromkeys(rows or known)
-        for task in _tasks(runs, table, row, seed)
-    ]
-    return list({task.name: task for task in tasks}.values())
 
 
 def _tasks(runs: _Runs, table: str, key: str, seed: int, proposes: bool = False) -> list[Task]:
@@ -175,10 +199,13 @@ def _tasks(runs: _Runs, table: str, key: str, seed: int, proposes: bool = False)
     if training == "joint":
         protocols = ("faster_rcnn", "double_schedule") if row.doubled else ("faster_rcnn",)
         return [task("", row, *protocols, about=about)]
-    if row.proposals is not None:
-        its_table, its_row = row.proposals.split("/")
-        first = _tasks(runs, its_table, its_row, seed, proposes=True)
-        return [*first, task("", row, "fast_rcnn", about=about, proposals=first[-1].name)]
+    if row.source is not None:
+        its_table, its_row = row.source.split("/")
+        first = _tasks(runs, its_table, its_row, seed, proposes=training == "fast_rcnn")
+        if training == "fast_rcnn":
+            return [*first, task("", row, "fast_rcnn", about=about, proposals=first[-1].name)]
+        test = _test(runs, name, f"{runs.out / first[-1].name}/last.ckpt", runs.of_row(row))
+        return [*first, Task(name, (test,), (first[-1].name,), about)]
     one = task("/1_rpn", row, "rpn", proposes=True)
     if training == "two steps":
         return [one, task("", row, "fast_rcnn", about=about, proposals=one.name)]
@@ -242,8 +269,9 @@ def _training(
     return Task(name, tuple(steps), tuple(n for n in dict.fromkeys((proposals, start)) if n), about)
 
 
-def _test(runs: _Runs, name: str, checkpoint: str) -> Step:
-    words = ["test", "--ckpt_path", checkpoint, "--trainer.default_root_dir", str(runs.out / name)]
+def _test(runs: _Runs, name: str, checkpoint: str, configs: Iterable[Path] = ()) -> Step:
+    words = ["test", *_config_words(configs), "--ckpt_path", checkpoint]
+    words += ["--trainer.default_root_dir", str(runs.out / name)]
     words += ["--trainer.logger", json.dumps(_csv(runs, name))]
     return Step("test", (*words, *runs.given), collect=("scores.json", "curves.json"))
 
@@ -272,8 +300,11 @@ def _loggers(runs: _Runs, name: str, about: dict[str, Any] | None) -> list[str]:
 
 
 def _about(runs: _Runs, table: str, key: str, seed: int) -> dict[str, Any]:
-    row = TABLES[table][key]
-    detector = yaml.safe_load((CONFIGS / row.file).read_text())["model"]["detector"]
+    row = trained = TABLES[table][key]
+    if row.training == "none" and row.source is not None:
+        its_table, its_row = row.source.split("/")
+        trained = TABLES[its_table][its_row]
+    detector = yaml.safe_load((CONFIGS / trained.file).read_text())["model"]["detector"]
     neck, rpn = detector.get("neck", {}), detector.get("rpn", {})
     toggles = {name: neck.get(name, name in ("lateral", "top_down", "smooth")) for name in _TOGGLES}
     if "class_path" in neck:
@@ -288,7 +319,7 @@ def _about(runs: _Runs, table: str, key: str, seed: int) -> dict[str, Any]:
         "data": ", ".join([runs.data, *_altered(runs.given)]),
         "toggles": toggles | {"shared": rpn.get("shared", True)},
     }
-    return about | ({"anchors": _anchors(sizes)} if row.training == "rpn" else {})
+    return about | ({"anchors": _anchors(sizes)} if trained.training == "rpn" else {})
 
 
 def _altered(given: Sequence[str]) -> list[str]:
@@ -303,6 +334,10 @@ _TOGGLES = ("lateral", "top_down", "smooth", "nonlinearity")
 def _anchors(sizes: dict[int, list[float]]) -> int:
     """Anchors of three ratios on the paper's input of 800 × 1000 pixels."""
     return sum(3 * len(areas) * ceil(800 / 2**k) * ceil(1000 / 2**k) for k, areas in sizes.items())
+
+
+def _config_words(files: Iterable[Path]) -> list[str]:
+    return [word for file in files for word in ("--config", _shown(file))]
 
 
 def _shown(file: Path) -> str:

@@ -51,6 +51,7 @@ LAYOUTS = {
     "table4": Layout("Table 4", BOXES, ("AP",)),
     "table5": Layout("Table 5", BOXES[:2], ("AP",), "resnet50_unshared"),
     "fig1": Layout("Figure 1", COST, papers=False),
+    "fig1_proposals": Layout("Figure 1, proposals alone", COST, papers=False),
     "running_time": Layout("Running time", COST),
 }
 PLAIN = {"anchors": "{:,.0f}", "seconds": "{:.3f}", "peak_memory_mb": "{:,.0f}"}

@@ -27,25 +27,34 @@ class Timed(NamedTuple):
     """A detector to be timed."""
 
     name: str
-    file: str
+    files: tuple[str, ...]
     """Below configs/."""
     short_sides: tuple[int, ...] = (800,)
     """Of the image; several for an image pyramid."""
 
 
+PYRAMID = (400, 600, 800, 1000, 1200)
+RPN = "paper/rpn.yaml"
 TABLES: dict[str, dict[str, Timed]] = {
     "running_time": {
-        "resnet50_fpn": Timed("FPN, ResNet-50", "table5/resnet50.yaml"),
-        "resnet101_fpn": Timed("FPN, ResNet-101", "table5/resnet101.yaml"),
-        "resnet50_c4_baseline": Timed("baseline on C4, ResNet-50", "table3/a_conv4.yaml"),
+        "resnet50_fpn": Timed("FPN, ResNet-50", ("table5/resnet50.yaml",)),
+        "resnet101_fpn": Timed("FPN, ResNet-101", ("table5/resnet101.yaml",)),
+        "resnet50_c4_baseline": Timed("baseline on C4, ResNet-50", ("table3/a_conv4.yaml",)),
     },
     "fig1": {
-        "a": Timed("featurized image pyramid", "fig1/b_single_map.yaml", (400, 600, 800, 1000, 1200)),
-        "b": Timed("single feature map", "fig1/b_single_map.yaml"),
-        "c": Timed("pyramidal feature hierarchy", "fig1/c_feature_hierarchy.yaml"),
-        "d": Timed("feature pyramid network", "fig1/d_fpn.yaml"),
+        "a": Timed("featurized image pyramid", ("fig1/b_single_map.yaml",), PYRAMID),
+        "b": Timed("single feature map", ("fig1/b_single_map.yaml",)),
+        "c": Timed("pyramidal feature hierarchy", ("fig1/c_feature_hierarchy.yaml",)),
+        "d": Timed("feature pyramid network", ("fig1/d_fpn.yaml",)),
+    },
+    "fig1_proposals": {
+        "a": Timed("featurized image pyramid", ("table1/a_conv4.yaml", RPN), PYRAMID),
+        "b": Timed("single feature map", ("table1/a_conv4.yaml", RPN)),
+        "c": Timed("pyramidal feature hierarchy", ("table1/d_bottom_up_pyramid.yaml", RPN)),
+        "d": Timed("feature pyramid network", ("table1/c_fpn.yaml", RPN)),
     },
 }
+"""Whole detectors, and the four ways of Fig. 1 also as RPNs alone."""
 
 
 def measure(
@@ -57,7 +66,7 @@ def measure(
     of all but the last suppression does not depend on them, and 1000 proposals are made either way.
 
     Args:
-        table: running_time or fig1.
+        table: running_time, fig1 or fig1_proposals.
         rows: keys of that table; none for all.
         repeats: images, after one that is not counted.
         device: as cpu or cuda.
@@ -108,7 +117,7 @@ def write_runs(table: str, measured: dict[str, dict[str, float]], out: Path, abo
 
 
 def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:
-    files = [CONFIGS / "base.yaml", CONFIGS / row.file]
+    files = [CONFIGS / "base.yaml", *(CONFIGS / file for file in row.files)]
     parts = [yaml.safe_load(file.read_text())["model"]["detector"] for file in files]
     detector = optimized(build_detector(parts, CLASSES).to(device))
     generator = torch.Generator().manual_seed(0)
