@@ -120,6 +120,7 @@ PARAMETERS = {
     "table2/d": FPN + two_fc(256),
     "table2/e": TOP_ONLY + two_fc(256),
     "table2/f": FINEST + two_fc(256),
+    "table2/c_no_smoothing": FPN - 4 * SMOOTH + two_fc(256),
     "table3/star/1_rpn": C3 + C4 + rpn(1024, 4),
     "table3/star": C3 + C4 + CONV5,
     "table3/a": C3 + C4 + CONV5,

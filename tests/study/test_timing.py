@@ -2,16 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fpn.checkpoints import build_detector
 from fpn.errors import InputError
-from fpn.models.detectors import Detector, ProposalNetwork
+from fpn.models.detectors import Inference, ProposalNetwork
 from fpn.study import timing
 from fpn.study.paper import table
 from fpn.study.results import read_runs
+from fpn.types import Batch
 
 
 def test_figure_1(tmp_path: Path) -> None:
@@ -29,17 +28,20 @@ def test_figure_1(tmp_path: Path) -> None:
 
 
 def test_figure_1_of_proposals_times_networks_without_a_second_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[Detector] = []
+    seen = []
+    forward = ProposalNetwork.forward
 
-    def spy(parts: list[Any], classes: int) -> Detector:
-        built.append(build_detector(parts, classes))
-        return built[-1]
+    def spy(self: ProposalNetwork, batch: Batch) -> Inference:
+        found = forward(self, batch)
+        assert found.detections is None
+        seen.append((list(self.rpn.levels), batch.sizes[0][0], len(found.proposals[0].boxes)))
+        return found
 
-    monkeypatch.setattr(timing, "build_detector", spy)
-    timing.measure("fig1_proposals", repeats=1, factor=0.08)
-    assert [type(one) for one in built] == [ProposalNetwork] * 4
-    levels = [list(one.rpn.levels) for one in built if isinstance(one, ProposalNetwork)]
-    assert levels == [[4], [4], [2, 3, 4, 5, 6], [2, 3, 4, 5, 6]]
+    monkeypatch.setattr(ProposalNetwork, "forward", spy)
+    timing.measure("fig1_proposals", ["a", "b", "d"], repeats=1, factor=0.25)
+    pyramid = [([4], side) for side in (100, 150, 200, 250, 300)]
+    assert [one[:2] for one in seen] == 2 * [*pyramid, ([4], 200), ([2, 3, 4, 5, 6], 200)]
+    assert {number for _, side, number in seen if side >= 200} == {1000}, "boxes of random weights overlap"
 
 
 def test_the_papers_models_are_timed() -> None:
