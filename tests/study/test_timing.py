@@ -14,8 +14,8 @@ from fpn.types import Batch
 
 
 def test_figure_1(tmp_path: Path) -> None:
-    measured = timing.measure("fig1", ["a"], repeats=2, factor=0.08)
-    assert list(measured) == ["a"]
+    measured = timing.measure("fig1", ["d"], repeats=2, factor=0.08)
+    assert list(measured) == ["d"]
     for numbers in measured.values():
         assert 0 < numbers["seconds_min"] <= numbers["seconds"] <= numbers["seconds_max"]
         peak = numbers["peak_memory_mb"]
@@ -38,10 +38,10 @@ def test_figure_1_of_proposals_times_networks_without_a_second_stage(monkeypatch
         return found
 
     monkeypatch.setattr(ProposalNetwork, "forward", spy)
-    timing.measure("fig1_proposals", ["a", "b", "d"], repeats=1, factor=0.25)
+    timing.measure("fig1_proposals", ["a", "d"], repeats=1, factor=0.25)
     pyramid = [([4], side) for side in (100, 150, 200, 250, 300)]
-    assert [one[:2] for one in seen] == 2 * [*pyramid, ([4], 200), ([2, 3, 4, 5, 6], 200)]
-    assert {number for _, side, number in seen if side >= 200} == {1000}, "boxes of random weights overlap"
+    assert [one[:2] for one in seen] == 2 * [*pyramid, ([2, 3, 4, 5, 6], 200)]
+    assert {number for _, side, number in seen if side >= 200} == {1000}, "none of a thousand is suppressed"
 
 
 def test_the_papers_models_are_timed() -> None:

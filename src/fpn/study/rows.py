@@ -73,9 +73,7 @@ TABLES: dict[str, dict[str, Row]] = {
         "d": Row("bottom-up pyramid", "table2/d_bottom_up_pyramid.yaml", "fast_rcnn", "table1/c"),
         "e": Row("top-down pyramid, without lateral", "table2/e_no_lateral.yaml", "fast_rcnn", "table1/c"),
         "f": Row("only finest level", "table2/f_finest_level.yaml", "fast_rcnn", "table1/c"),
-        "c_no_smoothing": Row(
-            "FPN, no 3×3 smoothing", "table2/c_no_smoothing.yaml", "fast_rcnn", "table1/c"
-        ),
+        "c_no_smoothing": Row("FPN, no 3×3 smoothing", "table2/c_no_smoothing.yaml", "fast_rcnn", "table1/c"),
     },
     "table3": {
         "star": Row("baseline of He et al. 2016", "table3/star_he_et_al.yaml", "two steps"),

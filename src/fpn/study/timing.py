@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from torch import nn
 
 from fpn.checkpoints import build_detector
 from fpn.errors import InputError
 from fpn.models.detectors import ProposalNetwork
 from fpn.models.optimized import optimized
+from fpn.models.rpn import RPNHead
 from fpn.study.rows import CONFIGS
 from fpn.types import Batch
 
@@ -65,8 +67,8 @@ def measure(
     """Time the rows of a table, one image at a time, the rows taking turns.
 
     What is timed is the detector from a prepared image to its boxes. Weights and images are random: the time
-    of all but the suppressions does not depend on them. Boxes of random weights overlap more than those of a
-    trained RPN; that of proposals takes none away, so that there are 1000 all the same.
+    of all but the suppressions does not depend on them. Proposals are anchors, and none is suppressed: there
+    are 1000, of sizes like a trained RPN's.
 
     Args:
         table: running_time, fig1 or fig1_proposals.
@@ -125,6 +127,9 @@ def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:
     detector = optimized(build_detector(parts, CLASSES).to(device))
     if isinstance(detector, ProposalNetwork):
         detector.testing_proposals = replace(detector.testing_proposals, nms_iou=1.0)
+        for module in detector.modules():
+            if isinstance(module, RPNHead):
+                nn.init.zeros_(module.deltas.weight)
     generator = torch.Generator().manual_seed(0)
     batches = []
     for short in row.short_sides:
