@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="K",
         help="GPUs of each run, 0 for none; by default 1",
     )
-    add("--wandb", action="store_true", help="a W&B dashboard of each run")
+    add("--wandb", action="store_true", help="a W&B dashboard of each training")
     add(
         "--slurm",
         nargs="*",

@@ -34,7 +34,7 @@ def main(
 
     Args:
         table: running_time (Sec. 5.2), fig1 or fig1_proposals; by default one after the other.
-        rows: of the table named, as '[d_fpn]'; all by default.
+        rows: of the table named, as '[resnet50_fpn]'; all by default.
         repeats: images timed, after one that is not.
         device: as cpu or cuda.
         factor: multiplies the sides of the images, 800 × 1067 pixels; times of others are only printed.

@@ -287,7 +287,7 @@ def test_validate_and_test(checkpoint: tuple[Path, str], shown: Callable[..., st
     given = ["--ckpt_path", checkpoint[1]]
     check(shown("validate", "--stage_times", *given))
     Path("timed.yaml").write_text("stage_times: true\n")
-    page = shown("test", *given, "--config", "timed.yaml", "--data.test_short_sides", "[64, 96]")
+    page = shown("test", *given, "--config", "timed.yaml", "--data.test_size_factors", "[0.5, 1]")
     check(page)
     assert page.index("scores.json") < page.index("Time by stage")
     assert "Time by stage" not in shown(

@@ -274,8 +274,13 @@ def test_missing_things_are_named_with_their_argument(root: Path, tmp_path: Path
         {"size_factor": 0.0},
         {"size_factor": float("inf")},
         {"size_factor": 1e-4},
-        {"test_short_sides": []},
-        {"test_short_sides": [300, 0]},
+        {"test_size_factors": []},
+        {"test_size_factors": [0.5, 0.0]},
+        {"test_size_factors": [float("nan")]},
+        {"test_size_factors": [1e-4]},
+        {"train_size_factors": []},
+        {"train_size_factors": [1.0, -1.0]},
+        {"train_size_factors": [float("inf")]},
     ],
 )
 def test_impossible_values_are_named(arguments: dict[str, Any]) -> None:
@@ -321,6 +326,24 @@ def test_a_factor_reaches_the_images(root: Path) -> None:
     assert {min(batch.sizes[0]) for batch in batches(data.val_dataloader())} == {32}
 
 
+def test_factors_are_drawn_for_each_training_image(root: Path) -> None:
+    """They multiply the long side's limit too, which would hold a larger image back otherwise."""
+    sides: dict[str, Any] = {"short_side": 64, "max_side": 70, "train_size_factors": [0.5, 1.0, 2.0]}
+    data = CocoDataModule(str(root), batch_size=1, **(SMALL | sides))
+    data.setup("fit")
+    found = [max(batch.sizes[0]) for _ in range(4) for batch in batches(data.train_dataloader())]
+    assert set(found) == {35, 70, 140}
+    assert {max(batch.sizes[0]) for batch in batches(data.val_dataloader())} == {70}
+
+
+def test_factors_multiply_the_side_that_is_drawn(root: Path) -> None:
+    sides: dict[str, Any] = {"max_side": 400, "train_short_sides": [60, 90], "train_size_factors": [0.5, 2.0]}
+    data = CocoDataModule(str(root), batch_size=1, **(SMALL | sides))
+    data.setup("fit")
+    found = [min(batch.sizes[0]) for _ in range(6) for batch in batches(data.train_dataloader())]
+    assert set(found) == {30, 45, 120, 180}
+
+
 def test_shapes_take_a_factor(tmp_path: Path) -> None:
     folder = tmp_path / "shapes"
     arguments: dict[str, Any] = {"train_count": 2, "val_count": 2, "long_side": 64, "num_workers": 0}
@@ -333,7 +356,7 @@ def test_shapes_take_a_factor(tmp_path: Path) -> None:
 
 
 def test_an_image_pyramid_is_for_testing_only(root: Path) -> None:
-    data = CocoDataModule(str(root), test_short_sides=[16, 32, 64], eval_batch_size=2, **SMALL)
+    data = CocoDataModule(str(root), test_size_factors=[0.5, 1.0, 2.0], eval_batch_size=2, **SMALL)
     data.setup("fit")
     data.setup("test")
     assert all(isinstance(batch, Batch) for batch in batches(data.val_dataloader()))
@@ -402,7 +425,9 @@ def test_proposals_come_with_their_images(root: Path, workers: int) -> None:
 
 def test_proposals_go_with_every_scale(root: Path) -> None:
     path = write_proposal_file(root, "val", range(1, 6))
-    data = CocoDataModule(str(root), test_proposals=path, test_short_sides=[30, 60], **SMALL)
+    data = CocoDataModule(
+        str(root), test_proposals=path, test_size_factors=[1.0, 2.0], **(SMALL | {"short_side": 30})
+    )
     data.setup("test")
     scales: Any
     for scales in data.test_dataloader():
@@ -475,7 +500,7 @@ def test_every_argument_shows_its_help(kind: type) -> None:
         "keep_empty_images": "otherwise they are left out",
         "train_proposals": "Proposal file of the training images",
         "size_factor": "0.75 makes 600 of 800",
-        "test_short_sides": "a featurized image pyramid",
+        "test_size_factors": "a featurized image pyramid",
     }
     for name, help_text in described.items():
         assert f"--data.{name}" in text

@@ -202,7 +202,7 @@ def test_an_image_pyramid(trained: Callable[[str], Path], shapes: Path) -> None:
         json.loads(Path(folder, "detections.json").read_text()) for folder in ("predictions", "plain")
     )
     assert found == plain
-    main(["test", "--ckpt_path", str(checkpoint), "--data.test_short_sides", "[64, 96]"])
+    main(["test", "--ckpt_path", str(checkpoint), "--data.test_size_factors", "[0.6666667, 1]"])
     tested = json.loads(Path("runs/fpn/version_0/detections.json").read_text())
     assert [d["score"] for d in found] == pytest.approx([d["score"] for d in tested], abs=6e-6)
     trained_again = load(checkpoint)

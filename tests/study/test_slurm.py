@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from fpn.errors import InputError
+from fpn.study.rows import TABLES
 from fpn.study.slurm import script, submit
 
 HERE = Path(__file__).resolve().parent
@@ -181,6 +183,15 @@ def test_ablate_submits_an_index_for_each_row_and_seed(
         assert (asked["--out"], asked["--data"], asked["--devices_per_run"]) == ("my study", "shapes", "2")
         assert "--wandb" in call
         assert "--slurm" not in call
+
+
+def test_ablate_submits_several_tables_at_once(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablate(monkeypatch, "table2", "table3", "table2", "--seeds", "3", "--slurm", "--dry-run") == 0
+    text = capsys.readouterr().out
+    rows = re.findall(r"(table\d) --rows (\w+) --seeds 3 ", text)
+    assert sorted(rows) == sorted((table, row) for table in ("table2", "table3") for row in TABLES[table])
 
 
 def test_ablate_told_to_do_nothing_does_nothing(

@@ -60,9 +60,10 @@ class CocoDataModule(LightningDataModule):
         train_short_sides: Short sides in pixels, one drawn for each training image. Default: short_side.
         size_factor: Multiplies short_side, max_side and train_short_sides; 0.75 makes 600 of 800
             pixels.
-        test_short_sides: Short sides in pixels, at all of which each test image is searched: a
-            featurized image pyramid. The long side's limit is in proportion. size_factor does not
-            change them. Default: short_side alone.
+        train_size_factors: Factors of the size, one drawn for each training image: they multiply its
+            short side and the long side's limit. Default: 1 alone.
+        test_size_factors: Factors of the size, at all of which each test image is searched: a
+            featurized image pyramid. Default: 1 alone.
         flip_probability: Share of the training images that are mirrored left to right, from 0 to 1.
         antialias: Resize as PIL and Detectron2 do, rather than as torchvision's detection models do.
         rounding: How the sides of a resized image become whole: down as in torchvision, nearest as in
@@ -98,7 +99,8 @@ class CocoDataModule(LightningDataModule):
         max_side: int = 1333,
         train_short_sides: list[int] | None = None,
         size_factor: float = 1.0,
-        test_short_sides: list[int] | None = None,
+        train_size_factors: list[float] | None = None,
+        test_size_factors: list[float] | None = None,
         flip_probability: float = 0.5,
         antialias: bool = False,
         rounding: Rounding = "down",
@@ -119,9 +121,13 @@ class CocoDataModule(LightningDataModule):
             min(sides) >= 1,
             f"short_side, max_side and train_short_sides, times size_factor, are pixels, not {min(sides)}",
         )
-        _require(test_short_sides != [], "test_short_sides is empty; leave it out to test at short_side")
-        least = min(test_short_sides or [1])
-        _require(least >= 1, f"test_short_sides are pixels, not {least}")
+        for name, factors in (("train", train_size_factors), ("test", test_size_factors)):
+            _require(factors != [], f"{name}_size_factors is empty; leave it out for 1 alone")
+            least = min(factors or [1.0])
+            _require(
+                all(map(math.isfinite, factors or [])) and round_half_up(least * min(sides)) >= 1,
+                f"{name}_size_factors multiply sides, which stay pixels, so not {least}",
+            )
         _require(0 <= flip_probability <= 1, f"flip_probability is a share, not {flip_probability}")
         _require(batch_size >= 1, f"batch_size is {batch_size}, but a batch has an image at least")
         _require(
@@ -137,8 +143,10 @@ class CocoDataModule(LightningDataModule):
         self.keep_empty_images, self.label_gaps, self.seed = keep_empty_images, label_gaps, seed
         self._max_unreadable = max_unreadable
         self._unreadable: dict[str, None] = {}
-        self._train_transform = TrainTransform(self.image_settings, tuple(sides[2:]), flip_probability)
-        self._test_scales = [self.image_settings.at(side) for side in test_short_sides or []]
+        self._train_transform = TrainTransform(
+            self.image_settings, tuple(sides[2:]), flip_probability, tuple(train_size_factors or [])
+        )
+        self._test_scales = [self.image_settings.scaled(factor) for factor in test_size_factors or []]
 
         folder = Path(root)
         val_folder, val_file = (
@@ -250,7 +258,7 @@ class CocoDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         """The test images of this process, each once.
 
-        With `test_short_sides`, what it yields is not a batch but a list of batches of the same
+        With `test_size_factors`, what it yields is not a batch but a list of batches of the same
         images, one for each of these short sides.
         """
         return self._evaluation("test")
@@ -342,7 +350,7 @@ class CocoDataModule(LightningDataModule):
 
 
 class ShapesDataModule(CocoDataModule):
-    """The embedded data set: pictures of shapes, drawn on first use and never resized.
+    """The embedded data set: pictures of shapes, drawn on first use, and resized by size factors only.
 
     No argument shares its name but not its default with one of `CocoDataModule`: where this class takes the
     other's place in a configuration, what has the same name keeps its value.

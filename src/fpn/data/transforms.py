@@ -47,6 +47,10 @@ class ImageSettings:
         limit = round_half_up(self.max_side * short_side / self.short_side)
         return replace(self, short_side=short_side, max_side=limit)
 
+    def scaled(self, factor: float) -> "ImageSettings":
+        """The same for a short side and a limit that are larger by a factor."""
+        return self.at(round_half_up(factor * self.short_side))
+
     def restore(self, image: Tensor, size: Size) -> Tensor:
         """The uint8 picture (3, h, w) of an image of a batch: without its padding, normalisation undone."""
         mean, std = (image.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
@@ -102,18 +106,24 @@ class TrainTransform:
         settings: what every image goes through.
         short_sides: drawn from with equal chances; empty for `settings.short_side` alone.
         flip_probability: in [0, 1].
+        size_factors: drawn from with equal chances, to multiply the side drawn and the long side's limit.
     """
 
     settings: ImageSettings
     short_sides: tuple[int, ...] = ()
     flip_probability: float = 0.5
+    size_factors: tuple[float, ...] = ()
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         short_sides = self.short_sides or (self.settings.short_side,)
         drawn = int(torch.randint(len(short_sides), (), generator=generator))
         flips = float(torch.rand((), generator=generator)) < self.flip_probability
+        settings, side = self.settings, short_sides[drawn]
+        if self.size_factors:
+            factor = self.size_factors[int(torch.randint(len(self.size_factors), (), generator=generator))]
+            settings, side = settings.scaled(factor), round_half_up(factor * side)
         # Flipped first, as long as it is small.
-        return _prepare(flip(sample) if flips else sample, self.settings, short_sides[drawn])
+        return _prepare(flip(sample) if flips else sample, settings, side)
 
 
 def round_half_up(value: float) -> int:

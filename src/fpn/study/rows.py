@@ -18,10 +18,9 @@ from fpn.study.tasks import Step, Task
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
-Training = Literal["rpn", "fast_rcnn", "joint", "two steps", "four steps", "none"]
+Training = Literal["rpn", "fast_rcnn", "joint", "two steps", "four steps"]
 """How a row is trained: an RPN; a Fast R-CNN on another row's proposals; both at once; the one after the
-other, each with features of its own; alternating, with shared features; or not, but another row's detector is
-tested in another way."""
+other, each with features of its own; or alternating, with shared features."""
 
 
 class Row(NamedTuple):
@@ -30,9 +29,12 @@ class Row(NamedTuple):
     name: str
     file: str
     """Below configs/."""
-    training: Training
-    source: str | None = None
-    """As table1/c: the row whose RPN's proposals it is trained and tested on, or whose detector is tested."""
+    training: Training | None
+    """None for a row that is another's detector, tested in another way."""
+    proposals: str | None = None
+    """The row, as table1/c, whose RPN's proposals it is trained and tested on."""
+    detector: str | None = None
+    """The row whose detector is tested, where nothing is trained."""
     doubled: bool = False
     """Whether the schedule is twice as long."""
 
@@ -58,12 +60,12 @@ TABLES: dict[str, dict[str, Row]] = {
         "c_no_border_anchors": Row("FPN, no border anchors", "table1/c_no_border_anchors.yaml", "rpn"),
         "c_nonlinearity": Row("FPN, ReLU in the neck", "table1/c_nonlinearity.yaml", "rpn"),
         "c_no_smoothing": Row("FPN, no 3×3 smoothing", "table1/c_no_smoothing.yaml", "rpn"),
-        "a_multi_scale": Row("conv4, trained at five sizes", "table1/a_multi_scale.yaml", "rpn"),
+        "a_multi_scale": Row("conv4 at five sizes", "table1/a_multi_scale.yaml", "rpn"),
         "a_image_pyramid": Row(
-            "the same, tested on a pyramid of images",
+            "conv4 at five sizes, on a pyramid of images",
             "fig1/a_image_pyramid.yaml",
-            "none",
-            "table1/a_multi_scale",
+            None,
+            detector="table1/a_multi_scale",
         ),
     },
     "table2": {
@@ -109,14 +111,9 @@ class _Runs(NamedTuple):
 
     def configs(self, row: Row, *protocols: str) -> list[str]:
         """The configuration files of one training, from the general to the particular."""
-        files = [CONFIGS / "base.yaml", *self.scale, *self.of_row(row)]
+        files = [CONFIGS / "base.yaml", *self.scale, CONFIGS / row.file]
         files += [CONFIGS / self.family / f"{name}.yaml" for name in protocols]
         return _config_words(files)
-
-    def of_row(self, row: Row) -> list[Path]:
-        """The row's file, and after it, at pocket scale, the one that says its pixels anew."""
-        resized = CONFIGS / "scale" / row.file
-        return [CONFIGS / row.file, *([resized] if _POCKET in self.scale and resized.is_file() else [])]
 
 
 def plan(
@@ -147,6 +144,7 @@ def plan(
     Raises:
         InputError: there is no such table, row, family or file.
     """
+    tables = list(dict.fromkeys(tables))
     if rows and len(tables) > 1:
         raise InputError(
             f"rows are of one table, not of {', '.join(tables)}: leave out --rows or all but one"
@@ -200,13 +198,13 @@ def _tasks(runs: _Runs, table: str, key: str, seed: int, proposes: bool = False)
     if training == "joint":
         protocols = ("faster_rcnn", "double_schedule") if row.doubled else ("faster_rcnn",)
         return [task("", row, *protocols, about=about)]
-    if row.source is not None:
-        its_table, its_row = row.source.split("/")
-        first = _tasks(runs, its_table, its_row, seed, proposes=training == "fast_rcnn")
-        if training == "fast_rcnn":
-            return [*first, task("", row, "fast_rcnn", about=about, proposals=first[-1].name)]
-        test = _test(runs, name, f"{runs.out / first[-1].name}/last.ckpt", runs.of_row(row))
-        return [*first, Task(name, (test,), (first[-1].name,), about)]
+    if row.detector is not None:
+        trained = _tasks(runs, *_table_and_row(row.detector), seed)
+        test = _test(runs, name, f"{runs.out / trained[-1].name}/last.ckpt", CONFIGS / row.file)
+        return [*trained, Task(name, (test,), (trained[-1].name,), about)]
+    if row.proposals is not None:
+        first = _tasks(runs, *_table_and_row(row.proposals), seed, proposes=True)
+        return [*first, task("", row, "fast_rcnn", about=about, proposals=first[-1].name)]
     one = task("/1_rpn", row, "rpn", proposes=True)
     if training == "two steps":
         return [one, task("", row, "fast_rcnn", about=about, proposals=one.name)]
@@ -217,6 +215,11 @@ def _tasks(runs: _Runs, table: str, key: str, seed: int, proposes: bool = False)
     joined = f"{runs.out / name}/joined.ckpt"
     join = Step("join", ("join", *halves, joined))
     return [one, two, three, four, Task(name, (join, _test(runs, name, joined)), (four.name,), about)]
+
+
+def _table_and_row(name: str) -> tuple[str, str]:
+    table, _, row = name.partition("/")
+    return table, row
 
 
 def _training(
@@ -270,7 +273,7 @@ def _training(
     return Task(name, tuple(steps), tuple(n for n in dict.fromkeys((proposals, start)) if n), about)
 
 
-def _test(runs: _Runs, name: str, checkpoint: str, configs: Iterable[Path] = ()) -> Step:
+def _test(runs: _Runs, name: str, checkpoint: str, *configs: Path) -> Step:
     words = ["test", *_config_words(configs), "--ckpt_path", checkpoint]
     words += ["--trainer.default_root_dir", str(runs.out / name)]
     words += ["--trainer.logger", json.dumps(_csv(runs, name))]
@@ -302,8 +305,8 @@ def _loggers(runs: _Runs, name: str, about: dict[str, Any] | None) -> list[str]:
 
 def _about(runs: _Runs, table: str, key: str, seed: int) -> dict[str, Any]:
     row = trained = TABLES[table][key]
-    if row.training == "none" and row.source is not None:
-        its_table, its_row = row.source.split("/")
+    if row.detector is not None:
+        its_table, its_row = _table_and_row(row.detector)
         trained = TABLES[its_table][its_row]
     detector = yaml.safe_load((CONFIGS / trained.file).read_text())["model"]["detector"]
     neck, rpn = detector.get("neck", {}), detector.get("rpn", {})
@@ -320,7 +323,7 @@ def _about(runs: _Runs, table: str, key: str, seed: int) -> dict[str, Any]:
         "data": ", ".join([runs.data, *_altered(runs.given)]),
         "toggles": toggles | {"shared": rpn.get("shared", True)},
     }
-    return about | ({"anchors": _anchors(sizes)} if trained.training == "rpn" else {})
+    return about | ({"anchors": _anchors(sizes)} if row.training == "rpn" else {})
 
 
 def _altered(given: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from torch import nn
 
 from fpn.checkpoints import build_detector
 from fpn.errors import InputError
-from fpn.models.detectors import ProposalNetwork
 from fpn.models.optimized import optimized
 from fpn.models.rpn import RPNHead
 from fpn.study.rows import CONFIGS
@@ -67,8 +65,8 @@ def measure(
     """Time the rows of a table, one image at a time, the rows taking turns.
 
     What is timed is the detector from a prepared image to its boxes. Weights and images are random: the time
-    of all but the suppressions does not depend on them. Proposals are anchors, and none is suppressed: there
-    are 1000, of sizes like a trained RPN's.
+    of all but the suppressions does not depend on them. Proposals are anchors, of which enough survive for
+    there to be 1000 of each image at these sizes.
 
     Args:
         table: running_time, fig1 or fig1_proposals.
@@ -125,11 +123,9 @@ def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:
     files = [CONFIGS / "base.yaml", *(CONFIGS / file for file in row.files)]
     parts = [yaml.safe_load(file.read_text())["model"]["detector"] for file in files]
     detector = optimized(build_detector(parts, CLASSES).to(device))
-    if isinstance(detector, ProposalNetwork):
-        detector.testing_proposals = replace(detector.testing_proposals, nms_iou=1.0)
-        for module in detector.modules():
-            if isinstance(module, RPNHead):
-                nn.init.zeros_(module.deltas.weight)
+    for module in detector.modules():
+        if isinstance(module, RPNHead):
+            nn.init.zeros_(module.deltas.weight)
     generator = torch.Generator().manual_seed(0)
     batches = []
     for short in row.short_sides:
