@@ -37,9 +37,10 @@ def main() -> int:
     parser.add_argument("--out", default="questions.json", help="the file to write (default: %(default)s)")
     given = parser.parse_args()
     try:
-        runs = [r for r in read_runs([given.runs]) if r.table == "table1" and r.row in given.rows]
+        found = [r for r in read_runs([given.runs]) if r.table == "table1" and r.row in given.rows]
+        runs = [run for run in found if run.scores is not None]
         if not runs:
-            raise InputError(f"{given.runs} has no run of table1, rows {', '.join(given.rows)}")
+            raise InputError(f"{given.runs} has no finished run of table1, rows {', '.join(given.rows)}")
         told = [
             _about(run) | answers(run.folder / "last.ckpt", Path(given.data), given.images) for run in runs
         ]

@@ -53,6 +53,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         last.rename(own / "last.ckpt")
         about = {"table": "table1", "row": row, "name": row, "seed": 0, "family": "paper", "data": "shapes"}
         (own / "run.json").write_text(json.dumps(about))
+        (own / "scores.json").write_text("{}")
+    begun = folder / "table1" / "c" / "seed_1"
+    begun.mkdir()
+    (begun / "run.json").write_text(json.dumps(about | {"row": "c", "seed": 1}))
     return folder
 
 
@@ -70,8 +74,10 @@ def test_every_run_is_measured(
     rows = [row for row in ROWS if row != "f"]
     words = (study, "--data", study / "data", "--images", 2, "--out", out, "--rows", *rows)
     assert ask(monkeypatch, *words) == 0
-    told = {one["row"]: one for one in json.loads(out.read_text(), parse_constant=pytest.fail)}
+    measured = json.loads(out.read_text(), parse_constant=pytest.fail)
+    told = {one["row"]: one for one in measured}
     assert set(told) == set(rows)
+    assert len(measured) == len(rows), "an unfinished run has nothing to measure"
     assert str(out) in capsys.readouterr().out.replace("\n", "")
     for row, one in told.items():
         assert set(one["drifts"]) == {str(shift) for shift in range(1, 9)}
@@ -94,7 +100,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     data = ("--data", study / "data")
     for words, message in (
-        ((study, *data, "--rows", "b"), "has no run of table1, rows b"),
+        ((study, *data, "--rows", "b"), "has no finished run of table1, rows b"),
         ((study, *data, "--rows", "f"), "has no RPN on P2 to P5 of a feature pyramid"),
         ((study, *data, "--images", "0"), "images is 0: give 1 at least"),
         ((tmp_path / "absent", *data), "no such folder"),
