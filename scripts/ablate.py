@@ -111,12 +111,12 @@ def ablate(options: argparse.Namespace, given: Sequence[str]) -> int:
         given=given,
     )
     if options.slurm is not None:
-        abouts = [task.about for task in tasks if task.about is not None]
-        runs = [
-            (about["table"], about["row"], about["seed"])
-            for about in abouts
-            if about["table"] in options.tables and (not options.rows or about["row"] in options.rows)
-        ]
+        runs = dict.fromkeys(
+            (table, row, seed)
+            for seed in options.seeds
+            for table in options.tables
+            for row in options.rows or TABLES[table]
+        )
         return submit(options, [command(options, *run, given) for run in runs])
     if options.dry_run:
         runner.describe(tasks, options.out)

@@ -445,6 +445,7 @@ def test_the_image_pyramid_is_tested_at_the_sizes_that_are_trained_on(
     (last,) = Path("study", training.name).glob("version_0/checkpoints/last.ckpt")
     shutil.copy(last, Path("study", training.name, "last.ckpt"))
     main(tested.steps[0].arguments)
+    assert tested_on
     assert tested_on == [[48, 72, 96, 120, 144]] * len(tested_on)
     assert trained_on == {48, 72, 96, 120, 144}
     (scores,) = Path("study", tested.name).glob("version_*/scores.json")
