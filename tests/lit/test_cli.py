@@ -121,7 +121,7 @@ def test_trainer_flags_that_rule_callbacks_out(config: str) -> None:
     flags = ("enable_progress_bar", "enable_checkpointing", "logger")
     main(["fit", "--config", config, *(f"--trainer.{flag}=false" for flag in flags)])
     assert not list(Path().rglob("*.ckpt"))
-    main(["fit", "--config", config, "--trainer.fast_dev_run", "true"])
+    main(["fit", "--config", config, "--trainer.fast_dev_run", "true", "--trainer.profiler", "pytorch"])
 
 
 def test_mixed_precision(config: str) -> None:
@@ -223,6 +223,9 @@ def test_mistakes_end_in_one_line(config: str, shapes: Path, capsys: pytest.Capt
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "binary.yaml: not a YAML file: " in fit("--config", "binary.yaml")
     assert "choose one of 32-true, bf16-mixed, 16-mixed" in fit("--trainer.precision", "bf16-true")
+    assert "number of the training batches (5)" in fit("--trainer.val_check_interval", "6")
+    assert "requires a GPU accelerator" in fit("--trainer.strategy", "fsdp")
+    assert "-1 is not in bounds" in fit("--seed_everything", "-1")
     assert "both false" in fit("--model.detector.neck", '{"lateral": false, "top_down": false}')
     message = fit("--data.root", "nowhere")
     assert "nowhere/annotations/instances_" in message

@@ -1,4 +1,5 @@
 from functools import partial
+from threading import Lock
 from typing import Literal
 
 import pytest
@@ -94,6 +95,34 @@ def test_finds_the_same_and_leaves_the_detector_alone(
     if not conv5:  # the greatest of its weights is not there twice
         fc6 = "roi_head.head.shared.fc6.weight"
         assert quick.state_dict()[fc6].data_ptr() == before[fc6][0]
+
+
+class Listener:
+    """A hook with what cannot be copied, as a profiler's has."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.heard: list[str] = []
+
+    def before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.heard.append(f"before {type(module).__name__}")
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        self.heard.append(f"after {type(module).__name__}")
+
+
+@torch.inference_mode()
+def test_who_listens_to_the_detector_hears_its_copy() -> None:
+    detector, listener = small("batch", conv5=False), Listener()
+    detector.neck.register_forward_hook(listener)
+    detector.rpn.register_forward_pre_hook(listener.before)
+    quick = optimized(detector)
+    later = quick.neck.register_forward_hook(listener)
+    quick(batch())
+    assert listener.heard == [*2 * ["after FeaturePyramid"], "before RegionProposalNetwork"]
+    later.remove()
+    detector.eval()(batch())
+    assert listener.heard[3:] == ["after FeaturePyramid", "before RegionProposalNetwork"]
 
 
 def test_shortcuts_and_their_norms_are_folded_too() -> None:

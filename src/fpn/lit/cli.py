@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -195,7 +196,7 @@ def _mistake(error: BaseException | None) -> str | None:
         if isinstance(error, ArgumentError):
             # What the parser got is a long listing, and no news to who gave it.
             return " ".join(str(error).partition("Got value:")[0].split())
-        if isinstance(error, MisconfigurationException):
+        if isinstance(error, MisconfigurationException) or _refused_by_lightning(error):
             return " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename is not None:
             return f"{error.filename}: {error.strerror}"
@@ -203,6 +204,12 @@ def _mistake(error: BaseException | None) -> str | None:
             return f"a file cannot be written: {error.strerror}"
         error = error.__cause__
     return None
+
+
+def _refused_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised a ValueError: so it refuses most of what cannot be set."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ValueError) and frames[-1].f_globals["__name__"].startswith("lightning.")
 
 
 def _with_values(words: Sequence[str]) -> list[str]:

@@ -16,9 +16,15 @@ def optimized(detector: Network) -> Network:
 
     The BatchNorms of its ResNet are folded into its convolutions. On a CPU these lie with their channels
     last, and so do the maps they make; in training, the gradients would cost more than that saves. The
-    detector itself stays as it is, and shares all other weights.
+    detector itself stays as it is, and shares all other weights. Forward hooks, as of a profiler or of who
+    watches features, are called by both, though not where a norm has gone into a convolution.
     """
-    shared = {id(tensor): tensor for tensor in (*detector.parameters(), *detector.buffers())}
+    hooks = (
+        hook
+        for module in detector.modules()
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    )
+    shared = {id(thing): thing for thing in (*detector.parameters(), *detector.buffers(), *hooks)}
     network = copy.deepcopy(detector, shared)
     fold_norms(network)
     for module in network.modules():
