@@ -30,6 +30,13 @@ GIVEN = {
     "trainer.num_sanity_val_steps": 0,
     "trainer.accelerator": "cpu",
 }
+STEPS = {
+    "table5/resnet50_unshared/seed_0/1_rpn": "1_rpn",
+    "table5/resnet50_unshared/seed_0": "2_fast_rcnn",
+    "table5/resnet50_shared/seed_0/3_rpn": "3_rpn",
+    "table5/resnet50_shared/seed_0/4_fast_rcnn": "4_fast_rcnn",
+    "table5/resnet50_shared/seed_0": "",
+}
 # One that both halves have, too low for a proposal of any score to be left out.
 DETECTIONS = ["--model.detector.detections.score_threshold", "0.0"]
 
@@ -58,7 +65,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                         folder.glob(f"version_*/**/{name}"), key=lambda path: path.stat().st_mtime_ns
                     )
                     (folder / name).write_bytes(newest.read_bytes())
-            folders[task.name.partition("/seed_0")[2].lstrip("/")] = root / folder
+            folders[STEPS[task.name]] = root / folder
     finally:
         os.chdir(before)
     return folders

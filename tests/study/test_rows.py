@@ -139,8 +139,6 @@ PARAMETERS = {
         for stage, own in (
             ("unshared/1_rpn", rpn(256)),
             ("unshared", two_fc(256)),
-            ("shared/1_rpn", rpn(256)),
-            ("shared/2_fast_rcnn", two_fc(256)),
             # Of the features, none are trained.
             ("shared/3_rpn", rpn(256)),
             ("shared/4_fast_rcnn", two_fc(256)),
@@ -355,7 +353,7 @@ def test_one_step_at_pocket_scale(
     if "resnet101" in key:
         given += ["--model.detector.bottom_up.name", "resnet18"]  # its depth is pinned above
     for task in plan([table], [key], data="shapes", out="study", given=given):
-        own = task.name.startswith(row)
+        own = task.name.startswith((row, TABLES[table][key].start or row))
         if own and task.steps[0].name == "fit":
             main(task.steps[0].arguments)
             (last,) = Path("study", task.name).glob("version_0/checkpoints/last.ckpt")
@@ -383,15 +381,59 @@ def random_proposals(root: Path, split: str, out: Path) -> None:
     write_proposals(out, ids, list(boxes), list(torch.rand(len(ids), 30)), stamp)
 
 
-def test_runs_with_another_model_are_not_called_the_rows() -> None:
+def test_runs_of_another_model_data_or_schedule_are_not_called_the_rows(tmp_path: Path) -> None:
     def data(*given: str) -> str:
         (task,) = plan(["table1"], ["c"], given=given)
         assert task.about is not None
         return str(task.about["data"])
 
-    assert data() == data("--data.root", "/data/coco", "--trainer.devices", "8") == "coco"
-    altered = data("--trainer.devices", "8", "--model.schedule.length", "0.1", "--model.optimizer.lr=1")
-    assert altered == "coco, with --model.schedule.length 0.1, with --model.optimizer.lr=1"
+    machine = tmp_path / "machine.yaml"
+    machine.write_text("trainer: {devices: 8, strategy: ddp}\ndata: {init_args: {num_workers: 8}}\n")
+    same = ("--data.root", "/data/coco", "--trainer.devices", "8", "--config", str(machine))
+    assert data() == data(*same) == "coco"
+    other = data("--trainer.devices", "8", "--model.schedule.length", "0.1", "--model.optimizer.lr=1")
+    assert other == "coco, with --model.schedule.length 0.1, with --model.optimizer.lr 1"
+    assert data("--data.size_factor", "0.5") == "coco, with --data.size_factor 0.5"
+    assert data("--trainer.max_steps=-1") == "coco, with --trainer.max_steps -1"
+    wide = tmp_path / "wide.yaml"
+    wide.write_text("model: {detector: {init_args: {neck: {channels: 512}}}}\n")
+    assert data(f"--config={wide}") == "coco, with --model.detector.neck.channels 512"
+
+
+def test_toggles_that_are_given_are_told() -> None:
+    def toggles(*given: str) -> dict[str, bool]:
+        (task,) = plan(["table1"], ["c"], given=given)
+        return dict((task.about or {})["toggles"])
+
+    row = {"lateral": True, "top_down": True, "smooth": True, "nonlinearity": False, "shared": True}
+    assert toggles() == row
+    assert toggles("--model.detector.neck.top_down", "false") == row | {"top_down": False}
+    assert toggles("--model.detector.neck", "{lateral: false}") == row | {"lateral": False}
+    assert toggles("--model.detector.init_args.rpn.init_args.shared=false") == row | {"shared": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ckpt_path", "other.ckpt"),
+        ("seed_everything", "3"),
+        ("data.seed", "3"),
+        ("trainer.logger", "false"),
+        ("trainer.logger.init_args.save_dir", "elsewhere"),
+        ("data.init_args.train_proposals", "mine.safetensors"),
+    ],
+)
+def test_what_each_run_has_of_its_own_cannot_be_given(name: str, value: str) -> None:
+    told = name.replace(".init_args", "")
+    with pytest.raises(InputError, match=f"{told} is what a study sets"):
+        plan(["table1"], ["c"], given=[f"--{name}", value])
+
+
+def test_nor_by_a_file() -> None:
+    with pytest.raises(InputError, match=r"trainer\.logger.* --wandb"):
+        plan(["table1"], ["c"], given=["--config", str(CONFIGS / "wandb.yaml")])
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        plan(["table1"], ["c"], given=["--config", "nowhere.yaml"])
 
 
 def test_single_maps_make_as_many_proposals_as_a_pyramid() -> None:
@@ -408,14 +450,15 @@ def test_plans() -> None:
     names = [task.name for task in plan(["table2"], ["d", "f"], seeds=[0, 1])]
     assert names == [f"{row}/seed_{seed}" for seed in (0, 1) for row in ("table1/c", "table2/d", "table2/f")]
     four = plan(["table5"], ["resnet50_shared"])
-    assert [(task.name.rpartition("/")[2], task.needs) for task in four] == [
-        ("1_rpn", ()),
-        ("2_fast_rcnn", ("table5/resnet50_shared/seed_0/1_rpn",)),
-        ("3_rpn", ("table5/resnet50_shared/seed_0/2_fast_rcnn",)),
-        ("4_fast_rcnn", tuple(f"table5/resnet50_shared/seed_0/{s}" for s in ("3_rpn", "2_fast_rcnn"))),
-        ("seed_0", ("table5/resnet50_shared/seed_0/4_fast_rcnn",)),
+    unshared, shared = (f"table5/resnet50_{kind}/seed_0" for kind in ("unshared", "shared"))
+    assert [(task.name, task.needs) for task in four] == [
+        (f"{unshared}/1_rpn", ()),
+        (unshared, (f"{unshared}/1_rpn",)),
+        (f"{shared}/3_rpn", (unshared,)),
+        (f"{shared}/4_fast_rcnn", (f"{shared}/3_rpn", unshared)),
+        (shared, (f"{shared}/4_fast_rcnn",)),
     ]
-    assert [bool(task.about) for task in four] == [False] * 4 + [True]
+    assert [bool(task.about) for task in four] == [False, True, False, False, True]
 
 
 @pytest.mark.parametrize("tables", [["table1", "table2"], ["table2", "table1"]])

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from fpn.errors import InputError
+from fpn.study.given import Settings, altered, part_of, refuse_own, settings_of
 from fpn.study.tasks import Step, Task
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -35,15 +36,18 @@ class Row(NamedTuple):
     """The row, as table1/c, whose RPN's proposals it is trained and tested on."""
     detector: str | None = None
     """The row whose detector is tested, where nothing is trained or, by the paper's recipe, the same."""
+    start: str | None = None
+    """The row whose two steps four steps begin with."""
     doubled: bool = False
     """Whether the schedule is twice as long."""
 
 
 def _table5(depth: int) -> dict[str, Row]:
-    kinds: dict[str, Training] = {"unshared": "two steps", "shared": "four steps", "joint": "joint"}
+    net, file = f"resnet{depth}", f"table5/resnet{depth}.yaml"
     return {
-        f"resnet{depth}_{kind}": Row(f"ResNet-{depth}, {kind}", f"table5/resnet{depth}.yaml", training)
-        for kind, training in kinds.items()
+        f"{net}_unshared": Row(f"ResNet-{depth}, unshared", file, "two steps"),
+        f"{net}_shared": Row(f"ResNet-{depth}, shared", file, "four steps", start=f"table5/{net}_unshared"),
+        f"{net}_joint": Row(f"ResNet-{depth}, joint", file, "joint"),
     }
 
 
@@ -109,6 +113,8 @@ class _Runs(NamedTuple):
     out: Path
     wandb: bool
     given: tuple[str, ...]
+    settings: Settings
+    """What `given` sets."""
 
     def configs(self, row: Row, *protocols: str) -> list[str]:
         """The configuration files of one training, from the general to the particular."""
@@ -143,7 +149,7 @@ def plan(
         given: further arguments of every `fpn fit` and `fpn test`.
 
     Raises:
-        InputError: there is no such table, row, family or file.
+        InputError: there is no such table, row, family or file, or `given` sets what each run has of its own.
     """
     tables = list(dict.fromkeys(tables))
     if rows and len(tables) > 1:
@@ -155,7 +161,9 @@ def plan(
     scale = SCALES.get(data, (Path(data),))
     if not all(file.is_file() for file in scale):
         raise InputError(f"data {data!r} is none of {', '.join(SCALES)}, nor a configuration file")
-    runs = _Runs(scale, family, data, Path(out), wandb, tuple(given))
+    settings = settings_of(given)
+    refuse_own(settings)
+    runs = _Runs(scale, family, data, Path(out), wandb, tuple(given), settings)
     tasks: dict[str, Task] = {}
     for seed in dict.fromkeys(seeds):
         for table in tables:
@@ -207,16 +215,16 @@ def _tasks(runs: _Runs, table: str, key: str, seed: int, proposes: bool = False)
     if row.proposals is not None:
         first = _tasks(runs, *_table_and_row(row.proposals), seed, proposes=True)
         return [*first, task("", row, "fast_rcnn", about=about, proposals=first[-1].name)]
-    one = task("/1_rpn", row, "rpn", proposes=True)
-    if training == "two steps":
+    if row.start is None:
+        one = task("/1_rpn", row, "rpn", proposes=True)
         return [one, task("", row, "fast_rcnn", about=about, proposals=one.name)]
-    two = task("/2_fast_rcnn", row, "fast_rcnn", proposals=one.name)
+    *begun, two = _tasks(runs, *_table_and_row(row.start), seed)
     three = task("/3_rpn", row, "rpn", "frozen_features", start=two.name, proposes=True)
     four = task("/4_fast_rcnn", row, "fast_rcnn", "frozen_features", start=two.name, proposals=three.name)
     halves = (f"{runs.out / half.name}/last.ckpt" for half in (three, four))
     joined = f"{runs.out / name}/joined.ckpt"
     join = Step("join", ("join", *halves, joined))
-    return [one, two, three, four, Task(name, (join, _test(runs, name, joined)), (four.name,), about)]
+    return [*begun, two, three, four, Task(name, (join, _test(runs, name, joined)), (four.name,), about)]
 
 
 def _table_and_row(name: str) -> tuple[str, str]:
@@ -311,7 +319,9 @@ def _about(runs: _Runs, table: str, key: str, seed: int) -> dict[str, Any]:
         its_table, its_row = _table_and_row(row.detector)
         trained = TABLES[its_table][its_row]
     detector = yaml.safe_load((CONFIGS / trained.file).read_text())["model"]["detector"]
-    neck, rpn = detector.get("neck", {}), detector.get("rpn", {})
+    neck, rpn = (
+        detector.get(part, {}) | part_of(runs.settings, f"model.detector.{part}") for part in ("neck", "rpn")
+    )
     toggles = {name: neck.get(name, name in ("lateral", "top_down", "smooth")) for name in _TOGGLES}
     if "class_path" in neck:
         toggles = {}
@@ -322,16 +332,10 @@ def _about(runs: _Runs, table: str, key: str, seed: int) -> dict[str, Any]:
         "name": row.name,
         "seed": seed,
         "family": runs.family,
-        "data": ", ".join([runs.data, *_altered(runs.given)]),
+        "data": ", ".join([runs.data, *(f"with {one}" for one in altered(runs.settings))]),
         "toggles": toggles | {"shared": rpn.get("shared", True)},
     }
     return about | ({"anchors": _anchors(sizes)} if row.training == "rpn" else {})
-
-
-def _altered(given: Sequence[str]) -> list[str]:
-    """What of the given arguments makes another model than the row's: no report may pass over that."""
-    joined = " ".join(given)
-    return [f"with --{words.strip()}" for words in joined.split("--") if words.startswith("model.")]
 
 
 _TOGGLES = ("lateral", "top_down", "smooth", "nonlinearity")
