@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fpn.analysis.answers import answers
+from fpn.data.proposals import replacing
 from fpn.errors import InputError
 from fpn.study.results import Run, read_runs
 
@@ -41,13 +42,17 @@ def main() -> int:
         runs = [run for run in found if run.scores is not None]
         if not runs:
             raise InputError(f"{given.runs} has no finished run of table1, rows {', '.join(given.rows)}")
-        told = [
-            _about(run) | answers(run.folder / "last.ckpt", Path(given.data), given.images) for run in runs
-        ]
+        told = []
+        for run in runs:
+            told.append(_about(run) | answers(run.folder / "last.ckpt", Path(given.data), given.images))
+            with replacing(Path(given.out)) as file:  # after each: what goes wrong later loses none of them
+                file.write_text(json.dumps(told, indent=1, allow_nan=False))
     except InputError as error:
         print(f"questions.py: {error}", file=sys.stderr)
         return 2
-    Path(given.out).write_text(json.dumps(told, indent=1, allow_nan=False))
+    except OSError as error:
+        print(f"questions.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     table = Table(title="P2 when the picture moves by 4 pixels, and how alike P2 and P3 are")
     for name in ("data", "row", "seed", "P2 changes", "boxes lost", "an octave alike", "objectness alike"):
         table.add_column(name)

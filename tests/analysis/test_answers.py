@@ -70,7 +70,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 def test_every_run_is_measured(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "told.json"
+    out = tmp_path / "folder to be made" / "told.json"
     rows = [row for row in ROWS if row != "f"]
     words = (study, "--data", study / "data", "--images", 2, "--out", out, "--rows", *rows)
     assert ask(monkeypatch, *words) == 0

@@ -98,7 +98,7 @@ def test_the_papers_numbers() -> None:
     assert table.rows["d"].about == {"feature": "P2-P6", "lateral": True, "top_down": False}
     assert paper.table("table2").rows["d"].values["AP"] == 24.9
     assert paper.table("table3").rows["star"].values["AP_small"] is None
-    assert paper.table("table4").rows["test_dev"].values["AP"] == 36.2
+    assert paper.table("table4").rows["resnet101"].values["AP"] == 36.2
     assert paper.table("table5").rows["resnet101_shared"].values == {"AP50": 58.2, "AP": 35.2}
     assert paper.table("table6").rows["dual"].values["AR"] == 45.7
     assert paper.table("running_time").rows["resnet50_fpn"].values == {"seconds": 0.148}
@@ -111,7 +111,7 @@ def test_recall_of_ten_proposals_comes_from_the_curves(tmp_path: Path) -> None:
     run(tmp_path / "c", ar(0.5), curves=curves(0.25))
     run(tmp_path / "d", ar(0.4), row="d")
     tables, _ = parsed(write_report([tmp_path], tmp_path / "out"))
-    table = tables["Table 1, paper, on coco"]
+    table = tables["Table 1 on coco, paper recipe"]
     assert (table["c"]["ours"]["AR@10"], table["c"]["ours"]["AR@1000"]) == ("25.0", "50.0")
     assert table["c"]["paper"]["AR@10"] == "-"
     assert table["d"]["ours"]["AR@10"] == "not scored"
@@ -127,8 +127,8 @@ def test_means_deviations_and_differences(tmp_path: Path) -> None:
     run(tmp_path / "extra", ar(0.5), row="c_unshared", name="one | head <each>")
     tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
 
-    assert list(tables) == ["Report", "Table 1, paper, on coco"]
-    table = tables["Table 1, paper, on coco"]
+    assert list(tables) == ["Report", "Table 1 on coco, paper recipe"]
+    table = tables["Table 1 on coco, paper recipe"]
     assert list(table) == ["a", "b", "c", "d", "e", "f", "c_unshared"]
     assert table["c"]["paper"]["AR@1000"] == "56.3"
     assert table["c"]["paper"]["anchors"] == "200,000"
@@ -165,7 +165,7 @@ def test_a_number_that_some_seeds_lack_says_over_how_many_it_is(tmp_path: Path) 
     run(tmp_path / "0", ar(0.5, **{"AR@1000_small": 0.4}), seed=0)
     run(tmp_path / "1", ar(0.5), seed=1)
     tables, _ = parsed(write_report([tmp_path], tmp_path / "out"))
-    assert tables["Table 1, paper, on coco"]["c"]["ours"]["AR@1000 small"] == "40.0 (n = 1)"
+    assert tables["Table 1 on coco, paper recipe"]["c"]["ours"]["AR@1000 small"] == "40.0 (n = 1)"
 
 
 def test_on_other_data_the_distances_from_row_c_stand_side_by_side(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_on_other_data_the_distances_from_row_c_stand_side_by_side(tmp_path: Pat
     run(tmp_path / "e", ar(0.31), data="shapes", row="e")
     tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
 
-    table = tables["Table 1, paper, on shapes"]
+    table = tables["Table 1 on shapes, paper recipe"]
     assert list(table["c"]) == ["paper", "ours"]
     # The paper's d is 49.5, its c 56.3.
     assert table["d"]["paper - paper (c)"]["AR@1000"] == "-6.8"
@@ -193,17 +193,28 @@ def test_families_and_data_sets_are_never_mixed(tmp_path: Path) -> None:
     for number, (family, data) in enumerate(settings):
         run(tmp_path / str(number), ar(0.1 * (number + 1)), family=family, data=data)
     run(tmp_path / "table3", {"AP": 0.5}, table="table3")
+    run(tmp_path / "table4", {"AP": 0.36}, table="table4", row="resnet101")
     tables, _ = parsed(write_report([tmp_path], tmp_path / "out"))
-    assert {name: table["c"]["ours"].get("AR@1000") for name, table in tables.items() if table} == {
-        "Table 1, paper, on coco": "40.0",
-        "Table 1, paper, on shapes": "20.0",
-        "Table 1, modern, on coco": "30.0",
-        "Table 1, modern, on shapes": "10.0",
-        "Table 3, paper, on coco": None,
+    assert {name: table["c"]["ours"].get("AR@1000") for name, table in tables.items() if "c" in table} == {
+        "Table 1 on coco, paper recipe": "40.0",
+        "Table 1 on shapes, paper recipe": "20.0",
+        "Table 1 on coco, modern recipe": "30.0",
+        "Table 1 on shapes, modern recipe": "10.0",
+        "Table 3 on coco, paper recipe": None,
     }
-    assert list(tables)[1:3] == ["Table 1, paper, on coco", "Table 1, paper, on shapes"]
-    assert tables["Table 3, paper, on coco"]["c"]["ours"]["AP"] == "50.0"
-    assert tables["Table 3, paper, on coco"]["star"]["paper"]["AP small"] == "-"
+    assert list(tables)[1:3] == ["Table 1 on coco, paper recipe", "Table 1 on shapes, paper recipe"]
+    assert tables["Table 3 on coco, paper recipe"]["c"]["ours"]["AP"] == "50.0"
+    assert tables["Table 3 on coco, paper recipe"]["star"]["paper"]["AP small"] == "-"
+    ((key, alone),) = tables["Table 4 on coco, paper recipe"].items()
+    assert (key, alone["paper"]["AP"], alone["ours - paper"]["AP"]) == ("resnet101", "36.2", "-0.2")
+
+
+def test_a_figure_of_many_altered_settings_has_a_name_that_files_can_have(tmp_path: Path) -> None:
+    data = "coco" + ", with --model.detector.neck.channels 128" * 9
+    run(tmp_path / "c", ar(0.5), data=data, curves=curves(0.5))
+    report = write_report([tmp_path], tmp_path / "out")
+    (figure,) = report.parent.glob("*.png")
+    assert f"]({figure.name})" in report.read_text()
 
 
 def test_times_and_memory_keep_their_units(tmp_path: Path) -> None:
@@ -212,12 +223,12 @@ def test_times_and_memory_keep_their_units(tmp_path: Path) -> None:
     run(tmp_path / "figure", cost, table="fig1", row="image_pyramid", name="pyramid of images")
     tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
 
-    time = tables["Running time, paper, on coco"]["resnet50_fpn"]
+    time = tables["Running time on coco"]["resnet50_fpn"]
     assert time["paper"]["seconds per image"] == "0.148"
     assert time["ours"]["seconds per image"] == "0.021"
     assert time["ours"]["peak memory (MB)"] == "1,234"
     assert "ours - paper" not in time, "the paper's times are of another machine"
-    figure = tables["Figure 1, paper, on coco"]["image_pyramid"]["ours"]
+    figure = tables["Figure 1 on coco"]["image_pyramid"]["ours"]
     assert (figure["seconds per image"], figure["peak memory (MB)"]) == ("0.021", "1,234")
     assert not {"AP", "AR@1000"} & figure.keys(), "times are no scores"
     assert "Order by" not in text
@@ -348,7 +359,7 @@ def test_the_command(tmp_path: Path) -> None:
         [sys.executable, str(SCRIPT), "runs"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "Table 1, paper, on coco" in done.stdout
+    assert "Table 1 on coco, paper recipe" in done.stdout
     assert "56.3" in done.stdout
     assert "written to report/report.md" in done.stdout
     assert (tmp_path / "report" / "table1-paper-coco.png").is_file()

@@ -419,6 +419,17 @@ def test_a_step_that_does_not_end_is_killed_with_all_it_started() -> None:
     eventually(lambda: all(map(gone, children("a"))))
 
 
+def test_a_second_ctrl_c_does_not_wait_for_a_step_that_does_not_end() -> None:
+    runner = Runner([task("a", Step("fit", ("stay", "--folder", "study/a/fit")))], patience=10 * TIME_OUT)
+    eventually(lambda: len(happened("a")) == 2)
+    runner.send(signal.SIGINT)
+    eventually(lambda: "a second Ctrl-C kills them" in runner.output.read_text())
+    assert not any(map(gone, children("a")))
+    runner.send(signal.SIGINT)
+    assert runner.end()[0] == 130
+    eventually(lambda: all(map(gone, children("a"))))
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_what_a_step_leaves_running_is_killed_as_it_ends(code: int) -> None:
     steps = (leave("a", code, 0.0), score("a", 0.5))

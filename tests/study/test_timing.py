@@ -20,11 +20,13 @@ def test_figure_1(tmp_path: Path) -> None:
         assert 0 < numbers["seconds_min"] <= numbers["seconds"] <= numbers["seconds_max"]
         peak = numbers["peak_memory_mb"]
         assert math.isnan(peak) or peak > 100  # a ResNet-50 and the libraries
-    timing.write_runs("fig1", measured, tmp_path, {"data": "this machine", "toggles": {}})
-    runs = read_runs([tmp_path])
-    assert [(run.table, run.row, run.scores) for run in runs] == [
-        ("fig1", key, numbers) for key, numbers in measured.items()
-    ]
+    machines = ("this machine", "Another, of 2")
+    for machine in machines:
+        timing.write_runs("fig1", measured, tmp_path, {"data": machine, "toggles": {}})
+    runs = {(run.table, run.row, run.data): run.scores for run in read_runs([tmp_path])}
+    assert runs == {
+        ("fig1", key, machine): numbers for key, numbers in measured.items() for machine in machines
+    }
 
 
 def test_figure_1_of_proposals_times_networks_without_a_second_stage(monkeypatch: pytest.MonkeyPatch) -> None:

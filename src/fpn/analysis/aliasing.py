@@ -55,14 +55,14 @@ class Spectrum(NamedTuple):
     frequency: Tensor
     """(B,) middles of the bands, cycles a cell, up to 1/2."""
     power: Tensor
-    """(B,) mean power of a band's frequencies, the whole map's being 1 in the mean."""
+    """(B,) mean power of a band's frequencies, the whole map's being 1 in the mean; NaN where it has none."""
     number: Tensor
-    """(B,) frequencies of a band, one at least."""
+    """(B,) frequencies of a band."""
 
     def above(self, frequency: float) -> float:
         """The share of the power, in [0, 1], of bands above a frequency; NaN of a map without any."""
         power = self.power * self.number
-        return float(power[self.frequency > frequency].sum() / power.sum())
+        return float(power[self.frequency > frequency].nansum() / power.nansum())
 
 
 def spectrum(maps: Tensor, bands: int = 16) -> Spectrum:
@@ -77,9 +77,8 @@ def spectrum(maps: Tensor, bands: int = 16) -> Spectrum:
     band = (frequency * 2 * bands).long().clamp(max=bands - 1)
     number = torch.bincount(band, minlength=bands)
     total = torch.zeros(bands, dtype=torch.float64).index_add_(0, band, power)
-    kept = number > 0
     middles = (torch.arange(bands) + 0.5) / (2 * bands)
-    return Spectrum(middles[kept], (total / number)[kept] / power.mean(), number[kept])
+    return Spectrum(middles, total / number / power.mean(), number)
 
 
 def _fading(length: int) -> Tensor:

@@ -17,6 +17,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's, told apart by the colour-blind, less the yellow, too pale for lines."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """One more than colours, so that 56 rows pass before a pair of colour and marker comes again."""
+LINES = ("-", "--", ":")
+"""For the first, second and third round of colours."""
 
 
 def draw_curves(rows: Mapping[str, Sequence[Curves]], title: str, path: Path) -> None:
@@ -36,7 +38,8 @@ def draw_curves(rows: Mapping[str, Sequence[Curves]], title: str, path: Path) ->
         if not curves:
             continue
         several |= len(curves) > 1
-        style = (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+        round_, place = divmod(number, len(COLOURS))
+        style = (COLOURS[place], MARKERS[number % len(MARKERS)], LINES[round_ % len(LINES)])
         text = label.replace("$", r"\$")  # a dollar would begin a formula
         octaves = np.arange(len(curves[0].by_size.x))
         _line(limits, np.array(curves[0].by_limit.x), [one.by_limit for one in curves], style, text)
@@ -60,14 +63,16 @@ def draw_curves(rows: Mapping[str, Sequence[Curves]], title: str, path: Path) ->
 
 
 def _line(
-    axes: Axes, x: np.ndarray, curves: Sequence[Curve], style: tuple[str, str], label: str | None = None
+    axes: Axes, x: np.ndarray, curves: Sequence[Curve], style: tuple[str, str, str], label: str | None = None
 ) -> None:
     values = 100 * np.array([curve.recall for curve in curves])
-    colour, marker = style
+    colour, marker, line = style
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # where there is no object, all are NaN
         mean, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
-    axes.plot(x, mean, label=label, color=colour, marker=marker, linewidth=1.6, markersize=4.5)
+    axes.plot(
+        x, mean, label=label, color=colour, marker=marker, linestyle=line, linewidth=1.6, markersize=4.5
+    )
     if len(curves) > 1:
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 

@@ -214,8 +214,8 @@ def _draw(section: Section, folder: Path, taken: Sequence[str]) -> Path | None:
 
 
 def _slug(section: Section) -> str:
-    """A file's name, which the names of two data sets may share."""
-    return "-".join(re.sub(r"[^a-z0-9.]+", "_", name.lower()) for name in section[:3])
+    """A file's name, which the names of two data sets may share, and not too long for one."""
+    return "-".join(re.sub(r"[^a-z0-9.]+", "_", name.lower()) for name in section[:3])[:100]
 
 
 def _title(column: str) -> str:

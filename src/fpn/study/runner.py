@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -74,15 +74,15 @@ def run(
     places: Sequence[Mapping[str, str]] = ({},),
     program: Sequence[str] = PROGRAM,
     console: Console | None = None,
-    patience: float = 60.0,
+    patience: float = 110.0,
     interval: float = 0.2,
 ) -> int:
     """Run tasks, each when what it needs is finished; what has been finished before is not run again.
 
     The output of every step is appended to the `log.txt` of its task's folder. When a task fails, those
     that need it are not run, the others go on. On SIGINT, SIGTERM or SIGHUP the steps under way get a
-    SIGTERM; started again, everything goes on where it was. Several runners may work on one root, also from
-    several machines: a task is run by one of them, the others wait for it.
+    SIGTERM; a second SIGINT kills them. Started again, everything goes on where it was. Several runners may
+    work on one root, also from several machines: a task is run by one of them, the others wait for it.
 
     Args:
         tasks: with all that they need.
@@ -90,7 +90,7 @@ def run(
         places: environment variables for each of the tasks that may run at a time, see `places`.
         program: what is run with the arguments of a step.
         console: where progress is shown; by default standard output.
-        patience: seconds that a step is given to end after SIGTERM.
+        patience: seconds that a step is given to end after SIGTERM; SLURM's signal comes 120 before the end.
         interval: seconds between two looks at the running steps.
 
     Returns:
@@ -113,8 +113,11 @@ def run(
                     time.sleep(interval)
             finally:
                 if received and runner.runs:
-                    say(f"Stopping: the steps under way are given {patience:.0f} seconds to end")
-                runner.stop(patience)
+                    say(
+                        f"Stopping: the steps under way are given {patience:.0f} seconds to end, "
+                        "a second Ctrl-C kills them"
+                    )
+                runner.stop(patience, lambda: received.count(signal.SIGINT) > 1)
         failures = runner.failures()
         for line in failures:
             say(line)
@@ -192,13 +195,14 @@ class _Runner:
                     self._consider(name)
         return not all(status.state.is_over for status in self.statuses.values())
 
-    def stop(self, patience: float) -> None:
-        """End what is under way and leave it so that it can be resumed."""
+    def stop(self, patience: float, hurried: Callable[[], bool]) -> None:
+        """End what is under way, at the latest when hurried, and leave it so that it can be resumed."""
         for run in self.runs.values():
             run.terminate()
         deadline = time.monotonic() + patience
         for name, run in list(self.runs.items()):
-            run.wait(deadline)
+            while run.is_under_way and time.monotonic() < deadline and not hurried():
+                time.sleep(min(self.interval, 0.1))
             with self._failing(name):
                 self.statuses[name].state = State.STOPPED
                 if run.finish() and self.folders[name].next_step() is None:
@@ -351,11 +355,10 @@ class _Run:
         if self.process is not None:
             self.process.terminate()
 
-    def wait(self, deadline: float) -> None:
-        """Wait for the end of the step, but not beyond some time of the monotonic clock."""
-        if self.process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(max(deadline - time.monotonic(), 0.0))
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the step's first process has not ended."""
+        return self.process is not None and self.process.poll() is None
 
     def close(self) -> None:
         """Kill what is left of the step, and let go of the folder."""

@@ -48,7 +48,7 @@ LAYOUTS = {
     ),
     "table2": Layout("Table 2", BOXES, ("AP",), "c"),
     "table3": Layout("Table 3", BOXES, ("AP",), "c"),
-    "table4": Layout("Table 4", BOXES, ("AP",)),
+    "table4": Layout("Table 4", BOXES),
     "table5": Layout("Table 5", BOXES[:2], ("AP",), "resnet50_unshared"),
     "fig1": Layout("Figure 1", COST, papers=False),
     "fig1_proposals": Layout("Figure 1, proposals alone", COST, papers=False),
@@ -95,8 +95,9 @@ class Section(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """Table, family and data."""
-        return f"{self.layout.heading}, {self.family}, on {self.data}"
+        """Table, data, and where something is trained the recipe."""
+        recipe = "" if self.layout.columns == COST else f", {self.family} recipe"
+        return f"{self.layout.heading} on {self.data}{recipe}"
 
     def values(self, row: Row, column: str) -> list[float]:
         """The column's numbers of the runs that have it, in its own unit; NaN for no object."""

@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -110,9 +111,13 @@ def measure(
 
 
 def write_runs(table: str, measured: dict[str, dict[str, float]], out: Path, about: dict[str, Any]) -> None:
-    """Write measurements as a report reads them: run.json and scores.json, a folder for each row."""
+    """Write measurements as a report reads them: run.json and scores.json, a folder for each row and machine.
+
+    `about` has the machine as `data`.
+    """
+    machine = re.sub(r"[^a-z0-9]+", "_", str(about["data"]).lower())
     for key, scores in measured.items():
-        folder = out / table / key
+        folder = out / table / key / machine
         folder.mkdir(parents=True, exist_ok=True)
         row = {"table": table, "row": key, "name": TABLES[table][key].name, "seed": 0, "family": "paper"}
         (folder / "run.json").write_text(json.dumps(row | about, indent=2))
