@@ -9,7 +9,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "fpn"
 
 NETWORK = {"models.msra", "models.norms", "models.resnet", "models.necks", "models.rpn", "models.roi_head"}
 CRITERIA = {"models.targets", "models.losses", "models.postprocess"}
-GROUND = {"types", "errors", "trust", "weights"}
+GROUND = {"types", "errors", "trust", "weights", "devices"}
 
 # What a module may import of the project, by the longest prefix that fits its name.
 ALLOWED: dict[str, set[str]] = {
@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "weights": {"errors"},
     "trust": {"errors"},
+    "devices": {"errors"},
     "ops": {"ops"},
     **{name: GROUND | {"ops"} | NETWORK for name in NETWORK},
     **{name: GROUND | {"ops"} | CRITERIA for name in CRITERIA},

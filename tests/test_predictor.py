@@ -138,6 +138,15 @@ def test_precisions_are_listed(predictor: Predictor) -> None:
         Predictor(predictor.detector, precision="bf16")  # type: ignore[arg-type]
 
 
+def test_a_device_is_one_of_this_machine(predictor: Predictor) -> None:
+    # More than any machine has, what torch has never heard of, and what holds no numbers.
+    for name in ("cuda:99", "nonsense", "", "meta"):
+        with pytest.raises(InputError, match=f"^device '{name}' cannot be used .*: this machine has cpu.*$"):
+            Predictor(predictor.detector, device=name)
+    for device in ("cpu", torch.device("cpu")):
+        assert Predictor(predictor.detector, device=device).device == torch.device("cpu")
+
+
 def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff\xe0 not a picture")

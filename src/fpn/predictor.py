@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from fpn.checkpoints import Trained
 from fpn.data.coco import read_image
 from fpn.data.transforms import ImageSettings, Sample, collate_scales
+from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.models.detectors import Detector
 from fpn.models.optimized import optimized
@@ -39,7 +40,7 @@ class Predictor:
 
     Raises:
         InputError: the detector finds objects in given proposals only, a side is not positive, or there is
-            no such precision.
+            no such precision or device.
     """
 
     scales: list[ImageSettings]
@@ -65,7 +66,7 @@ class Predictor:
             raise InputError(f"sides are pixels, not {min(short_side, max_side, *short_sides)}")
         if precision not in PRECISIONS:
             raise InputError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
-        self.device = torch.device(device) if device is not None else next(detector.parameters()).device
+        self.device = device_named(device) if device is not None else next(detector.parameters()).device
         self.detector = optimized(detector.to(self.device))
         settings = replace(settings, short_side=short_side, max_side=max_side)
         self.scales = [settings.at(side) for side in short_sides] or [settings]

@@ -251,6 +251,9 @@ def test_mistakes_end_in_one_line(
     assert "other.json lists other categories" in message
     assert "batch_size is 0" in predict("--ckpt_path", detector, *folder, "--batch_size", "0")
     assert "sides are pixels, not 0" in predict("--ckpt_path", detector, *folder, "--short_sides", "[0]")
+    for device in ("cuda:99", "nonsense"):
+        message = predict("--ckpt_path", detector, *folder, "--device", device)
+        assert f"device '{device}' cannot be used" in message
 
 
 def test_conversions_that_are_refused(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,24 @@
+"""Where a network can run."""
+
+import torch
+
+from fpn.errors import InputError
+
+
+def device_named(name: torch.device | str) -> torch.device:
+    """The device of a name, as cpu or cuda:1, on which this machine can reckon.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+        # Only at work does a device show that it is there; a meta tensor has no numbers to give.
+        torch.ones(1, device=device).tolist()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where torch is built without it
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(
+            f"device {str(name)!r} cannot be used ({reason}): this machine has {', '.join(here)}"
+        ) from None
+    return device
