@@ -1,3 +1,4 @@
+import csv
 import json
 from pathlib import Path
 
@@ -34,3 +35,13 @@ def test_a_test_writes_the_curves_of_its_proposals(config: str, shapes: Path) ->
         assert average[limit] == pytest.approx(scores[f"proposal_AR@{limit}"])
         assert np.mean(curves["by_iou"][f"recall@{limit}"]) == pytest.approx(scores[f"proposal_AR@{limit}"])
     assert average[1000] > 0
+
+
+def test_no_interval_is_no_logging(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--config", config, "--trainer.log_every_n_steps", "0"])
+    with Path("runs/tiny/version_0/metrics.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert "val/AP" in columns
+    assert not [name for name in columns if name.startswith("train/")]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.partition(" (")[0] for line in told] == ["epoch 1, step 1 of 4"]

@@ -37,9 +37,10 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count the batch; log at the trainer's own interval."""
+        """Count the batch; log at the trainer's own interval, of which 0 is never."""
         self.images += len(batch.images) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and (batch_idx + 1) % interval == 0:
             now = time.perf_counter()
             pl_module.log("train/images_per_second", self.images / (now - self.since), prog_bar=True)
             self.images, self.since = 0, now
@@ -71,9 +72,9 @@ class PlainProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Print the first step, and then at the trainer's own interval."""
+        """Print the first step, and then at the trainer's own interval, of which 0 is never."""
         step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = step % interval == 0 or step == self.first_step + 1
+        due = step == self.first_step + 1 or (interval and step % interval == 0)
         if not due or (batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
             return
         seconds = time.perf_counter() - self.start
