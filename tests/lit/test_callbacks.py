@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +46,12 @@ def test_no_interval_is_no_logging(config: str, capsys: pytest.CaptureFixture[st
     assert not [name for name in columns if name.startswith("train/")]
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert [line.partition(" (")[0] for line in told] == ["epoch 1, step 1 of 4"]
+
+
+def test_the_bar_tells_how_many_epochs_there_will_be(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # Five batches make three steps, the last of them of one batch.
+    schedule = {"steps": 7, "milestones": [5], "warmup_steps": 2, "reference_images": 4}
+    given = ["--trainer.accumulate_grad_batches", "2", "--model.schedule", json.dumps(schedule)]
+    main(["fit", "--config", config, *given, "--trainer.callbacks+=fpn.lit.callbacks.Bar"])
+    # Where there is no terminal, a bar is drawn as it is left: with the epoch that the run ended in.
+    assert re.findall(r"Epoch \d+ of \d+", capsys.readouterr().out) == ["Epoch 3 of 3"]

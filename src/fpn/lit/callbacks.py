@@ -50,7 +50,9 @@ class Bar(RichProgressBar):
     """Lightning's progress bar, with the number of epochs that the steps amount to."""
 
     def _get_train_description(self, current_epoch: int) -> str:
-        epochs = self.trainer.max_steps / max(float(self.trainer.num_training_batches), 1)
+        # The batches that an epoch ends with make a step, be they fewer than the others'.
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        epochs = self.trainer.max_steps / max(steps, 1)
         return f"Epoch {current_epoch + 1}" + (f" of {math.ceil(epochs)}" if epochs > 0 else "")
 
 
