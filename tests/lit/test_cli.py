@@ -192,6 +192,26 @@ def test_proposal_network(config: str, shapes: Path, capsys: pytest.CaptureFixtu
     assert {key: scores[f"proposal_{key}"] for key in recall} == pytest.approx(recall, nan_ok=True)
 
 
+def test_a_switch_takes_any_word_for_true_and_false(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = shapes / "annotations" / "instances_val2017.json"
+    found = [annotation | {"score": 1.0} for annotation in json.loads(truth.read_text())["annotations"]]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    given = ["evaluate", "--annotations", str(truth), "--results", str(tmp_path / "found.json")]
+
+    def page(*words: str) -> str:
+        main([*given, *words])
+        return capsys.readouterr().out
+
+    objects, proposals = page(), page("--proposals")
+    assert objects != proposals
+    assert {page("--proposals", word) for word in ("true", "True", "TRUE", "yes")} == {proposals}
+    assert {page("--proposals", word) for word in ("false", "False", "FALSE", "no")} == {objects}
+    assert page("--proposals", "--engine", "pycocotools") == proposals
+    assert "proposals" in refused(capsys, *given, "--proposals", "ture")
+
+
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])
 def test_help_pages(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if command:
@@ -225,6 +245,10 @@ def test_mistakes_end_in_one_line(config: str, shapes: Path, capsys: pytest.Capt
     assert "choose one of 32-true, bf16-mixed, 16-mixed" in fit("--trainer.precision", "bf16-true")
     assert "number of the training batches (5)" in fit("--trainer.val_check_interval", "6")
     assert "requires a GPU accelerator" in fit("--trainer.strategy", "fsdp")
+    for every in ("0", "-1"):
+        message = fit("--trainer.check_val_every_n_epoch", every)
+        assert f"trainer.check_val_every_n_epoch is {every}: give 1 at least; trainer.limit_val_b" in message
+    main(["fit", "--config", config, "--trainer.limit_val_batches", "0"])  # the remedy
     assert "-1 is not in bounds" in fit("--seed_everything", "-1")
     assert "both false" in fit("--model.detector.neck", '{"lateral": false, "top_down": false}')
     message = fit("--data.root", "nowhere")

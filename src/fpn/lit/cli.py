@@ -108,6 +108,12 @@ class DetectionCLI(LightningCLI):
         """Only classes are made; with a checkpoint at hand, weights it would only replace are not loaded."""
         config = self.config[self.subcommand]
         check_classes(config.as_dict())
+        every = config.trainer.check_val_every_n_epoch
+        if every is not None and every < 1:
+            raise InputError(
+                f"trainer.check_val_every_n_epoch is {every}: give 1 at least; "
+                "trainer.limit_val_batches 0 leaves validation out"
+            )
         if config.get("ckpt_path"):
             forget_initial_weights(config.model)
             if self.subcommand == "fit":
@@ -215,7 +221,7 @@ def _refused_by_lightning(error: BaseException) -> bool:
 def _with_values(words: Sequence[str]) -> list[str]:
     following = [*words[1:], ""]
     return [
-        f"{word}=true" if word in _SWITCHES and after not in ("true", "false") else word
+        f"{word}=true" if word in _SWITCHES and (not after or after.startswith("-")) else word
         for word, after in zip(words, following, strict=True)
     ]
 
