@@ -18,6 +18,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
+from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.study import timing
 
@@ -40,7 +41,9 @@ def main(
         factor: multiplies the sides of the images, 800 × 1067 pixels; times of others are only printed.
         out: folder of the study to write to.
     """
-    on_gpu = torch.device(device).type == "cuda"
+    if rows and table is None:
+        raise InputError("rows are of one table: give --table too")
+    on_gpu = device_named(device).type == "cuda"
     hardware = (
         torch.cuda.get_device_name(device) if on_gpu else f"{platform.processor() or platform.machine()} CPU"
     )
@@ -67,4 +70,5 @@ if __name__ == "__main__":
     try:
         auto_cli(main, as_positional=False)
     except InputError as error:
-        sys.exit(f"running_time: {error}")
+        print(f"running_time.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -6,7 +6,7 @@ from fpn.errors import InputError
 
 
 def device_named(name: torch.device | str) -> torch.device:
-    """The device of a name, as cpu or cuda:1, on which this machine can reckon.
+    """The device of a name, as cpu or cuda:1, if this machine can compute on it.
 
     Raises:
         InputError: there is no such device here.

@@ -58,6 +58,7 @@ def test_the_papers_models_are_timed() -> None:
         (("table1",), "no table 'table1' of times"),
         (("fig1", ["e"]), "fig1 has no row 'e'; it has a, b, c, d"),
         (("fig1", ["d"], 0), "repeats is 0"),
+        (("fig1", ["d"], 1, "nonsense"), "device 'nonsense' cannot be used"),
     ],
 )
 def test_mistakes(arguments: tuple[object, ...], message: str) -> None:

@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 
 from fpn.checkpoints import build_detector
+from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.models.optimized import optimized
 from fpn.models.rpn import RPNHead
@@ -81,7 +82,7 @@ def measure(
         its allocations, on the CPU (of Linux) the largest size of a process that does nothing else.
 
     Raises:
-        InputError: there is no such table or row, or nothing to repeat.
+        InputError: there is no such table, row or device, or nothing to repeat.
     """
     known = TABLES.get(table)
     if known is None:
@@ -90,8 +91,7 @@ def measure(
         raise InputError(f"{table} has no row {unknown[0]!r}; it has {', '.join(known)}")
     if repeats < 1:
         raise InputError(f"repeats is {repeats}: give 1 at least")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device}: there is no GPU here; give cpu")
+    device_named(device)
     chosen = {key: known[key] for key in rows or known}
     runs = {key: _prepared(row, device, factor) for key, row in chosen.items()}
     seconds: dict[str, list[float]] = {key: [] for key in runs}
