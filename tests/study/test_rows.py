@@ -25,7 +25,8 @@ from fpn.lit.module import DetectionModule
 from fpn.models.detectors import Detector, Inference, ProposalNetwork
 from fpn.models.roi_head import Conv5Head, TwoFCHead
 from fpn.study.paper import table as paper_table
-from fpn.study.rows import CONFIGS, TABLES, plan
+from fpn.study.recipes import CONFIGS, FourSteps, Tested
+from fpn.study.rows import TABLES, plan
 from fpn.study.tasks import Task
 from fpn.types import Batch
 
@@ -215,7 +216,7 @@ def test_rows_at_the_papers_settings(name: str) -> None:
 def test_all_rows_are_pinned() -> None:
     trained = {without_seed(name) for name in fits("coco")}
     assert trained == set(PARAMETERS) - {"table3/c"}
-    files = {row.file for table in TABLES.values() for row in table.values() if row.training}
+    files = {row.file for table in TABLES.values() for row in table.values() if row.file.startswith("table")}
     assert files == {str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("table*/*.yaml")}
 
 
@@ -290,7 +291,7 @@ def test_headers_state_the_papers_numbers_and_a_command() -> None:
     for name, rows in TABLES.items():
         numbers = {k: list(r.values.values()) for k, r in paper_table(name).rows.items()}
         for key, row in rows.items():
-            if row.training is None:
+            if not row.file.startswith("table"):
                 continue
             lines = (CONFIGS / row.file).read_text().splitlines()
             header = [line for line in lines if line.startswith("#")]
@@ -330,7 +331,12 @@ def tiny(root: Path) -> list[str]:
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
-TRAINED = [f"{t}/{key}" for t, rows in TABLES.items() for key, row in rows.items() if not row.detector]
+TRAINED = [
+    f"{table}/{key}"
+    for table, rows in TABLES.items()
+    for key, row in rows.items()
+    if not isinstance(row.recipe, Tested)
+]
 
 
 @pytest.mark.parametrize("row", TRAINED)
@@ -349,11 +355,12 @@ def test_one_step_at_pocket_scale(
 
     monkeypatch.setattr(DetectionModule, "on_after_backward", on_after_backward)
     table, key = row.split("/")
+    recipe = TABLES[table][key].recipe
     given = [*tiny(tiny_shapes), "--model.detector.bottom_up.width", "4"]
     if "resnet101" in key:
         given += ["--model.detector.bottom_up.name", "resnet18"]  # its depth is pinned above
     for task in plan([table], [key], data="shapes", out="study", given=given):
-        own = task.name.startswith((row, TABLES[table][key].start or row))
+        own = task.name.startswith((row, recipe.begin) if isinstance(recipe, FourSteps) else row)
         if own and task.steps[0].name == "fit":
             main(task.steps[0].arguments)
             (last,) = Path("study", task.name).glob("version_0/checkpoints/last.ckpt")

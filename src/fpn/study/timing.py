@@ -19,7 +19,7 @@ from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.models.optimized import optimized
 from fpn.models.rpn import RPNHead
-from fpn.study.rows import CONFIGS
+from fpn.study.recipes import CONFIGS
 from fpn.types import Batch
 
 CLASSES = 80
