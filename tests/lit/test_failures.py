@@ -277,6 +277,46 @@ def test_no_run_writes_where_another_has(
     assert Path(late.log_dir, "metrics.csv").read_text() == "step\n"
 
 
+def test_without_a_logger_nothing_is_written_over(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+    none = ["--trainer.logger", "false"]
+    test = ["test", "--ckpt_path", "checkpoints/last.ckpt", *none]
+    at_first = files()
+    fit(config, *none)
+    trained = files()
+    assert trained.keys() - at_first.keys() == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    main(test)
+    tested = files()
+    assert tested.keys() - trained.keys() == {"scores.json", "curves.json", "detections.json"}
+    line = refused(capsys, lambda: fit(config, *none))
+    assert "has the checkpoints/best.ckpt of another run: give another --trainer.default_root_dir, " in line
+    assert "has the scores.json of another run: " in refused(capsys, lambda: main(test))
+    for _ in range(2):
+        main(["validate", *test[1:]])
+        fit(config, *none, "--trainer.enable_checkpointing", "false")
+    assert files() == tested
+    # As the line says.
+    main([*test, "--trainer.default_root_dir", "elsewhere"])
+    assert Path("elsewhere/scores.json").is_file()
+    assert tested.items() <= files().items()
+
+
+def test_a_run_is_not_written_over_whatever_the_logger(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = {"save_dir": "runs", "name": "plain", "version": "named"}
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": place}
+    given = ["--trainer.logger", json.dumps(logger)]
+    fit(config, *given)
+    names = ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
+    before = [Path("runs/plain/named", name).read_bytes() for name in names]
+    line = refused(capsys, lambda: fit(config, *given, "--seed_everything", "1"))
+    assert line.startswith("fpn: runs/plain/named has the config.yaml of another run: leave out the ")
+    assert [Path("runs/plain/named", name).read_bytes() for name in names] == before
+
+
 def test_gradients_are_clipped(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
     original = PaperSGD.step

@@ -51,6 +51,21 @@ def test_a_run_that_goes_on_goes_on_in_wandb(config: str, monkeypatch: pytest.Mo
     assert (second["id"], second["resume"]) == (id_, "allow")
 
 
+def test_a_dashboard_leaves_every_run_its_folder(config: str) -> None:
+    """Whether there is a file logger too, and in whatever order."""
+    both: list[dict[str, Any]] = [
+        {"class_path": "fpn.lit.wandb.Dashboard"},
+        {"class_path": "fpn.lit.metrics_file.MetricsFile", "init_args": {"save_dir": "runs", "name": "fpn"}},
+    ]
+    for loggers in ("fpn.lit.wandb.Dashboard", "fpn.lit.wandb.Dashboard", json.dumps(both)):
+        main(["fit", "--config", config, "--trainer.logger", loggers])
+        wandb.finish()  # which the end of a process does
+    written = {path for path in Path("runs").rglob("*") if path.is_file() and "wandb" not in path.parts}
+    names = ("config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
+    assert written == {Path(f"runs/fpn/version_{run}", name) for run in range(3) for name in names}
+    assert len(list(Path("runs/wandb").glob("offline-run-*"))) == 3
+
+
 def test_pictures_without_an_account(config: str, shapes: Path) -> None:
     main(["fit", "--config", config, "--config", str(REPOSITORY / "configs/wandb.yaml")])
     wandb.finish()  # which writes its files

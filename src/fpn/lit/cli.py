@@ -34,6 +34,7 @@ from fpn.errors import InputError
 from fpn.lit.callbacks import Bar, PlainProgress, PrintStageTimes, Scores, Throughput
 from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
 from fpn.lit.module import DetectionModule, StepError
+from fpn.lit.run_folder import OwnFolder, led_by_a_file
 from fpn.lit.stopping import EndOnSignal, EndTogether
 from fpn.trust import check_classes
 
@@ -145,6 +146,8 @@ class DetectionCLI(LightningCLI):
             if not any(isinstance(callback, kind) for callback in own)
         ]
         trainer: Any = super().instantiate_trainer(**kwargs)
+        if trainer.loggers and not trainer.fast_dev_run:
+            trainer.loggers = led_by_a_file(trainer.loggers)
         # The last checkpoint tells of the best one, wherever the user puts it.
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -248,6 +251,7 @@ def _run_lightning(arguments: list[str]) -> None:
     DetectionCLI(
         DetectionModule,
         CocoDataModule,
+        save_config_callback=OwnFolder,
         subclass_mode_data=True,
         seed_everything_default=0,
         trainer_defaults={

@@ -22,7 +22,8 @@ class Dashboard(WandbLogger):
     """A W&B run, online where the user is logged in, offline otherwise.
 
     An offline run lies under `save_dir` and can be uploaded later by `wandb sync`. WANDB_MODE wins. A run
-    that goes on from a checkpoint goes on with its W&B run too.
+    that goes on from a checkpoint goes on with its W&B run too. Checkpoints lie in the folder of the run's
+    file logger; where there is no other logger, of a metrics.csv under `save_dir`.
 
     Args:
         project: W&B project.

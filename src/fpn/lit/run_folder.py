@@ -1,0 +1,54 @@
+"""A run's folder, in which no other run has written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from fpn.lit.metrics_file import MetricsFile
+from fpn.lit.module import StepError
+
+_OF_A_FIT = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+_OF_A_TEST = ("scores.json", "curves.json", "detections.json", "proposals.json")
+
+
+def led_by_a_file(loggers: Sequence[Logger]) -> list[Logger]:
+    """The loggers, led by one that gives the run a folder of its own: Lightning asks the first for it.
+
+    Where none of them does, as W&B's does not, that is one of a metrics.csv.
+    """
+    files = [logger for logger in loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
+    others = [logger for logger in loggers if logger not in files]
+    return [*(files or [MetricsFile(others[0].save_dir or "runs")]), *others]
+
+
+class OwnFolder(SaveConfigCallback):
+    """Keeps config.yaml in a run's folder, and refuses one in which another run has written.
+
+    Without loggers, what is written goes to trainer.default_root_dir, where anything may lie: there only what
+    the run itself would write over is refused, and no configuration is kept.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look before anything is written; then write.
+
+        Raises:
+            StepError: another run has written there, as all processes are told.
+        """
+        if self.already_saved:
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes have to ask together
+        names: tuple[str, ...] = ("config.yaml",)
+        remedy = "leave out the logger's version, or choose another"
+        if not trainer.loggers:
+            of_a_fit = _OF_A_FIT if trainer.checkpoint_callbacks else ()
+            names = {"fit": of_a_fit, "test": _OF_A_TEST}.get(stage, ())
+            remedy = "give another --trainer.default_root_dir, or leave out --trainer.logger false"
+        # Only the first process writes, and the others may find what it has just written.
+        taken = [name for name in names if trainer.is_global_zero and (folder / name).exists()]
+        for name in trainer.strategy.broadcast(taken):
+            raise StepError(f"{folder} has the {name} of another run: {remedy}")
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
