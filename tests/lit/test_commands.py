@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 from lit.conftest import TINY
+from lit_runs import TEN_STEPS
+from PIL import Image
 
 from fpn import Predictor, load
 from fpn.data.coco import read_annotations
@@ -21,6 +23,7 @@ from fpn.lit.cli import main
 
 RUN = "runs/tiny/version_0/checkpoints/last.ckpt"
 SHORT = ["--model.schedule", '{"steps": 2, "milestones": [1], "warmup_steps": 1, "reference_images": 2}']
+HERE = ["--trainer.logger.init_args.save_dir", "runs"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -138,6 +141,84 @@ def test_from_a_proposal_network_to_training_data(
     for image_id in annotations.image_ids.tolist():
         kept = Proposals(files["val"]).for_image(image_id)[:7]
         assert torch.equal(Proposals("again.safetensors").for_image(image_id), kept)
+
+
+def test_training_images_that_cannot_be_read_have_no_proposals(
+    trained: Callable[[str], Path],
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shapes, copy)
+    paths = sorted((copy / "train2017").iterdir())
+    # Missing, torn, and of another size than is stated: in a row, as the first is looked for after the last.
+    paths[0].unlink()
+    paths[8].write_bytes(b"\xff\xd8 torn")
+    Image.new("RGB", (9, 7)).save(paths[9])
+    broken = [paths[0], paths[8], paths[9]]
+    configs = {kind: trained(kind).parents[4] / "config.yaml" for kind in ("ProposalNetwork", "FasterRCNN")}
+    data = ["--data.root", str(copy), "--data.max_unreadable", "0.3"]
+    main(["fit", "--config", str(configs["ProposalNetwork"]), *SHORT, *data, *HERE])
+    predict = ["predict", "--device", "cpu", "--ckpt_path", RUN]
+    train = [*predict, "--split", "train", "--selection", "training"]
+
+    capsys.readouterr()
+    main(train)
+    told = [line for line in capsys.readouterr().out.splitlines() if "listed without boxes" in line]
+    assert sorted(line.partition(":")[0] for line in told) == [str(path) for path in broken]
+    assert [line.rpartition("; ")[2] for line in told] == [
+        f"listed without boxes ({i} of at most 3)" for i in (1, 2, 3)
+    ]
+    file = Proposals("predictions/proposals.safetensors")
+    annotations = read_annotations(copy / "annotations" / "instances_train2017.json")
+    assert file.image_ids.tolist() == annotations.image_ids.tolist()
+    network = load(RUN)
+    network.detector.testing_proposals = network.detector.training_proposals  # type: ignore[assignment]
+    predictor = Predictor.of(network)
+    for image_id, name in zip(file.image_ids.tolist(), annotations.file_names.tolist(), strict=True):
+        path = copy / "train2017" / name
+        expected = torch.zeros(0, 4) if path in broken else predictor([path])[0].boxes
+        assert torch.equal(file.for_image(image_id), expected)
+        assert len(expected) > 0 or path in broken
+    main([*train, "--num_workers", "2", "--batch_size", "3", "--pictures", "--out", "again"])
+    assert "in 7 of 10 images" in capsys.readouterr().out
+    again = Proposals("again/proposals.safetensors")
+    for image_id in file.image_ids.tolist():
+        assert (len(again.for_image(image_id)) == 0) == (len(file.for_image(image_id)) == 0)
+    assert len(list(Path("again/pictures").iterdir())) == 7
+
+    # Fast R-CNN is trained with it, two epochs, while they are as they were.
+    main([*predict, "--split", "val", "--out", "val"])
+    content = yaml.safe_load(configs["FasterRCNN"].read_text())
+    detector = content["model"]["detector"]
+    for key in ("rpn", "training_proposals", "testing_proposals"):
+        del detector[key]
+    content["model"]["detector"] = {"class_path": "fpn.FastRCNN", "init_args": detector}
+    Path("fast.yaml").write_text(yaml.safe_dump(content))
+    data += ["--data.train_proposals", "predictions/proposals.safetensors"]
+    data += ["--data.val_proposals", "val/proposals.safetensors"]
+    recwarn.clear()
+    main(["fit", "--config", "fast.yaml", "--model.schedule", TEN_STEPS, *data, *HERE])
+    assert Path("runs/tiny/version_1/checkpoints/best.ckpt").is_file()
+    told = [str(w.message) for w in recwarn if "another image takes its place" in str(w.message)]
+    assert sorted(line.partition(":")[0] for line in told) == [str(path) for path in broken]
+
+    # One more than may be.
+    paths[4].write_bytes(b"\xff\xd8 torn")
+    line = refused(capsys, *train, "--out", "none")
+    assert "4 of the 10 images of " in line
+    assert "cannot be read, where data.max_unreadable allows for 3: " in line
+    for path in paths[1:5]:
+        path.unlink(missing_ok=True)
+    line = refused(capsys, *train, "--out", "none")
+    assert "5 of the 10 images of " in line
+    assert line.endswith("where data.max_unreadable allows for 3")
+    # Images to score must all be there.
+    min((copy / "val2017").iterdir()).write_bytes(b"\xff\xd8 torn")
+    assert "cannot be decoded" in refused(capsys, *predict, "--split", "val", "--out", "none")
+    assert not Path("none").exists()
 
 
 def test_results_of_an_annotated_split(trained: Callable[[str], Path], shapes: Path) -> None:

@@ -8,7 +8,7 @@ process as their reference counts change.
 import math
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class CocoDataset(Dataset[Sample]):
         proposals: a file that lists all of these images, for samples to have theirs.
         max_unreadable: this many files may be unreadable: missing, broken, or of another size than the
             annotations say. The next image that can be read takes the place of theirs; samples name
-            them, and `refuse_unreadable` sees whether there are more. None replaces no image.
+            them, and `note_unreadable` sees whether there are more. None replaces no image.
     """
 
     def __init__(
@@ -155,6 +155,7 @@ class CocoDataset(Dataset[Sample]):
         self.transform = transform
         self.proposals = proposals
         self.max_unreadable = max_unreadable
+        self._unreadable: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -185,6 +186,25 @@ class CocoDataset(Dataset[Sample]):
         target = self.annotations.targets(index)
         sample = Sample(image, size, size, image_id, target, proposals, tuple(unreadable))
         return self.transform(sample, torch.Generator().manual_seed(pick.seed))
+
+    def note_unreadable(self, lines: Iterable[str], fate: str, tell: Callable[[str], object]) -> None:
+        """Name the files that could not be read, each once, and count them.
+
+        Args:
+            lines: `Batch.unreadable`, of all processes and in each of them.
+            fate: what becomes of such an image.
+            tell: prints a line.
+
+        Raises:
+            InputError: so far there are more than may be.
+        """
+        allowed = self.max_unreadable or 0
+        for line in lines:
+            if line not in self._unreadable:
+                self._unreadable[line] = None
+                if allowed:
+                    tell(f"{line}; {fate} ({len(self._unreadable)} of at most {allowed})")
+        refuse_unreadable(list(self._unreadable), allowed, len(self), self.annotations.path)
 
     def _read(self, index: int) -> Tensor:
         annotations = self.annotations

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from fpn.data.coco import Annotations, CocoDataset, read_annotations, refuse_unreadable, tolerated
+from fpn.data.coco import Annotations, CocoDataset, read_annotations, tolerated
 from fpn.data.loader import TrainLoader, outlive_signals
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
@@ -141,8 +141,7 @@ class CocoDataModule(LightningDataModule):
         self.image_settings = ImageSettings(sides[0], sides[1], antialias, mean, std, rounding)
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.keep_empty_images, self.label_gaps, self.seed = keep_empty_images, label_gaps, seed
-        self._max_unreadable = max_unreadable
-        self._unreadable: dict[str, None] = {}
+        self.max_unreadable = max_unreadable
         self._train_transform = TrainTransform(
             self.image_settings, tuple(sides[2:]), flip_probability, tuple(train_size_factors or [])
         )
@@ -224,15 +223,7 @@ class CocoDataModule(LightningDataModule):
         Raises:
             InputError: so far there are more than max_unreadable allows for.
         """
-        annotations, allowed = self._datasets["train"].annotations, self._datasets["train"].max_unreadable
-        assert allowed is not None
-        for line in lines:
-            if line not in self._unreadable:
-                self._unreadable[line] = None
-                if allowed:
-                    number = f"{len(self._unreadable)} of at most {allowed}"
-                    rank_zero_warn(f"{line}; another image takes its place ({number})")
-        refuse_unreadable(list(self._unreadable), allowed, len(annotations), annotations.path)
+        self._datasets["train"].note_unreadable(lines, "another image takes its place", rank_zero_warn)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled batches of this process.
@@ -295,7 +286,7 @@ class CocoDataModule(LightningDataModule):
             transform = self._train_transform
             if not self.keep_empty_images:
                 annotations, fate = annotations.with_objects(), "left out"
-            allowed = tolerated(self._max_unreadable, len(annotations))
+            allowed = tolerated(self.max_unreadable, len(annotations))
         proposals, path = None, self._proposals[split]
         if path is not None:
             proposals = Proposals(path)

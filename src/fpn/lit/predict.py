@@ -17,7 +17,7 @@ from torchvision.io import write_jpeg
 from torchvision.ops import box_convert
 
 from fpn.checkpoints import Trained, load, remembered_config
-from fpn.data.coco import Annotations, CocoDataset, read_annotations, read_image
+from fpn.data.coco import Annotations, CocoDataset, read_annotations, read_image, tolerated
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.proposals import Stamp, file_hash, write_proposals
 from fpn.data.results import write_results
@@ -60,7 +60,8 @@ def predict(
     With --annotations, the images are those that a COCO file lists, under its ids, and a missing
     one is an error: detections.json is then what COCO's server takes. Of a ProposalNetwork,
     proposals.safetensors is written in its place, the proposal file that data.train_proposals and
-    the like read.
+    the like read. With --split train, as many files may be unreadable as training does without
+    (data.max_unreadable): each is named, and listed without boxes.
 
     Args:
         ckpt_path: a checkpoint written by `fpn fit`.
@@ -84,12 +85,14 @@ def predict(
             matrix units for it (AMX), and may be slower on others.
         stage_times: print at the end how much time each stage took, from loading to writing.
     """
+    max_unreadable = None
     if split is not None:
         if images is not None or annotations is not None:
             raise InputError(f"split {split} stands for images and annotations: give the one or the others")
         data = _data_of(ckpt_path)
         annotations, images = (str(path) for path in data.source(split))
         num_workers = data.num_workers if num_workers is None else num_workers
+        max_unreadable = data.max_unreadable if split == "train" else None
     if images is None:
         raise InputError("fpn predict needs --images, or --split for those of the checkpoint's own data")
     num_workers = num_workers or 0
@@ -105,7 +108,7 @@ def predict(
     if annotations is None:
         source = _Files(_image_files([images] if isinstance(images, str) else images))
     else:
-        source = _Listed(_read_listed(Path(annotations), trained), _one_folder(images))
+        source = _Listed(_read_listed(Path(annotations), trained), _one_folder(images), max_unreadable)
     drawn = pictures or (pictures is None and annotations is None)
     times = StageTimes(predictor.detector) if stage_times else None
     with times or nullcontext():
@@ -138,7 +141,8 @@ class _Found(NamedTuple):
     """What is found in an image."""
 
     image_id: int
-    path: Path
+    path: Path | None
+    """None if it cannot be read."""
     detections: Detections
 
 
@@ -184,36 +188,44 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
 
 
 class _Listed:
-    """The images of an annotation file."""
+    """The images of an annotation file, of which a share may be unreadable; None for none of them."""
 
-    def __init__(self, annotations: Annotations, folder: Path) -> None:
-        self.annotations, self.folder = annotations, folder
+    def __init__(self, annotations: Annotations, folder: Path, max_unreadable: float | None) -> None:
+        allowed = None if max_unreadable is None else tolerated(max_unreadable, len(annotations))
+        self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed)
         self.done = 0
         absent = [name for name in annotations.file_names if not (folder / str(name)).is_file()]
-        if absent:
+        if len(absent) > (allowed or 0):
+            limit = f", where data.max_unreadable allows for {allowed}" if allowed else ""
             raise InputError(
                 f"{len(absent)} of the {len(self)} images of {annotations.path} are not in {folder}, "
-                f"as {absent[0]}"
+                f"as {absent[0]}{limit}"
             )
 
     def __len__(self) -> int:
-        return len(self.annotations)
+        return len(self.images)
 
     def find(
         self, predictor: Predictor, batch_size: int, num_workers: int, times: StageTimes | None
     ) -> Iterator[_Found]:
         loader = DataLoader(
-            CocoDataset(self.annotations, self.folder, as_stored),
+            self.images,
             batch_sampler=ExactShards(len(self), batch_size),
             num_workers=num_workers,
             collate_fn=partial(collate_scales, scales=predictor.scales),
             pin_memory=predictor.device.type == "cuda",
         )
+        annotations, folder = self.images.annotations, self.images.image_folder
+        listed = zip(annotations.image_ids.tolist(), annotations.file_names.tolist(), strict=True)
         for batches in _tracked(loader, times):
-            for image_id, detections in zip(batches[0].image_ids, predictor.detect(batches), strict=True):
-                path = self.folder / str(self.annotations.file_names[self.done])
-                self.done += 1
-                yield _Found(image_id, path, detections)
+            self.images.note_unreadable(batches[0].unreadable, "listed without boxes", _say)
+            for found_id, detections in zip(batches[0].image_ids, predictor.detect(batches), strict=True):
+                image_id, name = next(listed)
+                if found_id == image_id:
+                    self.done += 1
+                    yield _Found(image_id, folder / name, detections)
+                else:  # of the image that takes its place
+                    yield _Found(image_id, None, Detections(*(part[:0] for part in detections)))
 
 
 def _data_of(ckpt_path: str) -> CocoDataModule:
@@ -259,8 +271,9 @@ def _one_folder(images: str | list[str]) -> Path:
 def _draw(found: Iterable[_Found], folder: Path, names: Categories, threshold: float) -> Iterator[_Found]:
     folder.mkdir(parents=True, exist_ok=True)
     for one in found:
-        picture = draw(read_image(one.path), one.detections, names, threshold)
-        write_jpeg(picture, str(folder / f"{one.image_id:012d}.jpg"), quality=90)
+        if one.path is not None:
+            picture = draw(read_image(one.path), one.detections, names, threshold)
+            write_jpeg(picture, str(folder / f"{one.image_id:012d}.jpg"), quality=90)
         yield one
 
 
