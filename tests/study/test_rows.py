@@ -25,7 +25,7 @@ from fpn.lit.module import DetectionModule
 from fpn.models.detectors import Detector, Inference, ProposalNetwork
 from fpn.models.roi_head import Conv5Head, TwoFCHead
 from fpn.study.paper import table as paper_table
-from fpn.study.recipes import CONFIGS, FourSteps, Tested
+from fpn.study.recipes import CONFIGS, DetectorOf, FourSteps
 from fpn.study.rows import TABLES, plan
 from fpn.study.tasks import Task
 from fpn.types import Batch
@@ -335,7 +335,7 @@ TRAINED = [
     f"{table}/{key}"
     for table, rows in TABLES.items()
     for key, row in rows.items()
-    if not isinstance(row.recipe, Tested)
+    if not isinstance(row.recipe, DetectorOf)
 ]
 
 

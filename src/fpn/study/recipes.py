@@ -126,7 +126,7 @@ class FourSteps:
 
 
 @dataclass(frozen=True)
-class Tested:
+class DetectorOf:
     """Another row's detector, tested."""
 
     row: str
@@ -249,7 +249,7 @@ class Making(NamedTuple):
     def _about(self) -> dict[str, Any]:
         """What a report has to know."""
         study, recipe = self.study, self.row.recipe
-        trained = study.row(recipe.row) if isinstance(recipe, Tested) else self.row
+        trained = study.row(recipe.row) if isinstance(recipe, DetectorOf) else self.row
         detector = yaml.safe_load((CONFIGS / trained.file).read_text())["model"]["detector"]
         neck, rpn = (
             detector.get(part, {}) | part_of(study.settings, f"model.detector.{part}")

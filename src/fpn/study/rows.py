@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fpn.errors import InputError
 from fpn.study.given import refuse_own, settings_of
-from fpn.study.recipes import CONFIGS, RPN, FastRCNN, FourSteps, Jointly, Row, Study, Tested, TwoSteps
+from fpn.study.recipes import CONFIGS, RPN, DetectorOf, FastRCNN, FourSteps, Jointly, Row, Study, TwoSteps
 from fpn.study.tasks import Task
 
 
@@ -36,7 +36,7 @@ TABLES: dict[str, dict[str, Row]] = {
         "a_image_pyramid": Row(
             "conv4 at five sizes, on a pyramid of images",
             "fig1/a_image_pyramid.yaml",
-            Tested("table1/a_multi_scale", by_own_file=True),
+            DetectorOf("table1/a_multi_scale", by_own_file=True),
         ),
     },
     "table2": {
@@ -53,7 +53,7 @@ TABLES: dict[str, dict[str, Row]] = {
         "a": Row("baseline on conv4", "table3/a_conv4.yaml", FastRCNN("table1/a"), Jointly()),
         "b": Row("baseline on conv5", "table3/b_conv5.yaml", FastRCNN("table1/b"), Jointly()),
         # FPN on proposals of its own kind is Table 2 (c), and has its numbers in the paper.
-        "c": Row("FPN", "table3/c_fpn.yaml", Tested("table2/c"), Jointly()),
+        "c": Row("FPN", "table3/c_fpn.yaml", DetectorOf("table2/c"), Jointly()),
     },
     "table4": {
         "resnet101": Row(
