@@ -136,11 +136,11 @@ def test_from_a_proposal_network_to_training_data(
     converted = sorted(json.loads(Path("val.json").read_text()), key=lambda d: d["image_id"])
     assert [d["bbox"] for d in converted] == [d["bbox"] for d in tested]
 
-    main(["proposals", "val.json", "again.safetensors", "--annotations", str(truth), "--top", "7"])
-    assert "35 boxes written to again.safetensors" in capsys.readouterr().out
+    main(["proposals", "val.json", "again[b].safetensors", "--annotations", str(truth), "--top", "7"])
+    assert "35 boxes written to again[b].safetensors" in capsys.readouterr().out
     for image_id in annotations.image_ids.tolist():
         kept = Proposals(files["val"]).for_image(image_id)[:7]
-        assert torch.equal(Proposals("again.safetensors").for_image(image_id), kept)
+        assert torch.equal(Proposals("again[b].safetensors").for_image(image_id), kept)
 
 
 def test_training_images_that_cannot_be_read_have_no_proposals(

@@ -95,7 +95,6 @@ def test_the_papers_numbers() -> None:
     assert list(table.rows) == ["a", "b", "c", "d", "e", "f"]
     assert table.rows["c"].name == "FPN"
     assert table.rows["c"].values["AR@1000_small"] == 44.9
-    assert table.rows["d"].about == {"feature": "P2-P6", "lateral": True, "top_down": False}
     assert paper.table("table2").rows["d"].values["AP"] == 24.9
     assert paper.table("table3").rows["star"].values["AP_small"] is None
     assert paper.table("table4").rows["resnet101"].values["AP"] == 36.2

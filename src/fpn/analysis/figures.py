@@ -67,7 +67,7 @@ def add_boxes(
         axes: that show the image.
         boxes: in its pixels.
         colours: one for all, or one each.
-        texts: written at their upper left corners; none for none.
+        texts: written above their upper left corners, or below where the image ends; none for none.
         width: of the lines, in points.
     """
     each = [colours] * len(boxes) if isinstance(colours, str) else colours
@@ -76,7 +76,8 @@ def add_boxes(
         corner = (x1 - 0.5, y1 - 0.5)
         axes.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, color=colour, linewidth=width))
         if texts:
-            text = axes.text(*corner, texts[number], color=colour, fontsize=7, va="bottom", clip_on=True)
+            va = "bottom" if y1 > 0.04 * axes.get_ylim()[0] else "top"
+            text = axes.text(*corner, texts[number], color=colour, fontsize=7, va=va, clip_on=True)
             text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])
 
 

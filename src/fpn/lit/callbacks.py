@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from rich.console import Console
 
+from fpn.console import say
 from fpn.data.proposals import replacing
 from fpn.data.results import write_results
 from fpn.evaluation.tables import box_table, category_table, proposal_table
@@ -86,7 +87,7 @@ class PlainProgress(ProgressBar):
             line += f" of {trainer.max_steps:,} ({timedelta(seconds=round(left))} left)"
         losses = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
         values = "  ".join(f"{key.removeprefix('train/')} {value:.3g}" for key, value in losses.items())
-        _say(f"{line}: {values}")
+        say(f"{line}: {values}")
 
     def on_validation_batch_end(
         self,
@@ -116,7 +117,7 @@ class PlainProgress(ProgressBar):
     def _tenths(self, trainer: Trainer, done: str, batch_idx: int, batches: list[int | float]) -> None:
         tenth = max(int(sum(batches)) // 10, 1)
         if trainer.is_global_zero and (batch_idx + 1) % tenth == 0:
-            _say(f"{done} {batch_idx + 1} of {int(sum(batches))} batches")
+            say(f"{done} {batch_idx + 1} of {int(sum(batches))} batches")
 
 
 class Scores(Callback):
@@ -135,7 +136,7 @@ class Scores(Callback):
         if trainer.is_global_zero:
             names = ["AP", "AP50", "AP_small", "AP_medium", "AP_large", "proposal_AR@100", "proposal_AR@1000"]
             line = "  ".join(f"{n} {100 * scores[f'val/{n}']:.1f}" for n in names if f"val/{n}" in scores)
-            _say(f"step {trainer.global_step:,}: {line}")
+            say(f"step {trainer.global_step:,}: {line}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All tables, and the files."""
@@ -161,8 +162,8 @@ class Scores(Callback):
         _write(folder / "curves.json", json.dumps(pl_module.recall.curves(), indent=2))
         _write(folder / "scores.json", json.dumps(report, indent=2))
         if sum(trainer.num_test_batches) < len(trainer.test_dataloaders or ()):
-            _say("only a part of the images was scored, as trainer.limit_test_batches says")
-        _say(f"written to {folder}: scores.json, curves.json, {name}")
+            say("only a part of the images was scored, as trainer.limit_test_batches says")
+        say(f"written to {folder}: scores.json, curves.json, {name}")
 
 
 class PrintStageTimes(Callback):
@@ -246,13 +247,9 @@ class Published(Callback):
             known = ", ".join(key.removeprefix("test/") for key in ours)
             found = f"{100 * score:.1f}" if score is not None else f"no such score among {known}"
             if trainer.is_global_zero:
-                _say(f"{name}: {found}; published {published:.1f} ({self.source})")
+                say(f"{name}: {found}; published {published:.1f} ({self.source})")
 
 
 def _write(path: Path, text: str) -> None:
     with replacing(path) as part:
         part.write_text(text)
-
-
-def _say(line: str) -> None:
-    Console().print(line, highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from jsonargparse import DefaultHelpFormatter, auto_cli
 from rich.console import Console
 
 from fpn.checkpoints import join
+from fpn.console import say
 from fpn.data.results import proposals_from_results, proposals_to_results
 from fpn.data.shapes import generate_shapes
 from fpn.errors import InputError
@@ -65,7 +66,7 @@ def proposals(source: str, out: str, annotations: str | None = None, top: int | 
     if top is not None and top < 1:
         raise InputError(f"top is {top}: give at least 1")
     number = convert(Path(source), Path(annotations), Path(out), top)
-    Console().print(f"{number:,} boxes written to {out}", highlight=False, soft_wrap=True)
+    say(f"{number:,} boxes written to {out}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

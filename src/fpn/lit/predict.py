@@ -17,6 +17,7 @@ from torchvision.io import write_jpeg
 from torchvision.ops import box_convert
 
 from fpn.checkpoints import Trained, load, remembered_config
+from fpn.console import say
 from fpn.data.coco import Annotations, CocoDataset, read_annotations, read_image, tolerated
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.proposals import Stamp, file_hash, write_proposals
@@ -129,7 +130,7 @@ def predict(
         written.append("images.json")
     if drawn:
         written.append("pictures")
-    _say(
+    say(
         f"{boxes:,} boxes in {source.done:,} of {len(source):,} images; written to {folder}: "
         + ", ".join(written)
     )
@@ -176,7 +177,7 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
             images: dict[int, Tensor] = {}
             for index, image in batch:
                 if isinstance(image, str):
-                    _say(f"left out: {image}")
+                    say(f"left out: {image}")
                 else:
                     images[index] = image
             for index, detections in zip(images, predictor(list(images.values())), strict=True):
@@ -218,7 +219,7 @@ class _Listed:
         annotations, folder = self.images.annotations, self.images.image_folder
         listed = zip(annotations.image_ids.tolist(), annotations.file_names.tolist(), strict=True)
         for batches in _tracked(loader, times):
-            self.images.note_unreadable(batches[0].unreadable, "listed without boxes", _say)
+            self.images.note_unreadable(batches[0].unreadable, "listed without boxes", say)
             for found_id, detections in zip(batches[0].image_ids, predictor.detect(batches), strict=True):
                 image_id, name = next(listed)
                 if found_id == image_id:
@@ -307,10 +308,6 @@ def _tracked(loader: DataLoader[Any], times: StageTimes | None) -> Iterator[Any]
             times.begin("load")
     if times is not None:
         times.begin("results")
-
-
-def _say(line: str) -> None:
-    Console().print(line, highlight=False, soft_wrap=True)
 
 
 def _image_ids(paths: Sequence[Path]) -> list[int]:

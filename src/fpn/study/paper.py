@@ -15,8 +15,6 @@ class PaperRow(NamedTuple):
     name: str
     values: dict[str, float | None]
     """By column; None where the paper gives no number."""
-    about: dict[str, str | bool]
-    """What else the table says of it, some of feature, head, proposals, lateral, top_down."""
 
 
 class PaperTable(NamedTuple):
@@ -49,5 +47,5 @@ def _table(title: str, columns: list[str], rows: dict[str, Any]) -> PaperTable:
     return PaperTable(title, tuple(columns), {key: _row(columns, **entry) for key, entry in rows.items()})
 
 
-def _row(columns: list[str], name: str, values: list[float | None], **about: str | bool) -> PaperRow:
-    return PaperRow(name, dict(zip(columns, values, strict=True)), about)
+def _row(columns: list[str], name: str, values: list[float | None]) -> PaperRow:
+    return PaperRow(name, dict(zip(columns, values, strict=True)))
