@@ -55,3 +55,14 @@ def test_the_bar_tells_how_many_epochs_there_will_be(config: str, capsys: pytest
     main(["fit", "--config", config, *given, "--trainer.callbacks+=fpn.lit.callbacks.Bar"])
     # Where there is no terminal, a bar is drawn as it is left: with the epoch that the run ended in.
     assert re.findall(r"Epoch \d+ of \d+", capsys.readouterr().out) == ["Epoch 3 of 3"]
+
+
+def test_a_dry_run_of_a_test_writes_nothing(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--config", config])
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    capsys.readouterr()
+    main(
+        ["test", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--trainer.fast_dev_run", "true"]
+    )
+    assert "AP50" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before

@@ -125,7 +125,8 @@ class Scores(Callback):
 
     A test writes to the run's folder `scores.json` (all numbers, and AP by category), `curves.json`
     (recall of the proposals by their number, the objects' size and the IoU) and, as COCO results,
-    `detections.json`, or `proposals.json` of a proposal network. Each is there when it is whole.
+    `detections.json`, or `proposals.json` of a proposal network. Each is there when it is whole. With
+    trainer.fast_dev_run nothing is written.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,6 +159,8 @@ class Scores(Callback):
         console.print(
             proposal_table({k.removeprefix(prefix): v for k, v in report.items() if k.startswith(prefix)})
         )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         write_results(folder / name, results())
         _write(folder / "curves.json", json.dumps(pl_module.recall.curves(), indent=2))
         _write(folder / "scores.json", json.dumps(report, indent=2))
