@@ -111,6 +111,7 @@ def ablate(options: argparse.Namespace, given: Sequence[str]) -> int:
         given=given,
     )
     if options.slurm is not None:
+        runner.check_room(options.jobs, options.devices_per_run)
         runs = dict.fromkeys(
             (table, row, seed)
             for seed in options.seeds

@@ -40,8 +40,10 @@ def main() -> int:
     try:
         found = [r for r in read_runs([given.runs]) if r.table == "table1" and r.row in given.rows]
         runs = [run for run in found if run.scores is not None]
-        if not runs:
-            raise InputError(f"{given.runs} has no finished run of table1, rows {', '.join(given.rows)}")
+        if missing := set(given.rows) - {run.row for run in runs}:
+            raise InputError(f"{given.runs} has no finished run of table1, row {', '.join(sorted(missing))}")
+        if len(sets := {run.data for run in runs}) > 1:
+            raise InputError(f"{given.runs} has runs on {' and on '.join(sorted(sets))}: give one study's")
         told = []
         for run in runs:
             told.append(_about(run) | answers(run.folder / "last.ckpt", Path(given.data), given.images))

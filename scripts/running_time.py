@@ -61,9 +61,7 @@ def main(
             )
         Console().print(shown, setting)
         if factor == 1:
-            timing.write_runs(
-                name, measured, Path(out), {"data": hardware, "toggles": {}, "setting": setting}
-            )
+            timing.write_runs(name, measured, Path(out), {"data": hardware, "setting": setting})
 
 
 if __name__ == "__main__":

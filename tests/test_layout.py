@@ -9,12 +9,13 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "fpn"
 
 NETWORK = {"models.msra", "models.norms", "models.resnet", "models.necks", "models.rpn", "models.roi_head"}
 CRITERIA = {"models.targets", "models.losses", "models.postprocess"}
-GROUND = {"types", "errors", "trust", "weights", "devices"}
+GROUND = {"types", "errors", "console", "trust", "weights", "devices"}
 
 # What a module may import of the project, by the longest prefix that fits its name.
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
+    "console": set(),
     "weights": {"errors"},
     "trust": {"errors"},
     "devices": {"errors"},

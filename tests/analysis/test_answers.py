@@ -100,7 +100,8 @@ def test_mistakes_are_one_line(
 ) -> None:
     data = ("--data", study / "data")
     for words, message in (
-        ((study, *data, "--rows", "b"), "has no finished run of table1, rows b"),
+        ((study, *data, "--rows", "b"), "has no finished run of table1, row b"),
+        ((study, *data, "--rows", "c", "c_no_smoothng"), "no finished run of table1, row c_no_smoothng"),
         ((study, *data, "--rows", "f"), "has no RPN on P2 to P5 of a feature pyramid"),
         ((study, *data, "--images", "0"), "images is 0: give 1 at least"),
         ((tmp_path / "absent", *data), "no such folder"),

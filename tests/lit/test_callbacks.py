@@ -48,6 +48,18 @@ def test_no_interval_is_no_logging(config: str, capsys: pytest.CaptureFixture[st
     assert [line.partition(" (")[0] for line in told] == ["epoch 1, step 1 of 4"]
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_speed_is_logged_where_epochs_are_shorter_than_the_interval(config: str, accumulated: int) -> None:
+    # Five batches an epoch.
+    schedule = {"steps": 14, "milestones": [12], "warmup_steps": 2, "reference_images": 2 * accumulated}
+    given = ["--model.schedule", json.dumps(schedule), "--trainer.accumulate_grad_batches", str(accumulated)]
+    main(["fit", "--config", config, *given, "--trainer.log_every_n_steps", "7"])
+    with Path("runs/tiny/version_0/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert [int(row["step"]) for row in rows] == [6, 13]
+    assert all(float(row["train/images_per_second"]) > 0 for row in rows)
+
+
 def test_the_bar_tells_how_many_epochs_there_will_be(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     # Five batches make three steps, the last of them of one batch.
     schedule = {"steps": 7, "milestones": [5], "warmup_steps": 2, "reference_images": 4}

@@ -33,7 +33,7 @@ def run(
     """A run's folder, by default of Table 1 (c) on COCO; unfinished without scores."""
     folder.mkdir(parents=True)
     default = {"table": "table1", "row": "c", "name": "FPN", "seed": 0, "family": "paper", "data": "coco"}
-    (folder / "run.json").write_text(json.dumps(default | {"toggles": {}, "arguments": []} | about))
+    (folder / "run.json").write_text(json.dumps(default | {"arguments": []} | about))
     if scores is not None:
         (folder / "scores.json").write_text(json.dumps(scores))
     if curves is not None:

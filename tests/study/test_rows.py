@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -396,7 +397,8 @@ def test_runs_of_another_model_data_or_schedule_are_not_called_the_rows(tmp_path
 
     machine = tmp_path / "machine.yaml"
     machine.write_text("trainer: {devices: 8, strategy: ddp}\ndata: {init_args: {num_workers: 8}}\n")
-    same = ("--data.root", "/data/coco", "--trainer.devices", "8", "--config", str(machine))
+    same = ["--data.root", "/data/coco", "--trainer.devices", "8", "--config", str(machine)]
+    same += ["--trainer.callbacks+=DeviceStatsMonitor", "--trainer.val_check_interval", "5000"]
     assert data() == data(*same) == "coco"
     other = data("--trainer.devices", "8", "--model.schedule.length", "0.1", "--model.optimizer.lr=1")
     assert other == "coco, with --model.schedule.length 0.1, with --model.optimizer.lr 1"
@@ -408,15 +410,54 @@ def test_runs_of_another_model_data_or_schedule_are_not_called_the_rows(tmp_path
 
 
 def test_toggles_that_are_given_are_told() -> None:
-    def toggles(*given: str) -> dict[str, bool]:
-        (task,) = plan(["table1"], ["c"], given=given)
-        return dict((task.about or {})["toggles"])
+    def tags(*given: str, table: str = "table1") -> list[str]:
+        *_, task = plan([table], ["c"], wandb=True, given=given)
+        words = task.steps[0].arguments
+        _, dashboard = json.loads(words[words.index("--trainer.logger") + 1])
+        told: list[str] = dashboard["init_args"]["tags"]
+        assert told[:4] == [table, f"{table} c", "paper", "coco"]
+        return told[4:]
 
-    row = {"lateral": True, "top_down": True, "smooth": True, "nonlinearity": False, "shared": True}
-    assert toggles() == row
-    assert toggles("--model.detector.neck.top_down", "false") == row | {"top_down": False}
-    assert toggles("--model.detector.neck", "{lateral: false}") == row | {"lateral": False}
-    assert toggles("--model.detector.init_args.rpn.init_args.shared=false") == row | {"shared": False}
+    smooth = ["smooth", "no nonlinearity"]
+    assert tags() == tags(table="table2") == ["lateral", "top_down", *smooth, "shared"]
+    given = ("--model.detector.neck.top_down", "false")
+    assert tags(*given) == ["lateral", "no top_down", *smooth, "shared"]
+    assert tags("--model.detector.neck", "{lateral: false}") == ["no lateral", "top_down", *smooth, "shared"]
+    given = ("--model.detector.init_args.rpn.init_args.shared=false",)
+    assert tags(*given) == ["lateral", "top_down", *smooth, "no shared"]
+    given = ("--model.detector.roi_head.shared", "false")
+    assert tags(*given, table="table2") == ["lateral", "top_down", *smooth, "no shared"]
+    for given in (("=fpn.models.necks.SingleLevel",), (".class_path", "fpn.models.necks.SingleLevel")):
+        assert tags("--model.detector.neck" + given[0], *given[1:]) == ["shared"]
+
+
+def test_anchors_of_other_sizes_or_ratios_are_not_counted() -> None:
+    def anchors(*given: str) -> object:
+        (task,) = plan(["table1"], ["c"], given=given)
+        return (task.about or {}).get("anchors")
+
+    assert anchors("--model.detector.rpn.shared", "false") == 199_974
+    assert (
+        anchors("--model.detector.rpn.sizes", "{2: [32, 45], 3: [64], 4: [128], 5: [256], 6: [512]}") is None
+    )
+    assert anchors("--model.detector.init_args.rpn.init_args.ratios", "[1.0]") is None
+
+
+def test_values_that_are_no_yaml_are_words() -> None:
+    for value in ("@scratch/coco", "{lateral: true", "*no_anchor"):
+        (task,) = plan(["table1"], ["c"], given=["--data.root", value])
+        assert task.steps[0].arguments[-2:] == ("--data.root", value)
+
+
+def test_proposals_are_made_on_the_machine_that_is_given() -> None:
+    def words(*given: str) -> list[str]:
+        first, _ = plan(["table2"], ["c"], given=given)
+        return [word for step in first.steps if step.name.startswith("propose") for word in step.arguments]
+
+    assert not {"--device", "--precision"} & set(words("--trainer.accelerator", "gpu"))
+    told = words("--trainer.accelerator=cpu", "--trainer.precision", "bf16-mixed")
+    for option, value in (("--device", "cpu"), ("--precision", "bf16-mixed")):
+        assert [after for word, after in pairwise(told) if word == option] == [value, value]
 
 
 @pytest.mark.parametrize(
@@ -426,12 +467,13 @@ def test_toggles_that_are_given_are_told() -> None:
         ("seed_everything", "3"),
         ("data.seed", "3"),
         ("trainer.logger", "false"),
+        ("trainer.logger+", "fpn.lit.wandb.Dashboard"),
         ("trainer.logger.init_args.save_dir", "elsewhere"),
         ("data.init_args.train_proposals", "mine.safetensors"),
     ],
 )
 def test_what_each_run_has_of_its_own_cannot_be_given(name: str, value: str) -> None:
-    told = name.replace(".init_args", "")
+    told = name.replace(".init_args", "").rstrip("+")
     with pytest.raises(InputError, match=f"{told} is what a study sets"):
         plan(["table1"], ["c"], given=[f"--{name}", value])
 

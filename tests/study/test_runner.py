@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import pty
 import re
 import runpy
 import shutil
@@ -243,7 +244,7 @@ def test_an_edited_configuration_file_counts_as_another(finished: bool, words: t
     line = complaint(printed, "a")
     assert "study/a: its fit was run before my.yaml was changed; remove the folder or choose" in line
     assert happened("a") == before
-    Path("my.yaml").write_text("rate: 1\n")
+    Path("my.yaml").write_text("# what it was measured to be\nrate:   1\n")
     assert go(tasks)[0] == 0
 
 
@@ -417,6 +418,31 @@ def test_a_step_that_does_not_end_is_killed_with_all_it_started() -> None:
     runner.send(signal.SIGTERM)
     assert runner.end()[0] == 143
     eventually(lambda: all(map(gone, children("a"))))
+
+
+def test_the_steps_of_a_runner_whose_terminal_is_gone_are_ended() -> None:
+    user, terminal = pty.openpty()
+
+    def work() -> None:
+        os.close(user)
+        for output in (1, 2):
+            os.dup2(terminal, output)
+        with open(1, "w", closefd=False) as file:
+            sys.exit(
+                run([task("a", fit("a", 100, 0.1))], "study", [{}], FAKE, Console(file=file), interval=0.02)
+            )
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    os.close(terminal)
+    eventually(lambda: len(happened("a")) > 2)
+    os.close(user)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGHUP)
+    process.join(TIME_OUT)
+    assert process.exitcode == 128 + signal.SIGHUP
+    assert all(map(gone, children("a")))
+    assert Path("study/a/fit/version_0/checkpoints/last.ckpt").is_file()
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_step_that_does_not_end() -> None:

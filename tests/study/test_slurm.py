@@ -211,6 +211,9 @@ def test_ablate_refuses_in_one_line(
     for words, part in (
         (["table1", "--rows", "z"], "no row 'z'"),
         (["table1", "--jobs", "0"], "--jobs must be at least 1"),
+        (["table1", "--jobs", "-1", "--slurm"], "--jobs must be at least 1"),
+        (["table1", "--devices_per_run", "-1", "--slurm", "--dry-run"], "--devices_per_run at least 0"),
+        (["table1", "--seeds", "0", "-1"], "seed -1: give 0 or more"),
         (["table1", "--slurm", "array=3"], "sbatch option array"),
     ):
         assert ablate(monkeypatch, *words) == 2

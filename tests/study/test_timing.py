@@ -22,7 +22,7 @@ def test_figure_1(tmp_path: Path) -> None:
         assert math.isnan(peak) or peak > 100  # a ResNet-50 and the libraries
     machines = ("this machine", "Another, of 2")
     for machine in machines:
-        timing.write_runs("fig1", measured, tmp_path, {"data": machine, "toggles": {}})
+        timing.write_runs("fig1", measured, tmp_path, {"data": machine})
     runs = {(run.table, run.row, run.data): run.scores for run in read_runs([tmp_path])}
     assert runs == {
         ("fig1", key, machine): numbers for key, numbers in measured.items() for machine in machines

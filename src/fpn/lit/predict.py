@@ -45,7 +45,7 @@ def predict(
     pictures: bool | None = None,
     selection: Literal["testing", "training"] = "testing",
     short_sides: list[int] | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     num_workers: int | None = None,
     device: str | None = None,
     precision: Precision = "32-true",
@@ -78,7 +78,8 @@ def predict(
         short_sides: short sides in pixels, all of which each image is resized to, the boxes found
             being merged: a featurized image pyramid. By default the one that the checkpoint was
             trained for.
-        batch_size: images that go through the network together.
+        batch_size: images that go through the network together; by default as many as in validation where a
+            split is named, otherwise 1.
         num_workers: processes that load images, 0 to load in the one that predicts; by default as many as
             in training where a split is named, otherwise 0.
         device: where the network runs, as cpu or cuda:1; by default on a GPU where there is one.
@@ -92,11 +93,12 @@ def predict(
             raise InputError(f"split {split} stands for images and annotations: give the one or the others")
         data = _data_of(ckpt_path)
         annotations, images = (str(path) for path in data.source(split))
+        batch_size = data.eval_batch_size if batch_size is None else batch_size
         num_workers = data.num_workers if num_workers is None else num_workers
         max_unreadable = data.max_unreadable if split == "train" else None
     if images is None:
         raise InputError("fpn predict needs --images, or --split for those of the checkpoint's own data")
-    num_workers = num_workers or 0
+    batch_size, num_workers = 1 if batch_size is None else batch_size, num_workers or 0
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}: give 1 and 0 at least")
     trained = load(ckpt_path)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import stat
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from fpn.console import leave_terminal
 from fpn.errors import InputError
 from fpn.lit.module import StepError
 from fpn.types import Batch
@@ -100,18 +100,14 @@ class EndOnSignal(Callback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
-        with suppress(OSError):  # of an output that is closed
-            if number == signal.SIGINT:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                if getattr(rank_zero_only, "rank", 0) == 0:
+        if number == signal.SIGHUP:
+            leave_terminal()
+        elif number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                with suppress(OSError):  # of an output that is closed
                     # Not by print, in the midst of which the signal may have come.
                     os.write(2, b"\nfpn: ending after this step; again to stop at once\n")
-            elif number == signal.SIGHUP:
-                # Nobody listens any more: to write to a terminal that is gone would fail before we save.
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                for output in (1, 2):
-                    if not stat.S_ISREG(os.fstat(output).st_mode):
-                        os.dup2(nowhere, output)
 
     def _end_if_asked(self, trainer: Trainer) -> None:
         asked = self.asked

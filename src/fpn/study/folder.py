@@ -12,9 +12,12 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fpn.errors import InputError
 from fpn.study.tasks import Step, Task
@@ -215,7 +218,7 @@ class TaskFolder:
         return {
             "arguments": list(step.arguments),
             "directory": str(Path.cwd()),
-            "configs": _configs(step.arguments),
+            "contents": _configs(step.arguments),
             "needs": {need.task.name: need._finished() for need in self.needs},
         }
 
@@ -225,7 +228,7 @@ class TaskFolder:
         What an older marker does not tell counts as the same.
         """
         now = self._made_from(step)
-        edited = _changed(marker.get("configs", {}), now["configs"])
+        edited = _changed(marker.get("contents", {}), now["contents"])
         renewed = _changed(marker.get("needs", {}), now["needs"])
         if marker.get("arguments") != now["arguments"]:
             difference = f"with other arguments, {_difference(marker.get('arguments', ()), step.arguments)}"
@@ -258,14 +261,22 @@ def resumed(step: Step, checkpoint: Path | None) -> tuple[str, ...]:
 
 
 def _configs(arguments: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of the configuration files among some arguments, those that can be read."""
+    """SHA-256 of what the configuration files among some arguments say, of those that can be read."""
     files = [value for option, value in pairwise(arguments) if option in ("-c", "--config")]
     files += [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
     hashes = {}
     for file in files:
-        with suppress(OSError), Path(file).open("rb") as content:
-            hashes[file] = hashlib.file_digest(content, "sha256").hexdigest()
+        with suppress(OSError):
+            hashes[file] = _hash(Path(file).read_bytes())
     return hashes
+
+
+@cache
+def _hash(text: bytes) -> str:
+    """Of YAML without its comments and layout, which make no other run."""
+    with suppress(yaml.YAMLError, UnicodeDecodeError):
+        text = yaml.safe_dump(yaml.safe_load(text)).encode()
+    return hashlib.sha256(text).hexdigest()
 
 
 def _changed(then: dict[str, str | None], now: dict[str, str | None]) -> str | None:

@@ -28,6 +28,7 @@ _OWN = (
 )
 _SAME_ROW = (
     "data.root",
+    "data.folder",
     "data.train_images",
     "data.train_annotations",
     "data.val_images",
@@ -40,18 +41,23 @@ _SAME_ROW = (
     "data.max_unreadable",
     "model.engine",
     "trainer.accelerator",
+    "trainer.benchmark",
     "trainer.callbacks",
+    "trainer.check_val_every_n_epoch",
+    "trainer.deterministic",
     "trainer.devices",
     "trainer.enable_model_summary",
     "trainer.enable_progress_bar",
+    "trainer.limit_val_batches",
     "trainer.log_every_n_steps",
     "trainer.num_nodes",
     "trainer.num_sanity_val_steps",
     "trainer.precision",
     "trainer.profiler",
     "trainer.strategy",
+    "trainer.val_check_interval",
 )
-"""What may differ without making another row: where the data lie, and how a machine is used."""
+"""What may differ without making another row: where the data lie, how a machine is used, what is shown."""
 
 
 def settings_of(words: Sequence[str]) -> dict[str, Any]:
@@ -65,7 +71,7 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
         if name in ("config", "c"):
             settings |= dict(_flat(_content(Path(text))))
         else:
-            settings |= dict(_flat(yaml.safe_load(text), name.replace(".init_args", "")))
+            settings |= dict(_flat(_value(text), name.replace(".init_args", "")))
     return settings
 
 
@@ -90,12 +96,19 @@ def part_of(settings: Settings, name: str) -> dict[str, Any]:
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names, without their dashes, and values; true where none follows."""
+    """Names, without their dashes and the + of a list, and values; true where none follows."""
     for word, after in zip_longest(words, words[1:], fillvalue="-"):
         if word.startswith("-") and not _is_number(word):
             name, equals, value = word.lstrip("-").partition("=")
             alone = after.startswith("-") and not _is_number(after)
-            yield name, value if equals else "true" if alone else after
+            yield name.removesuffix("+"), value if equals else "true" if alone else after
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _content(path: Path) -> Any:

@@ -191,7 +191,7 @@ class Making(NamedTuple):
         folder = study.out / name
         words = ["fit", *self._configs(protocols)]
         words += ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
-        words += ["--trainer.default_root_dir", str(folder), *self._loggers(name, about)]
+        words += ["--trainer.default_root_dir", str(folder), *self._loggers(name)]
         if start is not None:
             words += ["--model.start_from", self.last(start)]
         if proposals is not None:
@@ -204,7 +204,7 @@ class Making(NamedTuple):
         ]
         if proposes:
             for split, selection in (("train", "training"), ("val", "testing")):
-                words = ["predict", "--ckpt_path", f"{folder}/last.ckpt"]
+                words = ["predict", "--ckpt_path", f"{folder}/last.ckpt", *self._machine()]
                 words += ["--split", split, "--selection", selection, "--out", f"{folder}/{split}"]
                 steps.append(Step(f"propose_{split}", tuple(words)))
         needs = tuple(dict.fromkeys(task.name for task in (proposals, start) if task is not None))
@@ -220,6 +220,13 @@ class Making(NamedTuple):
         words += ["--trainer.logger", json.dumps(self._csv(name))]
         return Step("test", (*words, *self.study.given), collect=("scores.json", "curves.json"))
 
+    def _machine(self) -> list[str]:
+        """What was given of how a machine is used, as `fpn predict` takes it."""
+        given = self.study.settings
+        cpu = ["--device", "cpu"] if given.get("trainer.accelerator") == "cpu" else []
+        precision = given.get("trainer.precision")
+        return cpu + (["--precision", str(precision)] if precision is not None else [])
+
     def _configs(self, protocols: Iterable[str]) -> list[str]:
         """The configuration files of a training, from the general to the particular."""
         files = [CONFIGS / "base.yaml", *self.study.scale, CONFIGS / self.row.file]
@@ -231,45 +238,53 @@ class Making(NamedTuple):
             "init_args": {"save_dir": str(self.study.out), "name": name},
         }
 
-    def _loggers(self, name: str, about: Mapping[str, Any] | None) -> list[str]:
+    def _loggers(self, name: str) -> list[str]:
         loggers = [self._csv(name)]
         if self.study.wandb:
             table, row, *_ = name.split("/")
-            toggles = [t if on else f"no {t}" for t, on in (about or {}).get("toggles", {}).items()]
-            tags = [table, f"{table} {row}", self.study.family, Path(self.study.data).stem, *toggles]
+            tags = [table, f"{table} {row}", self.study.family, Path(self.study.data).stem]
             arguments = {
                 "name": name.replace("/", " "),
                 "group": f"{table}/{row}",
-                "tags": tags,
+                "tags": tags + [name if on else f"no {name}" for name, on in self._toggles().items()],
                 "save_dir": str(self.study.out),
             }
             loggers.append({"class_path": "fpn.lit.wandb.Dashboard", "init_args": arguments})
         return ["--trainer.logger", json.dumps(loggers)]
 
+    def _toggles(self) -> dict[str, bool]:
+        """Whether each is on, of those that the row has."""
+        detector = self._detector()
+        neck, rpn, roi_head = (
+            detector.get(part, {}) | part_of(self.study.settings, f"model.detector.{part}")
+            for part in ("neck", "rpn", "roi_head")
+        )
+        another = "class_path" in neck or "model.detector.neck" in self.study.settings
+        toggles = {} if another else {name: neck.get(name, name != "nonlinearity") for name in _TOGGLES}
+        return toggles | {"shared": rpn.get("shared", True) and roi_head.get("shared", True)}
+
     def _about(self) -> dict[str, Any]:
         """What a report has to know."""
-        study, recipe = self.study, self.row.recipe
-        trained = study.row(recipe.row) if isinstance(recipe, DetectorOf) else self.row
-        detector = yaml.safe_load((CONFIGS / trained.file).read_text())["model"]["detector"]
-        neck, rpn = (
-            detector.get(part, {}) | part_of(study.settings, f"model.detector.{part}")
-            for part in ("neck", "rpn")
-        )
-        toggles = {name: neck.get(name, name in ("lateral", "top_down", "smooth")) for name in _TOGGLES}
-        if "class_path" in neck:
-            toggles = {}
+        study = self.study
         table, key = self.row_name.split("/")
-        about = {
+        about: dict[str, Any] = {
             "table": table,
             "row": key,
             "name": self.row.name,
             "seed": self.seed,
             "family": study.family,
             "data": ", ".join([study.data, *(f"with {one}" for one in altered(study.settings))]),
-            "toggles": toggles | {"shared": rpn.get("shared", True)},
         }
-        sizes = rpn.get("sizes", {k: [0] for k in range(2, 7)})
-        return about | ({"anchors": _anchors(sizes)} if isinstance(recipe, RPN) else {})
+        rpn = part_of(study.settings, "model.detector.rpn")
+        if isinstance(self.row.recipe, RPN) and not any(key.startswith(("sizes", "ratios")) for key in rpn):
+            sizes = self._detector().get("rpn", {}).get("sizes", {k: [0] for k in range(2, 7)})
+            about["anchors"] = _anchors(sizes)
+        return about
+
+    def _detector(self) -> dict[str, Any]:
+        """What the row's file says of it."""
+        detector: dict[str, Any] = yaml.safe_load((CONFIGS / self.row.file).read_text())["model"]["detector"]
+        return detector
 
 
 _TOGGLES = ("lateral", "top_down", "smooth", "nonlinearity")

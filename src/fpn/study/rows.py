@@ -99,7 +99,8 @@ def plan(
         given: further arguments of every `fpn fit` and `fpn test`.
 
     Raises:
-        InputError: there is no such table, row, family or file, or `given` sets what each run has of its own.
+        InputError: there is no such table, row, family or file, a seed is negative, or `given` sets what each
+            run has of its own.
     """
     tables = list(dict.fromkeys(tables))
     if rows and len(tables) > 1:
@@ -108,6 +109,8 @@ def plan(
         )
     for table in tables:
         _require_known(table, rows, family)
+    if min(seeds, default=0) < 0:
+        raise InputError(f"seed {min(seeds)}: give 0 or more")
     scale = SCALES.get(data, (Path(data),))
     if not all(file.is_file() for file in scale):
         raise InputError(f"data {data!r} is none of {', '.join(SCALES)}, nor a configuration file")

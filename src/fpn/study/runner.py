@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import torch
 from rich.console import Console
 
+from fpn.console import leave_terminal
 from fpn.errors import InputError
 from fpn.study.folder import TaskFolder, resumed
 from fpn.study.progress import Display, State, Status
@@ -47,8 +49,7 @@ def places(jobs: int | None = None, devices_per_run: int = 1) -> list[dict[str, 
     Raises:
         InputError: there are not so many GPUs, or a number makes no sense.
     """
-    if devices_per_run < 0 or (jobs is not None and jobs < 1):
-        raise InputError("--jobs must be at least 1 and --devices_per_run at least 0")
+    check_room(jobs, devices_per_run)
     devices = _visible_devices()
     if devices_per_run > 1 and len(devices) < devices_per_run:
         raise InputError(f"--devices_per_run {devices_per_run}, but {len(devices)} GPUs are visible")
@@ -66,6 +67,12 @@ def places(jobs: int | None = None, devices_per_run: int = 1) -> list[dict[str, 
         )
     starts = range(0, jobs * devices_per_run, devices_per_run)
     return [{"CUDA_VISIBLE_DEVICES": ",".join(devices[start:][:devices_per_run])} for start in starts]
+
+
+def check_room(jobs: int | None, devices_per_run: int) -> None:
+    """Raise an InputError where these make no sense on any machine."""
+    if devices_per_run < 0 or (jobs is not None and jobs < 1):
+        raise InputError("--jobs must be at least 1 and --devices_per_run at least 0")
 
 
 def run(
@@ -379,10 +386,16 @@ class _Run:
 def _signals() -> Iterator[list[int]]:
     """While it lasts, signals that would end this process are put into a list instead."""
     received: list[int] = []
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGHUP:
+            leave_terminal()
+
     handlers = {s: signal.getsignal(s) for s in _SIGNALS}
     caught = [s for s, handler in handlers.items() if handler is not signal.SIG_IGN]
     for number in caught:
-        signal.signal(number, lambda s, _: received.append(s))
+        signal.signal(number, receive)
     try:
         yield received
     finally:
