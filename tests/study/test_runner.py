@@ -21,7 +21,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from rich.console import Console
 
 from fpn.data.shapes import generate_shapes
-from fpn.study.folder import TaskFolder
+from fpn.study.log import Log
 from fpn.study.progress import Display, State, Status
 from fpn.study.runner import PROGRAM, describe, places, run
 from fpn.study.tasks import Step, Task
@@ -604,17 +604,33 @@ def test_a_terminal_of_100_columns() -> None:
 
 
 def test_the_news_of_a_log() -> None:
-    folder = TaskFolder(task("a"), Path("study"))
-    assert folder.news(0) == ""
-    folder.path.mkdir(parents=True)
+    log = Log(Path("log.txt"))
+    assert log.news() == ""
     line = "epoch 3, step 50 of 400 (1 day, 0:02:10 left): rpn_box 0.1  loss 1.2  images_per_second 9.5\n"
-    folder.log.write_text("step 40: AP 1.0\n" + line + "a warning\n")
-    assert folder.news(0) == "epoch 3, step 50 of 400 (1 day, 0:02:10 left): loss 1.2"
-    start = folder.log.stat().st_size
-    assert folder.news(start) == ""
-    with folder.log.open("a") as file:
-        file.write("validated 1 of 10 batches\nvalidated 2 of 10 batches\n\n")
-    assert folder.news(start) == "validated 2 of 10 batches"
+    log.path.write_text("step 40: AP 1.0\n" + line + "a warning\n")
+    assert log.news() == "epoch 3, step 50 of 400 (1 day, 0:02:10 left): loss 1.2"
+    with log.begin(["fpn", "test", "--ckpt_path", "my last.ckpt"]) as file:
+        assert log.news() == ""
+        file.write(b"validated 1 of 10 batches\rvalidated 2 of 10 batches\n\n")
+    assert log.news() == "validated 2 of 10 batches"
+    assert "a warning" in log.path.read_text()
+    assert "\n$ fpn test --ckpt_path 'my last.ckpt'\n" in log.path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("printed", "reason"),
+    [
+        ("", "nothing was printed"),
+        ("one\ntwo\n\n", "two"),
+        ("fpn: no such file\nfpn: no image\nbye\n", "fpn: no image"),
+    ],
+)
+def test_the_reason_a_log_gives_is_the_last_steps(printed: str, reason: str) -> None:
+    log = Log(Path("log.txt"))
+    log.path.write_text("fpn: of the step before\n")
+    with log.begin(["fpn", "fit"]) as file:
+        file.write(printed.encode())
+    assert log.complaint() == reason
 
 
 def test_a_real_detector_interrupted_and_resumed() -> None:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import socket
 import textwrap
@@ -20,11 +19,10 @@ from typing import Any
 import yaml
 
 from fpn.errors import InputError
+from fpn.study.log import Log
 from fpn.study.tasks import Step, Task
 from fpn.weights import read_checkpoint
 
-_PROGRESS = re.compile(r"epoch \d+, step |validated \d|tested \d|step [\d,]+: ")
-_LOSSES = re.compile(r"^(epoch .*?): .*\b(loss \S+).*$")
 _LAST = "last.ckpt"
 
 
@@ -45,7 +43,7 @@ class TaskFolder:
     def __init__(self, task: Task, root: Path, needs: Sequence[Task] = ()) -> None:
         self.task, self.needs = task, [TaskFolder(need, root) for need in needs]
         self.path = root / task.name
-        self.log = self.path / "log.txt"
+        self.log = Log(self.path / "log.txt")
 
     def next_step(self) -> Step | None:
         """The first step that is not finished, None after the last.
@@ -166,24 +164,6 @@ class TaskFolder:
         path = self.path / "lock"
         return path.read_text().strip() if path.is_file() else ""
 
-    def news(self, since: int) -> str:
-        """The last line of progress in the log, from a position in bytes on; empty without one.
-
-        Of the losses it gives only the sum.
-        """
-        lines = (line for line in reversed(self._lines(since, 8192)) if _PROGRESS.match(line))
-        line = " ".join(next(lines, "").split())
-        return _LOSSES.sub(r"\1: \2", line)
-
-    def complaint(self, since: int) -> str:
-        """What the log gives as the reason of a failure, from a position in bytes on.
-
-        The last line that begins with "fpn: ", or else the last line.
-        """
-        lines = [line for line in self._lines(since, 1 << 20) if line]
-        ours = [line for line in lines if line.startswith("fpn: ")]
-        return next(iter((ours or lines)[-1:]), "nothing was printed")
-
     def score(self) -> str:
         """The main score in percent, as "AP 36.1"; empty without scores.json."""
         scores = _read(self.path / "scores.json") or {}
@@ -243,16 +223,6 @@ class TaskFolder:
             directory = f" in the directory {marker['directory']}"
             remedy = f"go on from that directory, {remedy}"
         raise InputError(f"{self.path}: its {step.name} was run{directory} {difference}; {remedy}")
-
-    def _lines(self, since: int, size: int) -> list[str]:
-        try:
-            with self.log.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(since, end - size))
-                text = file.read().decode(errors="replace")
-        except OSError:
-            return []  # no log yet; and a look at it must not end what it tells of
-        return [line.strip() for line in re.split("[\r\n]", text)]
 
 
 def resumed(step: Step, checkpoint: Path | None) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -297,7 +296,6 @@ class _Run:
         self.first_start = self.start = time.monotonic()
         self.step: Step | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.log_start = 0
 
     def start_next(self) -> bool:
         """Start the first unfinished step; False if there is none."""
@@ -305,13 +303,10 @@ class _Run:
         step = self.step = self.folder.next_step()
         if step is None:
             return False
-        self.status.step, self.status.news = step.name, f"log: {self.folder.log}"
+        self.status.step, self.status.news = step.name, f"log: {self.folder.log.path}"
         command = [*self.program, *self.folder.begin(step)]
-        with self.folder.log.open("ab") as log:
-            at = time.strftime("%Y-%m-%d %H:%M:%S")
-            log.write(f"\n[{at}, {socket.gethostname()}]\n$ {shlex.join(command)}\n".encode())
-            log.flush()
-            self.log_start, self.start = log.tell(), time.monotonic()
+        with self.folder.log.begin(command) as log:
+            self.start = time.monotonic()
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -333,12 +328,12 @@ class _Run:
         self.status.seconds = time.monotonic() - self.first_start
         code = self.process.poll()
         if code is None:
-            self.status.news = self.folder.news(self.log_start) or self.status.news
+            self.status.news = self.folder.log.news() or self.status.news
             return True
         if code:
             ending = f"by {_signal_name(-code)}" if code < 0 else f"with status {code}"
-            complaint = self.folder.complaint(self.log_start)
-            raise InputError(f"ended {ending}: {complaint} (log: {self.folder.log})")
+            log = self.folder.log
+            raise InputError(f"ended {ending}: {log.complaint()} (log: {log.path})")
         self.finish()
         return self.start_next()
 
