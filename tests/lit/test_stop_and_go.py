@@ -128,6 +128,7 @@ def test_a_run_whose_terminal_is_gone_can_still_write() -> None:
     os.close(listener)
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under nohup ignores it
         for number in (1, 2):
             os.dup2(output, number)
         callback, nothing = EndOnSignal(), Any

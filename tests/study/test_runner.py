@@ -424,6 +424,7 @@ def test_the_steps_of_a_runner_whose_terminal_is_gone_are_ended() -> None:
     user, terminal = pty.openpty()
 
     def work() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under nohup ignores it
         os.close(user)
         for output in (1, 2):
             os.dup2(terminal, output)
