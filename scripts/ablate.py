@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from fpn.errors import InputError
+from fpn.console import mistakes
 from fpn.study import runner, slurm
-from fpn.study.rows import TABLES, plan
+from fpn.study.rows import FAMILIES, TABLES, plan
 
 EXAMPLES = """
 examples:
@@ -36,15 +36,8 @@ def main() -> int:
     """Parse, plan, run."""
     words, given = split(sys.argv[1:])
     options = parser().parse_args(words)
-    try:
+    with mistakes("ablate.py"):
         return ablate(options, given)
-    except InputError as error:
-        print(f"ablate.py: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"ablate.py: {error.filename}: {error.strerror}", file=sys.stderr)
-    return 2
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -67,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rows", nargs="+", default=[], metavar="ROW", help="only these rows of one table; by default all")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="a run for each; by default 0")
     add("--data", default="coco", metavar="DATA", help="coco (the default), shapes, framed, or FILE.yaml")
-    add("--family", default="paper", choices=["paper", "modern"], help="which recipe; by default the paper's")
+    add("--family", default="paper", choices=FAMILIES, help="which recipe; by default the paper's")
     add("--out", default="runs/study", metavar="OUT", help="folder of the study; by default %(default)s")
     add(
         "--jobs",

@@ -41,7 +41,8 @@ Done in {minutes:.1f} minutes. Written:
 
 Try next:
   .venv/bin/fpn predict --ckpt_path {checkpoint} --images {SHAPES}/val2017 --out predictions
-  .venv/bin/fpn fit --config {CONFIG} --model.detector.neck.top_down false     # an ablation
+  .venv/bin/fpn fit --config {CONFIG} --model.detector.neck.top_down false \\
+    --trainer.logger.init_args.name no_top_down                                # an ablation
   .venv/bin/fpn fit --config configs/base.yaml --data.root /path/to/coco       # the paper's detector"""
     )
 

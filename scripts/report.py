@@ -1,9 +1,8 @@
 """`python scripts/report.py RUNS...`: the paper's numbers beside those of our runs, and curves of recall."""
 
 import argparse
-import sys
 
-from fpn.errors import InputError
+from fpn.console import mistakes
 from fpn.study.report import write_report
 
 
@@ -25,14 +24,8 @@ def main() -> None:
     )
     parser.add_argument("--out", default="report", help="the folder to write to (default: %(default)s)")
     given = parser.parse_args()
-    try:
+    with mistakes("report.py"):
         write_report(given.runs, given.out)
-    except InputError as error:
-        print(f"report: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"report: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

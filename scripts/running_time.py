@@ -8,8 +8,6 @@ Prints seconds and peak memory for an image, and writes them where `scripts/repo
 images are random.
 """
 
-import platform
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +16,8 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
+from fpn.benchmark.machine import described
+from fpn.console import mistakes
 from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.study import timing
@@ -43,11 +43,12 @@ def main(
     """
     if rows and table is None:
         raise InputError("rows are of one table: give --table too")
-    on_gpu = device_named(device).type == "cuda"
-    hardware = (
-        torch.cuda.get_device_name(device) if on_gpu else f"{platform.processor() or platform.machine()} CPU"
-    )
-    setting = f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    device_named(device)
+    machine = described(device, None)
+    hardware = machine.get("GPU", machine["CPU"])
+    setting = f"{hardware}, threads: {machine['threads']}, torch {machine['torch']}"
+    if factor == 1:
+        Path(out).mkdir(parents=True, exist_ok=True)  # or what is measured would be lost
     for name in [table] if table else timing.TABLES:
         measured = timing.measure(name, rows or (), repeats, device, factor)
         shown = Table(title=f"{name}, {800 * factor:g} × {800 * factor * timing.LONG_OVER_SHORT:.0f} pixels")
@@ -61,12 +62,11 @@ def main(
             )
         Console().print(shown, setting)
         if factor == 1:
-            timing.write_runs(name, measured, Path(out), {"data": hardware, "setting": setting})
+            timing.write_runs(
+                name, measured, Path(out), {"data": hardware, "machine": machine, "repeats": repeats}
+            )
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes("running_time.py"):
         auto_cli(main, as_positional=False)
-    except InputError as error:
-        print(f"running_time.py: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -11,9 +11,9 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from fpn.data.proposals import replacing
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
+from fpn.files import replacing
 from fpn.models.detectors import Detector
 from fpn.peers import TrainedWeights, from_peer
 from fpn.peers.files import read_weights

@@ -72,8 +72,21 @@ def test_the_spectrum_of_noise_is_flat(size: tuple[int, int]) -> None:
     shape = found.power[(found.frequency > 0.15) & (found.number > 0)]
     np.testing.assert_allclose(shape, float(shape.mean()), rtol=0.1)
     frequencies = [np.abs(np.fft.fftfreq(side)) for side in size]
-    beyond = np.maximum.outer(*frequencies) >= 0.25
-    assert found.above(0.25) == pytest.approx(beyond.mean(), abs=0.06)
+    beyond = np.maximum.outer(*frequencies) > 0.25
+    assert found.above(0.25) == pytest.approx(beyond.mean(), abs=0.02)
+
+
+@pytest.mark.parametrize(("side", "least"), [(64, 0.006), (32, 0.012), (20, 0.018)])
+def test_what_a_coarse_map_can_hold_has_no_images(side: int, least: float) -> None:
+    """Noise enlarged without any, by its Fourier transform, the finest pattern of the coarse map included."""
+    coarse = torch.fft.fftshift(torch.fft.fft2(torch.randn(16, 16, side // 2, side // 2)), dim=(-2, -1))
+    fine = torch.nn.functional.pad(coarse, [side // 4] * 4)
+    enlarged = torch.fft.ifft2(torch.fft.ifftshift(fine, dim=(-2, -1))).real
+    assert spectrum(enlarged).above(0.25) < least
+    assert (
+        spectrum(UPSAMPLINGS["nearest"](torch.randn(16, 16, side // 2, side // 2), (side, side))).above(0.25)
+        > 10 * least
+    )
 
 
 def test_the_spectrum_of_a_wave_in_any_direction() -> None:
@@ -120,6 +133,13 @@ def test_what_known_filters_make_of_the_summands() -> None:
     chance = smoothing(network, images, random=True)
     assert chance == smoothing(network, images, random=True)
     assert chance[2].gain_above != pytest.approx(4, rel=1e-2)
+
+
+@pytest.mark.parametrize("without", ["top_down", "lateral", "smooth", "nonlinearity"])
+def test_there_is_nothing_to_tell_of_a_3x3_that_follows_no_linear_sum(without: str) -> None:
+    network = detector(**{without: without == "nonlinearity"})
+    with pytest.raises(TypeError, match="no top-down pathway, laterals or 3×3, or a nonlinearity"):
+        smoothing(network, torch.randn(1, 3, 64, 64))
 
 
 def test_merged_maps_are_the_pathway() -> None:

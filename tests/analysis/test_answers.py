@@ -62,9 +62,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["questions.py", *map(str, words)])
-    with pytest.raises(SystemExit) as ending:
+    try:
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    return int(ending.value.code or 0)
+    except SystemExit as ending:
+        return int(ending.code or 0)
+    return 0
 
 
 def test_every_run_is_measured(
@@ -79,6 +81,7 @@ def test_every_run_is_measured(
     assert set(told) == set(rows)
     assert len(measured) == len(rows), "an unfinished run has nothing to measure"
     assert str(out) in capsys.readouterr().out.replace("\n", "")
+    assert {one["images"] for one in measured} == {2}
     for row, one in told.items():
         assert set(one["drifts"]) == {str(shift) for shift in range(1, 9)}
         assert set(one["likeness"]) == {"2-3", "3-4", "4-5"}
@@ -99,11 +102,26 @@ def test_mistakes_are_one_line(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ("--data", study / "data")
+    generate_shapes(tmp_path / "framed", train=1, val=1, long_side=96, scene="framed")
+    (tmp_path / "file").touch()
+
+    def before_anything_is_measured(*_: object) -> None:
+        raise AssertionError
+
+    for words, message in (
+        ((study, *data, "--out", tmp_path), "is a folder: give a file to write"),
+        ((study, *data, "--out", tmp_path / "file" / "told.json"), str(tmp_path / "file")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("fpn.analysis.answers.answers", before_anything_is_measured)
+            assert ask(monkeypatch, *words) == 2
+        assert message in capsys.readouterr().err
     for words, message in (
         ((study, *data, "--rows", "b"), "has no finished run of table1, row b"),
         ((study, *data, "--rows", "c", "c_no_smoothng"), "no finished run of table1, row c_no_smoothng"),
         ((study, *data, "--rows", "f"), "has no RPN on P2 to P5 of a feature pyramid"),
         ((study, *data, "--images", "0"), "images is 0: give 1 at least"),
+        ((study, "--data", tmp_path / "framed"), "other categories: id 23 is absent / frame"),
         ((tmp_path / "absent", *data), "no such folder"),
         ((study, "--data", tmp_path), "instances_val2017.json"),
     ):

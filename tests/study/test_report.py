@@ -386,4 +386,4 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f"report: {message}\n"
+    assert capsys.readouterr().err == f"report.py: {message}\n"

@@ -1,6 +1,8 @@
 """Times of the paper's detectors: what is measured, how it reaches a report, at thumbnail size."""
 
 import math
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from fpn.study import timing
 from fpn.study.paper import table
 from fpn.study.results import read_runs
 from fpn.types import Batch
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "running_time.py"
 
 
 def test_figure_1(tmp_path: Path) -> None:
@@ -58,9 +62,23 @@ def test_the_papers_models_are_timed() -> None:
         (("table1",), "no table 'table1' of times"),
         (("fig1", ["e"]), "fig1 has no row 'e'; it has a, b, c, d"),
         (("fig1", ["d"], 0), "repeats is 0"),
+        (("fig1", ["d"], 1, "cpu", 0.0), "factor is 0"),
+        (("fig1_proposals", ["d"], 1, "cpu", -1.0), "factor is -1"),
         (("fig1", ["d"], 1, "nonsense"), "device 'nonsense' cannot be used"),
     ],
 )
 def test_mistakes(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
         timing.measure(*arguments)  # type: ignore[arg-type]
+
+
+def test_where_times_cannot_be_written_none_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(timing, "measure", lambda *_: pytest.fail("measured first"))
+    monkeypatch.setattr(sys, "argv", ["running_time.py", "--out", str(tmp_path / "file" / "study")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"running_time.py: {tmp_path / 'file' / 'study'}: Not a directory\n"

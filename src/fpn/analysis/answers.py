@@ -6,7 +6,16 @@ from typing import Any
 
 import torch
 
-from fpn.analysis.aliasing import bilinear, block_edges, drifts, merged_maps, pyramid_of, smoothing, spectrum
+from fpn.analysis.aliasing import (
+    bilinear,
+    block_edges,
+    drifts,
+    merged_maps,
+    pyramid_of,
+    smoothing,
+    smooths_a_sum,
+    spectrum,
+)
 from fpn.analysis.levels import likenesses
 from fpn.checkpoints import load
 from fpn.data.coco import CocoDataset, read_annotations
@@ -31,7 +40,8 @@ def answers(checkpoint: Path, data: Path, number: int = 32) -> dict[str, Any]:
         bilinear enlargement; `likeness` by pair of levels. None stands for numbers that are not finite.
 
     Raises:
-        InputError: a file cannot be read, the detector is of another kind, or there is no image to read.
+        InputError: a file cannot be read, the detector is of another kind or has other categories than the
+            data, or there is no image to read.
     """
     trained = load(checkpoint)
     detector = trained.detector.eval()
@@ -39,18 +49,21 @@ def answers(checkpoint: Path, data: Path, number: int = 32) -> dict[str, Any]:
         not isinstance(detector, ProposalNetwork)
         or not isinstance(detector.neck, FeaturePyramid)
         or detector.neck.levels != (2, 3, 4, 5)
+        or not {2, 3, 4, 5} <= set(detector.rpn.levels)
     ):
         raise InputError(f"{checkpoint} has no RPN on P2 to P5 of a feature pyramid: give one that has")
     if number < 1:
         raise InputError(f"images is {number}: give 1 at least")
     annotations = read_annotations(data / "annotations" / "instances_val2017.json")
+    if difference := trained.categories.difference(annotations.categories):
+        raise InputError(f"{checkpoint} and {data} have other categories: {difference}; give data of the run")
     images = CocoDataset(annotations, data / "val2017", EvalTransform(trained.image))
     found = []
     for index in range(min(number, len(annotations))):
         batch = collate([images[Pick(index, 0)]], trained.image)
         found.append(_of_image(detector, batch.images))
     told: dict[str, Any] = _mean(found)
-    return told
+    return {"images": len(found)} | told
 
 
 def _of_image(detector: ProposalNetwork, images: torch.Tensor) -> dict[str, Any]:
@@ -61,9 +74,7 @@ def _of_image(detector: ProposalNetwork, images: torch.Tensor) -> dict[str, Any]
             told["spectra"].setdefault(str(k), {})[name] = shape.power.tolist()
             told["above_quarter"].setdefault(str(k), {})[name] = shape.above(0.25)
             told["block_edges"].setdefault(str(k), {})[name] = block_edges(maps[k])
-    neck = pyramid_of(detector)
-    has_both = neck.top_down and len(neck.inputs) == len(neck.path)
-    if neck.smooths and has_both and not neck.nonlinearity:
+    if smooths_a_sum(pyramid_of(detector)):
         told["smoothing"] = {
             kind: {str(k): one._asdict() for k, one in smoothing(detector, images, kind == "random").items()}
             for kind in ("trained", "random")

@@ -30,7 +30,7 @@ class Likeness(NamedTuple):
 
 @torch.no_grad()
 def likenesses(detector: ProposalNetwork, images: Tensor) -> list[Likeness]:
-    """Of each pair of levels k and k + 1 of the neck that the RPN reads.
+    """Of each pair of the neck's levels k and k + 1; the RPN has to read them all.
 
     Features count as their differences from their channel's mean over all cells of their level.
 

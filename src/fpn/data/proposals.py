@@ -9,11 +9,9 @@ the format, and as a stamp what the boxes are of. An image without proposals is 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from fpn.errors import InputError
+from fpn.files import replacing
 
 _FORMAT = {"format": "fpn proposals", "version": "1"}
 _REMEDY = "`fpn predict --annotations` or `fpn proposals` makes a proposal file"
@@ -223,20 +222,3 @@ def file_hash(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside another, whose name it takes once it is whole; errors bear that name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of several machines or containers may have one number.
-    part = path.with_name(f".{path.name}-{uuid4().hex[:8]}.part")
-    try:
-        yield part
-        part.replace(path)
-    except OSError as error:
-        if error.filename not in (None, str(part)):
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -16,8 +16,9 @@ from torchvision.ops import box_convert
 
 from fpn.data.coco import read_annotations
 from fpn.data.coco_json import Entries, read_json
-from fpn.data.proposals import Proposals, Stamp, file_hash, replacing, write_proposals
+from fpn.data.proposals import Proposals, Stamp, file_hash, write_proposals
 from fpn.errors import InputError
+from fpn.files import replacing
 
 
 def write_results(path: Path, results: Iterable[dict[str, Any]]) -> int:

@@ -15,8 +15,8 @@ from fpn.data.audit import Audit
 from fpn.data.audit import audit as look_at
 from fpn.data.findings import Section
 from fpn.data.object_sizes import REACHED
-from fpn.data.proposals import replacing
 from fpn.errors import InputError
+from fpn.files import replacing
 from fpn.models.rpn import ANCHOR_SIZES
 
 

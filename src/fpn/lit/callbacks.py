@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from rich.console import Console
 
 from fpn.console import say
-from fpn.data.proposals import replacing
 from fpn.data.results import write_results
 from fpn.evaluation.tables import box_table, category_table, proposal_table
+from fpn.files import replacing
 from fpn.lit.module import DetectionModule
 from fpn.stage_times import Stage, StageTimes
 from fpn.types import Batch

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fpn.checkpoints import save_whole
-from fpn.data.proposals import replacing
 from fpn.errors import InputError
+from fpn.files import replacing
 from fpn.lit.module import DetectionModule, StepError
 from fpn.types import Batch
 from fpn.weights import read_checkpoint

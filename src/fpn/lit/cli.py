@@ -1,7 +1,6 @@
 """The command line: `fpn fit | validate | test` are Lightning's, the rest is in commands.py."""
 
 import argparse
-import errno
 import logging
 import os
 import signal
@@ -29,6 +28,7 @@ from fpn.checkpoints import (
     remembered_config,
     remembered_version,
 )
+from fpn.console import refused
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
 from fpn.lit.callbacks import Bar, PlainProgress, PrintStageTimes, Scores, Throughput
@@ -207,10 +207,8 @@ def _mistake(error: BaseException | None) -> str | None:
             return " ".join(str(error).partition("Got value:")[0].split())
         if isinstance(error, MisconfigurationException) or _refused_by_lightning(error):
             return " ".join(str(error).split())
-        if isinstance(error, OSError) and error.filename is not None:
-            return f"{error.filename}: {error.strerror}"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return f"a file cannot be written: {error.strerror}"
+        if isinstance(error, OSError) and (told := refused(error)) is not None:
+            return told
         error = error.__cause__
     return None
 

@@ -8,8 +8,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from fpn.data.proposals import replacing
 from fpn.errors import InputError
+from fpn.files import replacing
 
 
 class MetricsFile(CSVLogger):

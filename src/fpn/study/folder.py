@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from fpn.errors import InputError
+from fpn.files import replacing
 from fpn.study.log import Log
 from fpn.study.tasks import Step, Task
 from fpn.weights import read_checkpoint
@@ -297,25 +298,18 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    new = _beside(path)
-    new.write_text(json.dumps(content, indent=2) + "\n")
-    new.replace(path)
+    with replacing(path) as new:
+        new.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _link(source: Path, target: Path) -> None:
     if target.exists() and source.samefile(target):
         return  # renaming a link onto its twin would leave both
-    new = _beside(target)
-    new.unlink(missing_ok=True)
-    try:
-        os.link(source, new)
-    except OSError:
-        shutil.copy2(source, new)
-    new.replace(target)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new")
+    with replacing(target) as new:
+        try:
+            os.link(source, new)
+        except OSError:
+            shutil.copy2(source, new)
 
 
 def _now() -> str:

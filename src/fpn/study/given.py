@@ -30,11 +30,8 @@ _SAME_ROW = (
     "data.root",
     "data.folder",
     "data.train_images",
-    "data.train_annotations",
     "data.val_images",
-    "data.val_annotations",
     "data.test_images",
-    "data.test_annotations",
     "data.batch_size",  # the schedule is scaled to it
     "data.eval_batch_size",
     "data.num_workers",
@@ -58,6 +55,9 @@ _SAME_ROW = (
     "trainer.val_check_interval",
 )
 """What may differ without making another row: where the data lie, how a machine is used, what is shown."""
+_ANNOTATIONS = ("data.train_annotations", "data.val_annotations", "data.test_annotations")
+_COCOS = ("instances_train2017.json", "instances_val2017.json")
+"""Of any other name they are taken for other data."""
 
 
 def settings_of(words: Sequence[str]) -> dict[str, Any]:
@@ -87,7 +87,11 @@ def refuse_own(settings: Settings) -> None:
 
 def altered(settings: Settings) -> list[str]:
     """The settings that make another row than the paper's, as options; no report may pass over them."""
-    return [f"--{name} {_text(value)}" for name, value in settings.items() if not _is_of(name, _SAME_ROW)]
+    return [
+        f"--{name} {_text(value)}"
+        for name, value in settings.items()
+        if not _is_of(name, _SAME_ROW) and not (name in _ANNOTATIONS and Path(str(value)).name in _COCOS)
+    ]
 
 
 def part_of(settings: Settings, name: str) -> dict[str, Any]:

@@ -276,7 +276,8 @@ class Making(NamedTuple):
             "data": ", ".join([study.data, *(f"with {one}" for one in altered(study.settings))]),
         }
         rpn = part_of(study.settings, "model.detector.rpn")
-        if isinstance(self.row.recipe, RPN) and not any(key.startswith(("sizes", "ratios")) for key in rpn):
+        others = study.scale or any(key.startswith(("sizes", "ratios")) for key in rpn)
+        if isinstance(self.row.recipe, RPN) and not others:
             sizes = self._detector().get("rpn", {}).get("sizes", {k: [0] for k in range(2, 7)})
             about["anchors"] = _anchors(sizes)
         return about

@@ -38,7 +38,7 @@ class Run(NamedTuple):
     family: str
     data: str
     anchors: int | None
-    """How many anchors an image has, None where run.json does not say."""
+    """How many anchors an image of 800 × 1000 pixels has, None where run.json does not say."""
     scores: dict[str, float] | None
     """The numbers of scores.json, NaN where there is no object; None for an unfinished run."""
     curves: Curves | None

@@ -82,7 +82,7 @@ def measure(
         its allocations, on the CPU (of Linux) the largest size of a process that does nothing else.
 
     Raises:
-        InputError: there is no such table, row or device, or nothing to repeat.
+        InputError: there is no such table, row or device, nothing to repeat, or no image.
     """
     known = TABLES.get(table)
     if known is None:
@@ -91,6 +91,8 @@ def measure(
         raise InputError(f"{table} has no row {unknown[0]!r}; it has {', '.join(known)}")
     if repeats < 1:
         raise InputError(f"repeats is {repeats}: give 1 at least")
+    if factor * min(min(row.short_sides) for row in known.values()) < 32:
+        raise InputError(f"factor is {factor:g}: an image needs 32 pixels at least, give more")
     device_named(device)
     chosen = {key: known[key] for key in rows or known}
     runs = {key: _prepared(row, device, factor) for key, row in chosen.items()}

@@ -1,0 +1,23 @@
+"""Files that are there whole or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside another, whose name it takes once it is whole; errors bear that name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes of several machines or containers may have one number.
+    part = path.with_name(f".{path.name}-{uuid4().hex[:8]}.part")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        if error.filename not in (None, str(part)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
