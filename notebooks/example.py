@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from fpn.analysis.aliasing import pyramid_of, smooths_a_sum
+from fpn.analysis.aliasing import smooths_a_sum
 from fpn.checkpoints import load
 from fpn.lit.cli import main
 from fpn.models.detectors import FasterRCNN
@@ -30,7 +30,7 @@ def detector_and_data() -> tuple[Path, Path]:
         found = Path("runs", name).glob("version_*/checkpoints/last.ckpt")
         for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
             detector = load(path).detector
-            if isinstance(detector, FasterRCNN) and smooths_a_sum(pyramid_of(detector)):
+            if isinstance(detector, FasterRCNN) and smooths_a_sum(detector.neck):
                 return path, Path("datasets", data)
     words = ["--data.folder", "datasets/notebooks", "--trainer.logger", LOGGER, *SHORT.split()]
     main(["fit", "--config", "configs/quickstart.yaml", *words])

@@ -11,7 +11,6 @@ from fpn.analysis.aliasing import (
     block_edges,
     drifts,
     merged_maps,
-    pyramid_of,
     smoothing,
     smooths_a_sum,
     spectrum,
@@ -74,7 +73,7 @@ def _of_image(detector: ProposalNetwork, images: torch.Tensor) -> dict[str, Any]
             told["spectra"].setdefault(str(k), {})[name] = shape.power.tolist()
             told["above_quarter"].setdefault(str(k), {})[name] = shape.above(0.25)
             told["block_edges"].setdefault(str(k), {})[name] = block_edges(maps[k])
-    if smooths_a_sum(pyramid_of(detector)):
+    if smooths_a_sum(detector.neck):
         told["smoothing"] = {
             kind: {str(k): one._asdict() for k, one in smoothing(detector, images, kind == "random").items()}
             for kind in ("trained", "random")
