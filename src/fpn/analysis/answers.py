@@ -34,9 +34,10 @@ def answers(checkpoint: Path, data: Path, number: int = 32) -> dict[str, Any]:
         number: of images, each by itself; numbers are means over them.
 
     Returns:
-        `spectra`, `above_quarter` and `block_edges` by level and way of enlarging; `smoothing` by level, of
-        the trained 3×3 and of a random one, where there is one; `drifts` by pixels of shift, P2's also of
-        bilinear enlargement; `likeness` by pair of levels. None stands for numbers that are not finite.
+        `images`, their number; `spectra`, `above_quarter` and `block_edges` by level and way of enlarging;
+        `smoothing` by level, of the trained 3×3 and of a random one, where there is one; `drifts` by pixels
+        of shift, P2's also of bilinear enlargement; `likeness` by pair of levels. None stands for numbers
+        that are not finite.
 
     Raises:
         InputError: a file cannot be read, the detector is of another kind or has other categories than the
@@ -54,7 +55,7 @@ def answers(checkpoint: Path, data: Path, number: int = 32) -> dict[str, Any]:
     if number < 1:
         raise InputError(f"images is {number}: give 1 at least")
     annotations = read_annotations(data / "annotations" / "instances_val2017.json")
-    if difference := trained.categories.difference(annotations.categories):
+    if difference := trained.categories.listed().difference(annotations.categories):
         raise InputError(f"{checkpoint} and {data} have other categories: {difference}; give data of the run")
     images = CocoDataset(annotations, data / "val2017", EvalTransform(trained.image))
     found = []
