@@ -66,6 +66,14 @@ def test_a_run_ended_by_a_signal_goes_on_as_if_it_had_not_been(
         assert all(float(row["train/images_per_second"] or 1) > 0.01 for row in csv.DictReader(file))
 
 
+@pytest.fixture(autouse=True)
+def _in_the_foreground() -> Iterator[None]:
+    """A suite in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Those of signals, put back in the end."""

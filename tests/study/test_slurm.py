@@ -154,7 +154,10 @@ def test_without_sbatch_and_refused_by_it(cluster: Path, monkeypatch: pytest.Mon
 def ablate(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """The exit status of scripts/ablate.py."""
     monkeypatch.setattr(sys, "argv", [str(ABLATE), *words])
-    status: int = runpy.run_path(str(ABLATE))["main"]()
+    try:
+        status: int = runpy.run_path(str(ABLATE))["main"]()
+    except SystemExit as ending:
+        return int(ending.code or 0)
     return status
 
 
