@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fpn.console import mistakes
 from fpn.study import runner, slurm
+from fpn.study.places import check_room, places
 from fpn.study.rows import FAMILIES, TABLES, plan
 
 EXAMPLES = """
@@ -104,7 +105,7 @@ def ablate(options: argparse.Namespace, given: Sequence[str]) -> int:
         given=given,
     )
     if options.slurm is not None:
-        runner.check_room(options.jobs, options.devices_per_run)
+        check_room(options.jobs, options.devices_per_run)
         runs = dict.fromkeys(
             (table, row, seed)
             for seed in options.seeds
@@ -115,7 +116,7 @@ def ablate(options: argparse.Namespace, given: Sequence[str]) -> int:
     if options.dry_run:
         runner.describe(tasks, options.out)
         return 0
-    return runner.run(tasks, options.out, runner.places(options.jobs, options.devices_per_run))
+    return runner.run(tasks, options.out, places(options.jobs, options.devices_per_run))
 
 
 def command(options: argparse.Namespace, table: str, row: str, seed: int, given: Sequence[str]) -> list[str]:

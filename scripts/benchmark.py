@@ -25,25 +25,22 @@ from fpn.benchmark.scaling import scaling
 from fpn.benchmark.score import score
 from fpn.benchmark.train import train
 from fpn.benchmark.work import BenchmarkError
-from fpn.errors import InputError
+from fpn.console import mistakes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark that the arguments name, print it, and write it to the JSON file they name."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        report = auto_cli([infer, train, roi, data, score, scaling], args=given, as_positional=False)
-    except (InputError, BenchmarkError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-    content = {"command": shlex.join(["python", "scripts/benchmark.py", *given])} | report.as_dict()
-    print(markdown(content))
-    if report.json is not None:
+    with mistakes("benchmark.py"):
         try:
+            report = auto_cli([infer, train, roi, data, score, scaling], args=given, as_positional=False)
+        except BenchmarkError as error:
+            print(f"benchmark.py: {error}", file=sys.stderr)
+            sys.exit(1)
+        content = {"command": shlex.join(["python", "scripts/benchmark.py", *given])} | report.as_dict()
+        print(markdown(content))
+        if report.json is not None:
             Path(report.json).write_text(json.dumps(content, indent=2) + "\n")
-        except OSError as error:
-            print(f"benchmark: {report.json}: {error.strerror}", file=sys.stderr)
-            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_inference(
     monkeypatch.setattr(comparison, "take_turns", lambda *_, **__: pytest.fail("timed all the same"))
     status, line = told(script, capsys, *small)
     assert status == 1
-    assert line.startswith("benchmark: the outputs disagree, so no times are given: ")
+    assert line.startswith("benchmark.py: the outputs disagree, so no times are given: ")
 
 
 def test_losses_are_compared_without_chance(weights: Path, tmp_path: Path) -> None:

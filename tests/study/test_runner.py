@@ -23,7 +23,7 @@ from rich.console import Console
 from fpn.data.shapes import generate_shapes
 from fpn.study.log import Log
 from fpn.study.progress import Display, State, Status
-from fpn.study.runner import PROGRAM, describe, places, run
+from fpn.study.runner import PROGRAM, describe, run
 from fpn.study.tasks import Step, Task
 
 HERE = Path(__file__).resolve().parent
@@ -511,38 +511,6 @@ def test_a_command_is_not_taken_for_one_of_srun(monkeypatch: pytest.MonkeyPatch)
     for name in set(os.environ) - set(environment):
         monkeypatch.delenv(name)
     assert not SLURMEnvironment.detect()
-
-
-def test_every_run_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    one = [place["CUDA_VISIBLE_DEVICES"] for place in places()]
-    assert one == ["0", "1", "2", "3", "4"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3,GPU-ab,2,1")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in places(None, 2)] == ["7,3", "GPU-ab,2"]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in places(1, 2)] == ["7,3"]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in places(None, 0)] == [""]
-    for jobs, devices, part in [
-        (3, 2, "need 6"),
-        (None, 6, "5 GPUs"),
-        (0, 1, "at least"),
-        (1, -1, "at least"),
-    ]:
-        with pytest.raises(ValueError, match=part):
-            places(jobs, devices)
-
-
-def test_runs_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert places() == [{}]
-    assert places(2) == 2 * [{"OMP_NUM_THREADS": "3"}]
-    assert places(9) == 9 * [{"OMP_NUM_THREADS": "1"}]
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert places(2) == [{}, {}]
-    with pytest.raises(ValueError, match="0 GPUs"):
-        places(None, 2)
 
 
 def test_what_would_be_done_is_told_without_doing_it() -> None:

@@ -9,19 +9,14 @@ from pathlib import Path
 import torch
 import torchvision
 
+from fpn.devices import device_named
 from fpn.errors import InputError
 
 
 def check_device(device: str) -> None:
-    """Raise InputError for a device that is not cpu, nor a GPU that is there."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
-        raise InputError(f"device {device!r}: give cpu or cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device}: there is no GPU here; give cpu")
+    """Raise InputError for a device that is not cpu, nor a GPU that can be used."""
+    if device_named(device).type not in ("cpu", "cuda"):
+        raise InputError(f"device {device}: only cpu and cuda are measured")
 
 
 def described(device: str, threads: int | None) -> dict[str, str]:

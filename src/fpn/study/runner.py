@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-import torch
 from rich.console import Console
 
 from fpn.console import leave_terminal
@@ -35,45 +34,6 @@ _SRUN = (
 )
 
 
-def places(jobs: int | None = None, devices_per_run: int = 1) -> list[dict[str, str]]:
-    """Room for runs on this machine: the environment variables that give each run its share.
-
-    GPUs are those that CUDA_VISIBLE_DEVICES leaves visible. Without any, or with none asked for, the runs
-    share the CPU cores among them.
-
-    Args:
-        jobs: runs at a time; None for as many as the GPUs suffice for, on the CPU one.
-        devices_per_run: GPUs of each run; 0 keeps it off the GPUs.
-
-    Raises:
-        InputError: there are not so many GPUs, or a number makes no sense.
-    """
-    check_room(jobs, devices_per_run)
-    devices = _visible_devices()
-    if devices_per_run > 1 and len(devices) < devices_per_run:
-        raise InputError(f"--devices_per_run {devices_per_run}, but {len(devices)} GPUs are visible")
-    if not devices or devices_per_run == 0:
-        jobs = jobs or 1
-        shared = {"CUDA_VISIBLE_DEVICES": ""} if devices else {}
-        if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-            shared["OMP_NUM_THREADS"] = str(max(len(os.sched_getaffinity(0)) // jobs, 1))
-        return [shared.copy() for _ in range(jobs)]
-    jobs = jobs or len(devices) // devices_per_run
-    if jobs * devices_per_run > len(devices):
-        raise InputError(
-            f"--jobs {jobs} of {devices_per_run} GPUs each need {jobs * devices_per_run}, "
-            f"but {len(devices)} are visible"
-        )
-    starts = range(0, jobs * devices_per_run, devices_per_run)
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(devices[start:][:devices_per_run])} for start in starts]
-
-
-def check_room(jobs: int | None, devices_per_run: int) -> None:
-    """Raise an InputError where these make no sense on any machine."""
-    if devices_per_run < 0 or (jobs is not None and jobs < 1):
-        raise InputError("--jobs must be at least 1 and --devices_per_run at least 0")
-
-
 def run(
     tasks: Sequence[Task],
     root: str | Path,
@@ -93,7 +53,7 @@ def run(
     Args:
         tasks: with all that they need.
         root: folder of the study.
-        places: environment variables for each of the tasks that may run at a time, see `places`.
+        places: environment variables for each of the tasks that may run at a time, see `fpn.study.places`.
         program: what is run with the arguments of a step.
         console: where progress is shown; by default standard output.
         patience: seconds that a step is given to end after SIGTERM; SLURM's signal comes 120 before the end.
@@ -417,10 +377,3 @@ def _check(tasks: Sequence[Task]) -> None:
             raise ValueError(f"two tasks are named {task.name}")
         if absent := set(task.needs) - set(names):
             raise ValueError(f"task {task.name} needs {absent.pop()}, which is not among the tasks")
-
-
-def _visible_devices() -> list[str]:
-    count = torch.cuda.device_count()
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = given.split(",") if given is not None else [str(index) for index in range(count)]
-    return [name.strip() for name in names[:count]]
