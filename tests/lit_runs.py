@@ -2,10 +2,12 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 # Ten images in batches of two, five images to validate on.
@@ -20,6 +22,13 @@ def rows(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open() as file:
         found = [{key: row.get(key, "") for key in _KEPT} for row in csv.DictReader(file)]
     return [row for row in found if any(value for key, value in row.items() if key != "step")]
+
+
+def scores_of(run: Path) -> dict[str, Any]:
+    """What a test wrote, in JSON as the standard has it; NaN where there is no object."""
+    text = (run / "scores.json").read_text()
+    content = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    return {key: math.nan if value is None else value for key, value in content.items()}
 
 
 def kept(run: Path, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ GROUND = {"types", "errors", "console", "trust", "weights", "devices", "files"}
 
 # What a module may import of the project, by the longest prefix that fits its name.
 ALLOWED: dict[str, set[str]] = {
-    "types": set(),
+    "types": {"errors"},
     "errors": set(),
     "console": {"errors"},
     "files": set(),

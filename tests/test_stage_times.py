@@ -228,7 +228,7 @@ def test_no_images_take_no_time_each(clock: Clock) -> None:
 @torch.no_grad()
 def test_only_the_first_process_prints(capsys: pytest.CaptureFixture[str]) -> None:
     module = DetectionModule(3, lambda classes: small(FasterRCNN))
-    module.finder = module.detector
+    module.__dict__["finder"] = module.detector
     callback: Any = PrintStageTimes()
     for first, processes in ((True, 1), (True, 2), (False, 2)):
         trainer = SimpleNamespace(world_size=processes, is_global_zero=first)

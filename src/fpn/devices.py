@@ -1,8 +1,16 @@
 """Where a network can run."""
 
+import os
+
 import torch
 
 from fpn.errors import InputError
+
+
+def cpu_cores() -> int:
+    """How many this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # which macOS lacks
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def device_named(name: torch.device | str) -> torch.device:

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from fpn.errors import InputError
+
 Features = dict[int, Tensor]
 """Feature maps by level: level k is (N, channels, ⌈H / 2**k⌉, ⌈W / 2**k⌉)."""
 
@@ -21,6 +23,21 @@ Size = tuple[int, int]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """Lightning's names of the precisions in which boxes are reckoned with in float32."""
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+_SHORT_NAMES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}
+
+
+def precision_named(name: object) -> str:
+    """The full name of the precision that Lightning's option `trainer.precision` names, as 16 or bf16.
+
+    Raises:
+        InputError: boxes cannot be reckoned with in it.
+    """
+    full = _SHORT_NAMES.get(str(name), str(name))
+    if full not in PRECISIONS:
+        raise InputError(
+            f"trainer.precision is {name}: boxes need float32, so choose one of {', '.join(PRECISIONS)}"
+        )
+    return full
 
 
 NO_CATEGORY = "(no category)"

@@ -3,18 +3,23 @@
 import csv
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lit_runs import TEN_STEPS, scores_of
 
 from fpn.evaluation import evaluate_boxes, evaluate_proposals
 from fpn.lit.cli import COMMANDS, main
+from fpn.lit.module import DetectionModule
+from fpn.types import Batch, Detections
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -66,7 +71,7 @@ def test_fit_test_predict_evaluate(
     for word in ("AP50", "AR@1000", "crescent", "medium"):
         assert word in tables
     folder = Path("runs/fpn/version_0")
-    scores = json.loads((folder / "scores.json").read_text())
+    scores = scores_of(folder)
     detections = json.loads((folder / "detections.json").read_text())
     truth = shapes / "annotations" / "instances_val2017.json"
     ids = {image["id"] for image in json.loads(truth.read_text())["images"]}
@@ -115,6 +120,84 @@ def test_a_run_can_be_resumed(trained: tuple[str, str]) -> None:
     assert [int(row["step"]) for row in rows if row["train/loss"]] == [4, 5]
     state = torch.load("runs/tiny/version_1/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--model.optimizer.lr", "0.5"], r"optimizer\.lr 0\.02, this run has 0\.5"),
+        (["--model.optimizer.weight_decay", "0.3"], r"optimizer\.weight_decay 0\.0001, this run has 0\.3"),
+        (["--model.optimizer", "torch.optim.AdamW"], "trained by PaperSGD, this run has AdamW"),
+    ],
+)
+def test_a_run_goes_on_with_the_optimiser_it_had(
+    trained: tuple[str, str], given: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning restores the optimiser's settings: others would be told and not used."""
+    config, _ = trained
+    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    more = ["--model.schedule.steps", "6", "--ckpt_path", last]
+    assert re.search(told, refused(capsys, "fit", "--config", config, *more, *given))
+    # Nor is one of the same name taken for it whose settings are unknown to an older checkpoint.
+    content = torch.load(last, weights_only=True)
+    del content["fpn"]["optimizer"], content["fpn"]["trainer"]
+    torch.save(content, "older.ckpt")
+    refused(capsys, "fit", "--config", config, *more[:-1], "older.ckpt", *given)
+    main(["fit", "--config", config, *more[:-1], "older.ckpt"])
+
+
+def test_options_of_the_trainer_that_a_checkpoint_was_trained_with_are_asked_for(config: str) -> None:
+    given = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1"]
+    main(["fit", "--config", config, *given])
+    more = ["--model.schedule.steps", "6", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
+    with pytest.warns(UserWarning, match="trained with trainer") as caught:
+        main(["fit", "--config", config, *more])
+    lines = [str(one.message) for one in caught if "trained with trainer" in str(one.message)]
+    assert [re.findall(r"trainer\.(\w+) (\S+), this run goes on with (\S+):", line) for line in lines] == [
+        [("precision", "bf16-mixed", "32-true")],
+        [("gradient_clip_val", "1.0", "None")],
+    ]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the checkpoint was trained with")
+        main(["fit", "--config", config, *more, *given])
+
+
+@pytest.mark.parametrize(
+    ("option", "cut"),
+    [("max_epochs=1", True), ("max_steps=7", True), ("max_epochs=2", False), ("max_steps=10", False)],
+)
+def test_a_schedule_cut_short_is_told(config: str, option: str, cut: bool) -> None:
+    """Five steps an epoch."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(["fit", "--config", config, "--model.schedule", TEN_STEPS, f"--trainer.{option}"])
+    end = 5 if "epochs" in option else 7
+    told = [str(one.message) for one in caught if "of the schedule's" in str(one.message)]
+    assert [line.partition(" steps")[0] for line in told] == [
+        f"training ends after {end} of the schedule's 10"
+    ] * cut
+
+
+def test_averaged_weights_are_validated_as_they_are_kept(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test of the checkpoint, which has the averaged weights, finds what its validation found."""
+    found: list[Detections] = []
+    collect = DetectionModule._collect
+
+    def collected(module: DetectionModule, batch: Batch) -> None:
+        collect(module, batch)
+        found.extend(module.last_found.proposals)
+
+    monkeypatch.setattr(DetectionModule, "_collect", collected)
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.6}}
+    schedule = ["--model.schedule", TEN_STEPS, f"--trainer.callbacks={json.dumps([average])}"]
+    main(["fit", "--config", config, *schedule])
+    main(["test", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"])
+    for validated, tested in zip(found[-10:-5], found[-5:], strict=True):
+        assert len(tested.boxes) == 50
+        torch.testing.assert_close(tested.scores, validated.scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(tested.boxes, validated.boxes, atol=1e-2, rtol=0)
 
 
 def test_trainer_flags_that_rule_callbacks_out(config: str) -> None:
@@ -186,7 +269,7 @@ def test_proposal_network(config: str, shapes: Path, capsys: pytest.CaptureFixtu
     main(["predict", "--ckpt_path", checkpoint, "--images", str(shapes / "val2017")])
     assert {d["category_id"] for d in json.loads(Path("predictions/detections.json").read_text())} == {1}
     assert not Path("runs/fpn/version_0/detections.json").exists()
-    scores = json.loads(Path("runs/fpn/version_0/scores.json").read_text())
+    scores = scores_of(Path("runs/fpn/version_0"))
     truth = shapes / "annotations" / "instances_val2017.json"
     recall = evaluate_proposals(truth, "runs/fpn/version_0/proposals.json", engine="pycocotools")
     assert {key: scores[f"proposal_{key}"] for key in recall} == pytest.approx(recall, nan_ok=True)
@@ -336,7 +419,7 @@ def test_two_processes_score_as_one(trained: tuple[str, str]) -> None:
             env=environment,
         )
         assert run.returncode == 0, run.stderr[-3000:]
-    one, other = (json.loads(Path(f"runs/fpn/version_{v}/scores.json").read_text()) for v in (0, 1))
+    one, other = (scores_of(Path(f"runs/fpn/version_{v}")) for v in (0, 1))
     categories = one.pop("by_category"), other.pop("by_category")
     assert one == pytest.approx(other, abs=1e-6, nan_ok=True)
     assert categories[0].keys() == categories[1].keys()

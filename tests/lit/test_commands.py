@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from lit.conftest import TINY
-from lit_runs import TEN_STEPS
+from lit_runs import TEN_STEPS, scores_of
 from PIL import Image
 
 from fpn import Predictor, load
@@ -128,7 +128,7 @@ def test_from_a_proposal_network_to_training_data(
 
     # … and as COCO results they score what `fpn test` says of the checkpoint.
     main(["test", "--ckpt_path", str(checkpoint)])
-    scores = json.loads(Path("runs/fpn/version_0/scores.json").read_text())
+    scores = scores_of(Path("runs/fpn/version_0"))
     main(["proposals", str(files["val"]), "val.json", "--annotations", str(truth)])
     recall = evaluate_proposals(truth, "val.json", engine="pycocotools")
     assert {key: scores[f"proposal_{key}"] for key in recall} == pytest.approx(recall, nan_ok=True)
@@ -238,7 +238,7 @@ def test_results_of_an_annotated_split(trained: Callable[[str], Path], shapes: P
         assert one["bbox"] == [round(side, 2) for side in one["bbox"]]
         assert one["score"] == pytest.approx(other["score"], abs=6e-6)
         assert one["score"] == round(one["score"], 5)
-    scores = json.loads(Path("runs/fpn/version_0/scores.json").read_text())
+    scores = scores_of(Path("runs/fpn/version_0"))
     rescored = evaluate_boxes(truth, "predictions/detections.json")
     assert rescored["AR@100"] == pytest.approx(scores["AR@100"], abs=0.02)
 

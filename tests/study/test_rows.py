@@ -398,13 +398,15 @@ def test_runs_of_another_model_data_or_schedule_are_not_called_the_rows(tmp_path
     machine = tmp_path / "machine.yaml"
     machine.write_text("trainer: {devices: 8, strategy: ddp}\ndata: {init_args: {num_workers: 8}}\n")
     same = ["--data.root", "/data/coco", "--trainer.devices", "8", "--config", str(machine)]
-    same += ["--trainer.callbacks+=DeviceStatsMonitor", "--trainer.val_check_interval", "5000"]
+    same += ["--trainer.val_check_interval", "5000"]
     assert data() == data(*same) == "coco"
     other = data("--trainer.devices", "8", "--model.schedule.length", "0.1", "--model.optimizer.lr=1")
     assert other == "coco, with --model.schedule.length 0.1, with --model.optimizer.lr 1"
     assert data("--data.size_factor", "0.5") == "coco, with --data.size_factor 0.5"
     assert data("--data.val_annotations", "/data/instances_val2017.json") == "coco"
     assert data("--data.val_annotations", "easy.json") == "coco, with --data.val_annotations easy.json"
+    early = "coco, with --trainer.callbacks lightning.pytorch.callbacks.EarlyStopping"
+    assert data("--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping") == early
     assert data("--trainer.max_steps=-1") == "coco, with --trainer.max_steps -1"
     wide = tmp_path / "wide.yaml"
     wide.write_text("model: {detector: {init_args: {neck: {channels: 512}}}}\n")
@@ -453,15 +455,24 @@ def test_values_that_are_no_yaml_are_words() -> None:
         assert task.steps[0].arguments[-2:] == ("--data.root", value)
 
 
-def test_proposals_are_made_on_the_machine_that_is_given() -> None:
-    def words(*given: str) -> list[str]:
-        first, _ = plan(["table2"], ["c"], given=given)
+def test_proposals_are_made_on_the_machine_that_is_given(tmp_path: Path) -> None:
+    def words(*given: str, data: str = "coco") -> list[str]:
+        first, _ = plan(["table2"], ["c"], data=data, given=given)
         return [word for step in first.steps if step.name.startswith("propose") for word in step.arguments]
 
     assert not {"--device", "--precision"} & set(words("--trainer.accelerator", "gpu"))
     told = words("--trainer.accelerator=cpu", "--trainer.precision", "bf16-mixed")
     for option, value in (("--device", "cpu"), ("--precision", "bf16-mixed")):
         assert [after for word, after in pairwise(told) if word == option] == [value, value]
+    for short, full in (("bf16", "bf16-mixed"), ("16", "16-mixed"), ("32", "32-true")):
+        assert ("--precision", full) in set(pairwise(words("--trainer.precision", short)))
+    with pytest.raises(InputError, match="precision is bf16-true"):
+        words("--trainer.precision", "bf16-true")
+    file = tmp_path / "mine.yaml"
+    file.write_text("trainer: {precision: 16, accelerator: cpu}\n")
+    assert {("--precision", "16-mixed"), ("--device", "cpu")} <= set(pairwise(words(data=str(file))))
+    told = words("--trainer.precision", "32-true", data=str(file))
+    assert [after for word, after in pairwise(told) if word == "--precision"] == ["32-true", "32-true"]
 
 
 @pytest.mark.parametrize(
@@ -470,6 +481,8 @@ def test_proposals_are_made_on_the_machine_that_is_given() -> None:
         ("ckpt_path", "other.ckpt"),
         ("seed_everything", "3"),
         ("data.seed", "3"),
+        ("trainer.enable_checkpointing", "false"),
+        ("trainer.fast_dev_run", "true"),
         ("trainer.logger", "false"),
         ("trainer.logger+", "fpn.lit.wandb.Dashboard"),
         ("trainer.logger.init_args.save_dir", "elsewhere"),

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fpn.data.coco import Annotations, read_image, refuse_unreadable, tolerated
 from fpn.data.findings import Section
+from fpn.devices import cpu_cores
 from fpn.errors import InputError
 
 _FORMATS = ("GIF", "JPEG", "PNG", "WEBP")
@@ -136,8 +137,7 @@ def inspect_all(
         num_workers: processes that read; 0 reads in this one. By default one for each core.
     """
     if num_workers is None:
-        affinity = getattr(os, "sched_getaffinity", None)  # which macOS lacks
-        num_workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+        num_workers = cpu_cores()
     loader = DataLoader(_Inspection(paths, decode), _AT_ONCE, num_workers=num_workers, collate_fn=list)
     batches = track(loader, "images", console=Console(stderr=True), disable=not sys.stderr.isatty())
     return [one for batch in batches for one in batch]

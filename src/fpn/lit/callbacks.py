@@ -1,6 +1,5 @@
 """What tells of a run: the speed, the progress, the tables of scores and the files of a test."""
 
-import json
 import math
 import time
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from rich.console import Console
 from fpn.console import say
 from fpn.data.results import write_results
 from fpn.evaluation.tables import box_table, category_table, proposal_table
-from fpn.files import replacing
+from fpn.files import replacing, strict_json
 from fpn.lit.module import DetectionModule
 from fpn.stage_times import Stage, StageTimes
 from fpn.types import Batch
@@ -125,7 +124,8 @@ class Scores(Callback):
     """Prints scores after every validation, and all tables after a test.
 
     A test writes to the run's folder `scores.json` (all numbers, and AP by category), `curves.json`
-    (recall of the proposals by their number, the objects' size and the IoU) and, as COCO results,
+    (recall of the proposals by their number, the objects' size and the IoU; in both null is a number of
+    objects that there are none of) and, as COCO results,
     `detections.json`, or `proposals.json` of a proposal network. Each is there when it is whole. With
     trainer.fast_dev_run nothing is written.
     """
@@ -163,8 +163,8 @@ class Scores(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         write_results(folder / name, results())
-        _write(folder / "curves.json", json.dumps(pl_module.recall.curves(), indent=2))
-        _write(folder / "scores.json", json.dumps(report, indent=2))
+        _write(folder / "curves.json", strict_json(pl_module.recall.curves()))
+        _write(folder / "scores.json", strict_json(report))
         if sum(trainer.num_test_batches) < len(trainer.test_dataloaders or ()):
             say("only a part of the images was scored, as trainer.limit_test_batches says")
         say(f"written to {folder}: scores.json, curves.json, {name}")

@@ -1,8 +1,10 @@
 """The training loop's view of a detector: losses, optimiser, scores. Everything else is Lightning's."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -22,10 +24,11 @@ from fpn.data.datamodule import CocoDataModule
 from fpn.data.samplers import sample_seed
 from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, ProposalRecall
+from fpn.lit.resuming import check_same_optimizer, how_trained, warn_of_other_options
 from fpn.lit.schedule import Schedule
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.models.optimized import optimized
-from fpn.types import PRECISIONS, Batch, Inference
+from fpn.types import Batch, Inference, precision_named
 from fpn.weights import check_weights
 
 
@@ -72,8 +75,6 @@ class DetectionModule(LightningModule):
         InputError: the detector has no such part, or start_from does not fit.
     """
 
-    finder: Detector
-    """What validates and tests: the detector, optimised for inference."""
     last_found: Inference
     """What the last validation or test step found."""
 
@@ -107,6 +108,8 @@ class DetectionModule(LightningModule):
         self.engine: Engine = engine
         self.seed = torch.initial_seed()
         """Of all sampling; a run that goes on has that of the one it goes on with."""
+        self._gone_on_with: dict[str, Any] | None = None
+        """The checkpoint, until the optimiser is made."""
         self._image_ids: list[int] = []
         self._statistics: list[tuple[list[Tensor], list[Tensor]]] = []
         self.config: dict[str, Any] = {}
@@ -131,6 +134,21 @@ class DetectionModule(LightningModule):
         if not isinstance(data, CocoDataModule):
             raise InputError("this module trains and tests on a CocoDataModule; give one to the trainer")
         return data
+
+    @cached_property
+    def finder(self) -> Detector:
+        """What validates and tests: the detector, optimised for inference when it is first asked for.
+
+        By then a callback that averages weights has put its own in place.
+        """
+        return optimized(self.detector)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DetectionModule":
+        """What callbacks that average weights make. The optimiser's factory allows no copy, and is shared."""
+        memo[id(self.optimizer)] = self.optimizer
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals and detections of a batch."""
@@ -208,11 +226,25 @@ class DetectionModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Find what a forward pass changes: the running statistics of a live BatchNorm."""
+        self._tell_if_cut_short()
         norms = [m for m in self.modules() if isinstance(m, _BatchNorm) and m.training]
         by_kind: dict[torch.dtype, list[Tensor]] = {}
         for buffer in (buffer for norm in norms for buffer in norm.buffers()):
             by_kind.setdefault(buffer.dtype, []).append(buffer)
         self._statistics = [(live, [buffer.clone() for buffer in live]) for live in by_kind.values()]
+
+    def _tell_if_cut_short(self) -> None:
+        trainer = self.trainer
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        limits = (trainer.max_steps, (trainer.max_epochs or -1) * steps)
+        planned = self.schedule.at(self.images_per_step).steps
+        end = min((limit for limit in limits if limit > 0), default=planned)
+        if end < planned and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"training ends after {end:,} of the schedule's {planned:,} steps, with the learning "
+                "rate it has there: for a shorter training set model.schedule.length (or steps and "
+                "milestones) rather than trainer.max_epochs or max_steps"
+            )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Have the loggers count steps as the optimiser does, and keep what `forget_step` needs.
@@ -242,6 +274,9 @@ class DetectionModule(LightningModule):
             raise InputError(f"frozen_parts {list(self.frozen_parts)} leave nothing to train")
         optimizer = self.optimizer(trained)
         schedule, scheduler = self.schedule.attach(optimizer, self.images_per_step)
+        if self._gone_on_with is not None:
+            check_same_optimizer(optimizer, self._gone_on_with)
+            self._gone_on_with = None
         name, rate = type(optimizer).__name__, scheduler.base_lrs[0]
         rank_zero_info(f"schedule: {schedule}; {name}, learning rate {rate:.4g}")
         if self.trainer.max_steps == -1:
@@ -253,11 +288,7 @@ class DetectionModule(LightningModule):
         """Make the scores for the annotations this stage is scored on."""
         data = self.data
         path = data.test_annotations_path if stage == "test" else data.val_annotations_path
-        if self.trainer.precision not in PRECISIONS:
-            raise InputError(
-                f"trainer.precision is {self.trainer.precision}: boxes need float32, so choose one of "
-                f"{', '.join(PRECISIONS)}"
-            )
+        precision_named(self.trainer.precision)
         if self.detector.reads_proposals != data.reads_proposals:
             name = type(self.detector).__name__
             raise InputError(
@@ -305,22 +336,21 @@ class DetectionModule(LightningModule):
         self._collect(batch)
 
     def on_validation_model_eval(self) -> None:
-        """Optimise the detector as it is now."""
+        """Forget what an earlier validation was of."""
         super().on_validation_model_eval()
-        self._optimise()
+        self._forget_finder()
 
     def on_test_model_eval(self) -> None:
-        """Optimise the detector."""
+        """Forget what a validation was of."""
         super().on_test_model_eval()
-        self._optimise()
+        self._forget_finder()
 
-    def _optimise(self) -> None:
-        # Past nn.Module, so that its weights are not registered a second time.
-        self.__dict__["finder"] = optimized(self.detector)
+    def _forget_finder(self) -> None:
+        self.__dict__.pop("finder", None)
 
     def on_validation_end(self) -> None:
         """Let go of what training would leave behind."""
-        del self.finder
+        self._forget_finder()
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier epoch found."""
@@ -362,6 +392,7 @@ class DetectionModule(LightningModule):
             "image": asdict(data.image_settings),
             "images_per_step": self.images_per_step,
             "seed": self.seed,
+            **how_trained(self.trainer),
             "loggers": {type(logger).__name__: logger.version for logger in self.trainer.loggers},
         }
 
@@ -391,6 +422,10 @@ class DetectionModule(LightningModule):
                 f"{self.images_per_step}: choose data.batch_size, trainer.devices and "
                 f"trainer.accumulate_grad_batches so that they agree"
             )
+
+        if fitting:
+            self._gone_on_with = checkpoint
+            warn_of_other_options(kept, self.trainer)
 
     def _collect(self, batch: Batch | list[Batch]) -> None:
         found = self.finder.over_scales(batch) if isinstance(batch, list) else self.finder(batch)

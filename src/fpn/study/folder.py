@@ -171,8 +171,9 @@ class TaskFolder:
         name = next((name for name in ("AP", "proposal_AR@1000") if name in scores), None)
         if name is None:
             return ""
-        value = float(scores[name])
-        return f"{name.removeprefix('proposal_')} " + ("-" if math.isnan(value) else f"{100 * value:.1f}")
+        value = scores[name]
+        none = value is None or math.isnan(value)
+        return f"{name.removeprefix('proposal_')} " + ("-" if none else f"{100 * value:.1f}")
 
     def _marker(self, step: Step, kind: str) -> Path:
         return self.path / f"{step.name}.{kind}"

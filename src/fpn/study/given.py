@@ -24,6 +24,8 @@ _OWN = (
     "data.test_proposals",
     "model.start_from",
     "trainer.default_root_dir",
+    "trainer.enable_checkpointing",
+    "trainer.fast_dev_run",
     "trainer.logger",
 )
 _SAME_ROW = (
@@ -39,7 +41,6 @@ _SAME_ROW = (
     "model.engine",
     "trainer.accelerator",
     "trainer.benchmark",
-    "trainer.callbacks",
     "trainer.check_val_every_n_epoch",
     "trainer.deterministic",
     "trainer.devices",
@@ -54,7 +55,10 @@ _SAME_ROW = (
     "trainer.strategy",
     "trainer.val_check_interval",
 )
-"""What may differ without making another row: where the data lie, how a machine is used, what is shown."""
+"""What may differ without making another row: where the data lie, how a machine is used, what is shown.
+
+Not trainer.callbacks, some of which end a training early or change its weights.
+"""
 _ANNOTATIONS = ("data.train_annotations", "data.val_annotations", "data.test_annotations")
 _COCOS = ("instances_train2017.json", "instances_val2017.json")
 """Of any other name they are taken for other data."""

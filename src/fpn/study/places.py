@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from fpn.devices import cpu_cores
 from fpn.errors import InputError
 
 
@@ -28,7 +29,7 @@ def places(jobs: int | None = None, devices_per_run: int = 1) -> list[dict[str, 
         jobs = jobs or 1
         shared = {"CUDA_VISIBLE_DEVICES": ""} if devices else {}
         if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-            shared["OMP_NUM_THREADS"] = str(max(len(os.sched_getaffinity(0)) // jobs, 1))
+            shared["OMP_NUM_THREADS"] = str(max(cpu_cores() // jobs, 1))
         return [shared.copy() for _ in range(jobs)]
     jobs = jobs or len(devices) // devices_per_run
     if jobs * devices_per_run > len(devices):

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 import yaml
 
-from fpn.study.given import Settings, altered, part_of
+from fpn.study.given import Settings, altered, part_of, settings_of
 from fpn.study.tasks import Step, Task
+from fpn.types import precision_named
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -222,10 +223,11 @@ class Making(NamedTuple):
 
     def _machine(self) -> list[str]:
         """What was given of how a machine is used, as `fpn predict` takes it."""
-        given = self.study.settings
+        files = [word for file in self.study.scale for word in ("--config", str(file))]
+        given = settings_of(files) | dict(self.study.settings)
         cpu = ["--device", "cpu"] if given.get("trainer.accelerator") == "cpu" else []
         precision = given.get("trainer.precision")
-        return cpu + (["--precision", str(precision)] if precision is not None else [])
+        return cpu + (["--precision", precision_named(precision)] if precision is not None else [])
 
     def _configs(self, protocols: Iterable[str]) -> list[str]:
         """The configuration files of a training, from the general to the particular."""

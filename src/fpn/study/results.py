@@ -124,10 +124,11 @@ def _seed(about: Mapping[str, Any], path: Path) -> int:
 def _scores(path: Path) -> dict[str, float]:
     content = _object(path)
     content.pop("by_category", None)
-    for key, value in content.items():
+    scores = {key: math.nan if value is None else value for key, value in content.items()}
+    for key, value in scores.items():
         if not _is_number(value):
             raise InputError(f"{path}: {key!r} is no number; test the run again")
-    return {key: float(value) for key, value in content.items()}
+    return {key: float(value) for key, value in scores.items()}
 
 
 def _curves(path: Path) -> Curves:

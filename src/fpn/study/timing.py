@@ -17,6 +17,7 @@ from torch import nn
 from fpn.checkpoints import build_detector
 from fpn.devices import device_named
 from fpn.errors import InputError
+from fpn.files import strict_json
 from fpn.models.optimized import optimized
 from fpn.models.rpn import RPNHead
 from fpn.study.recipes import CONFIGS
@@ -123,7 +124,7 @@ def write_runs(table: str, measured: dict[str, dict[str, float]], out: Path, abo
         folder.mkdir(parents=True, exist_ok=True)
         row = {"table": table, "row": key, "name": TABLES[table][key].name, "seed": 0, "family": "paper"}
         (folder / "run.json").write_text(json.dumps(row | about, indent=2))
-        (folder / "scores.json").write_text(json.dumps(scores, indent=2))
+        (folder / "scores.json").write_text(strict_json(scores))
 
 
 def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:
