@@ -163,6 +163,21 @@ def test_options_of_the_trainer_that_a_checkpoint_was_trained_with_are_asked_for
 
 
 @pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("schedule.reference_images=0", "schedule.reference_images is 0: give 1 or more"),
+        ("optimizer.lr=-1", "model.optimizer: Invalid learning rate: -1.0"),
+        ("detector.roi_sampling.per_image=-1", "roi_sampling.per_image is -1: give 1 or more"),
+        ("detector.rpn.box_weights=[1,1,1]", '"box_weights": Expected a tuple with 4 elements'),
+    ],
+)
+def test_numbers_that_make_no_sense(
+    config: str, option: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(capsys, "fit", "--config", config, f"--model.{option}")
+
+
+@pytest.mark.parametrize(
     ("option", "cut"),
     [("max_epochs=1", True), ("max_steps=7", True), ("max_epochs=2", False), ("max_steps=10", False)],
 )

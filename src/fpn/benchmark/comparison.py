@@ -16,7 +16,7 @@ from fpn.benchmark.machine import check_device, described, peak_gflops
 from fpn.benchmark.report import Case, Measured, Report
 from fpn.benchmark.sides import Side, started, take_turns
 from fpn.benchmark.work import BenchmarkError, Setup, Work
-from fpn.errors import InputError
+from fpn.errors import InputError, positive
 
 Precision = Literal["fp32", "bf16"]
 Check = Callable[[Any, Any], str]
@@ -145,13 +145,6 @@ class Run:
         machine = described(self.device, self.threads)
         settings = {"device": self.device, "rounds": self.rounds} | settings
         return Report(name, machine, settings, self.agreement, self.json, self.notes, **parts)
-
-
-def positive(**numbers: float | None) -> None:
-    """Raise InputError for an option that is not above 0."""
-    for name, value in numbers.items():
-        if value is not None and value <= 0:
-            raise InputError(f"{name} is {value}: give a number above 0")
 
 
 def equally_far(what: str, differences: dict[str, float], limit: float) -> str:

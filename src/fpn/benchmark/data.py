@@ -12,12 +12,13 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as image_ops
 
-from fpn.benchmark.comparison import DisagreementError, Run, positive
+from fpn.benchmark.comparison import DisagreementError, Run
 from fpn.benchmark.images import jpeg_files, random_targets, size_of
 from fpn.benchmark.report import Report
 from fpn.benchmark.work import Work
 from fpn.data.coco import read_image
 from fpn.data.transforms import ImageSettings, Sample, TrainTransform, collate
+from fpn.errors import positive
 
 BATCH, BOXES = 2, 7
 MEAN_LIMITS = {False: 1e-3, True: 0.3 / 255 / 0.225}

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fpn.benchmark.comparison import DisagreementError, Precision, Run, positive
+from fpn.benchmark.comparison import DisagreementError, Precision, Run
 from fpn.benchmark.images import jpeg_files
 from fpn.benchmark.peer import load_ours, load_theirs, write_weights
 from fpn.benchmark.report import Report
 from fpn.benchmark.work import Work
 from fpn.data.coco import read_image
+from fpn.errors import positive
 from fpn.predictor import Predictor
 
 BOXES, SCORES = 0.05, 1e-3

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 
-from fpn.benchmark.comparison import Run, equally_far, positive
+from fpn.benchmark.comparison import Run, equally_far
 from fpn.benchmark.images import random_targets
 from fpn.benchmark.report import Report
 from fpn.benchmark.work import Work
+from fpn.errors import positive
 from fpn.models.necks import FeaturePyramid
 from fpn.models.roi_head import HeadInput, RoIHead
 from fpn.types import RoIs

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fpn.benchmark import infer, train
-from fpn.benchmark.comparison import Precision, Run, positive
+from fpn.benchmark.comparison import Precision, Run
 from fpn.benchmark.images import ASPECT, jpeg_files, random_targets
 from fpn.benchmark.peer import load_ours, load_theirs, write_weights
 from fpn.benchmark.plots import Line, Panel, draw
@@ -18,7 +18,7 @@ from fpn.benchmark.sides import Side, started, take_turns
 from fpn.benchmark.together import over_processes
 from fpn.benchmark.work import Setup, Work
 from fpn.data.transforms import ImageSettings
-from fpn.errors import InputError
+from fpn.errors import InputError, positive
 from fpn.models.necks import FeaturePyramid
 from fpn.models.postprocess import ProposalSelection
 from fpn.models.rpn import RegionProposalNetwork

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fpn.benchmark.comparison import Run, equally_far, positive
+from fpn.benchmark.comparison import Run, equally_far
 from fpn.benchmark.report import Case, Measured, Report
 from fpn.benchmark.sides import take_turns
 from fpn.benchmark.work import Work
+from fpn.errors import positive
 from fpn.evaluation import Engine, evaluate_proposals, score_boxes
 
 REFERENCE: Engine = "pycocotools"

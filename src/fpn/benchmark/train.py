@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpn.benchmark.comparison import Precision, Run, equally_far, positive
+from fpn.benchmark.comparison import Precision, Run, equally_far
 from fpn.benchmark.images import jpeg_files, random_targets, size_of
 from fpn.benchmark.peer import CLASSES, load_ours, load_theirs, write_weights
 from fpn.benchmark.report import Report
 from fpn.benchmark.work import Work
 from fpn.data.coco import read_image
 from fpn.data.transforms import EvalTransform, ImageSettings, Sample, collate
+from fpn.errors import positive
 from fpn.models.postprocess import ProposalSelection
 
 LOSSES = {

@@ -272,7 +272,10 @@ class DetectionModule(LightningModule):
         trained = [p for p in self.parameters() if p.requires_grad]
         if not trained:
             raise InputError(f"frozen_parts {list(self.frozen_parts)} leave nothing to train")
-        optimizer = self.optimizer(trained)
+        try:
+            optimizer = self.optimizer(trained)
+        except ValueError as error:  # PyTorch's, of a setting
+            raise InputError(f"model.optimizer: {error}") from None
         schedule, scheduler = self.schedule.attach(optimizer, self.images_per_step)
         if self._gone_on_with is not None:
             check_same_optimizer(optimizer, self._gone_on_with)

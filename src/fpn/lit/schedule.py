@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from fpn.errors import at_least, positive
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -33,6 +35,12 @@ class Schedule:
     warmup_factor: float = 0.001
     reference_images: int = 16
     length: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(1, "schedule.", steps=self.steps, reference_images=self.reference_images)
+        at_least(0, "schedule.", warmup_steps=self.warmup_steps, milestones=min(self.milestones, default=0))
+        at_least(0, "schedule.", gamma=self.gamma, warmup_factor=self.warmup_factor)
+        positive("schedule.", length=self.length)
 
     def at(self, images: int) -> "Schedule":
         """The same schedule at another number of images a step."""

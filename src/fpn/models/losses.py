@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fpn.errors import at_least
 from fpn.models.targets import AnchorTargets, RoITargets
 
 
@@ -34,6 +35,10 @@ class LossSettings:
     rpn_beta: float = 1 / 9
     roi_beta: float = 1 / 9
     rpn_per_image: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least(0, "loss.", rpn_beta=self.rpn_beta, roi_beta=self.roi_beta)
+        at_least(1, "loss.", rpn_per_image=self.rpn_per_image)
 
 
 def rpn_losses(

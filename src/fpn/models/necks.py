@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpn.errors import InputError
+from fpn.errors import InputError, at_least
 from fpn.types import Features, Size
 
 
@@ -60,6 +60,7 @@ class FeaturePyramid(Neck):
         nonlinearity: bool = False,
     ) -> None:
         super().__init__()
+        at_least(1, "neck.", channels=channels)
         self.levels, self.channels = tuple(sorted(levels)), channels
         self.top_down, self.nonlinearity = top_down, nonlinearity
         top = max(in_channels)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
+from fpn.errors import at_least, shares
 from fpn.ops.boxes import decode_boxes
 from fpn.types import Detections, RPNOutput, Size
 
@@ -32,6 +33,11 @@ class ProposalSelection:
     nms_iou: float = 0.7
     min_size: float = 1e-3
 
+    def __post_init__(self) -> None:
+        at_least(1, pre_nms_top_n=self.pre_nms_top_n, post_nms_top_n=self.post_nms_top_n)
+        at_least(0, min_size=self.min_size)
+        shares(nms_iou=self.nms_iou)
+
 
 @dataclass(frozen=True)
 class DetectionSelection:
@@ -48,6 +54,10 @@ class DetectionSelection:
     nms_iou: float = 0.5
     max_detections: int = 100
     min_size: float = 1e-2
+
+    def __post_init__(self) -> None:
+        at_least(0, "detections.", max_detections=self.max_detections, min_size=self.min_size)
+        shares("detections.", score_threshold=self.score_threshold, nms_iou=self.nms_iou)
 
 
 def select_proposals(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from fpn.errors import InputError
+from fpn.errors import InputError, at_least
 from fpn.models.msra import from_msra, is_msra
 from fpn.models.norms import FrozenBatchNorm, absorb_norms
 from fpn.types import Features
@@ -78,6 +78,7 @@ class ResNet(nn.Module):
                 f"a bottom-up has 1 to 4 stages and freezes at most conv1 and these, "
                 f"not stages {stages} and frozen_stages {frozen_stages}"
             )
+        at_least(1, "bottom_up.", width=width)
         block, depths = BLOCKS[name]
         norm_layer = _norm_layer(norm, norm_eps)
         if weights in ("None", "null"):  # what is left of null when a command line nests it this deep

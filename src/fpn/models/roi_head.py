@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_pool
 
-from fpn.errors import InputError
+from fpn.errors import InputError, at_least, positive
 from fpn.models.necks import Neck
 from fpn.models.resnet import Stages
 from fpn.ops.levels import assign_levels
@@ -135,9 +135,12 @@ class RoIHead(nn.Module):
         canonical_size: float = 224.0,
         canonical_level: int = 4,
         epsilon: float = 1e-6,
-        box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
     ) -> None:
         super().__init__()
+        at_least(1, "roi_head.", resolution=resolution)
+        at_least(0, "roi_head.", sampling_ratio=sampling_ratio)
+        positive("roi_head.", canonical_size=canonical_size, box_weights=box_weights)
         self.levels = tuple(sorted(levels or neck.levels))
         if not set(self.levels) <= set(neck.levels):
             raise InputError(

@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpn.errors import InputError
+from fpn.errors import InputError, positive
 from fpn.models.necks import Neck
 from fpn.ops.anchors import cell_anchors, grid_anchors
 from fpn.types import Features, RPNOutput, Size
@@ -72,10 +72,13 @@ class RegionProposalNetwork(nn.Module):
         shared: bool = True,
         rounded: bool = True,
         grid: Literal["spread", "stride"] = "spread",
-        box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
         size_factor: float = 1.0,
     ) -> None:
         super().__init__()
+        positive("rpn.", size_factor=size_factor, ratios=ratios, box_weights=box_weights)
+        for level in sizes.values():
+            positive("rpn.", sizes=level)
         self.levels = tuple(sorted(int(k) for k in sizes))
         self.sizes = {k: tuple(size_factor * size for size in sizes[k]) for k in self.levels}
         self.ratios, self.box_weights = tuple(ratios), tuple(box_weights)

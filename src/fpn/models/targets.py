@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fpn.errors import at_least, shares
 from fpn.ops.boxes import encode_boxes, intersection_over_own_area
 from fpn.ops.matching import BACKGROUND, IGNORED, match_boxes
 from fpn.ops.sampling import sample_balanced
@@ -37,6 +38,11 @@ class AnchorSampling:
     include_border_anchors: bool = True
     crowd_overlap: float | None = 0.7
 
+    def __post_init__(self) -> None:
+        at_least(1, "anchor_sampling.", per_image=self.per_image)
+        shares("anchor_sampling.", fg_fraction=self.fg_fraction, crowd_overlap=self.crowd_overlap)
+        shares("anchor_sampling.", foreground_iou=self.foreground_iou, background_iou=self.background_iou)
+
 
 @dataclass(frozen=True)
 class RoISampling:
@@ -58,6 +64,11 @@ class RoISampling:
     fg_fraction: float = 0.25
     include_ground_truth: bool = True
     crowd_overlap: float | None = 0.7
+
+    def __post_init__(self) -> None:
+        at_least(1, "roi_sampling.", per_image=self.per_image)
+        shares("roi_sampling.", fg_fraction=self.fg_fraction, crowd_overlap=self.crowd_overlap)
+        shares("roi_sampling.", foreground_iou=self.foreground_iou, background_iou=self.background_iou)
 
 
 class AnchorTargets(NamedTuple):
