@@ -1,5 +1,6 @@
 """The one exception for mistakes a user can mend, and checks of numbers that raise it."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -12,7 +13,7 @@ class InputError(ValueError):
 
 
 def at_least(least: float, where: str = "", /, **values: float | None) -> None:
-    """Raise InputError for a number below the least, or NaN.
+    """Raise InputError for a number below the least, or not finite.
 
     Args:
         least: what they must reach.
@@ -20,7 +21,7 @@ def at_least(least: float, where: str = "", /, **values: float | None) -> None:
         **values: by their names; None is passed over.
     """
     for name, value in values.items():
-        if value is not None and not value >= least:
+        if value is not None and not (value >= least and math.isfinite(value)):
             raise InputError(f"{where}{name} is {value}: give {least} or more")
 
 
@@ -28,9 +29,9 @@ def positive(where: str = "", /, **values: float | Sequence[float] | None) -> No
     """Raise InputError for a number that is not above 0, or a list that has one or none at all."""
     for name, value in values.items():
         if isinstance(value, Sequence):
-            if not value or not all(one > 0 for one in value):
+            if not value or not all(one > 0 and math.isfinite(one) for one in value):
                 raise InputError(f"{where}{name} is {list(value)}: give one number or more, all above 0")
-        elif value is not None and not value > 0:
+        elif value is not None and not (value > 0 and math.isfinite(value)):
             raise InputError(f"{where}{name} is {value}: give a number above 0")
 
 

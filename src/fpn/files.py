@@ -34,4 +34,6 @@ def strict_json(content: Any) -> str:
 def _without_nan(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content

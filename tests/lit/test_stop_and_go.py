@@ -66,6 +66,26 @@ def test_a_run_ended_by_a_signal_goes_on_as_if_it_had_not_been(
         assert all(float(row["train/images_per_second"] or 1) > 0.01 for row in csv.DictReader(file))
 
 
+@pytest.mark.parametrize("hook", ["on_validation_batch_end", "on_train_batch_end"])
+def test_averaged_weights_go_on_too(hook: str, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a validation they are in the place of those that are trained."""
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.6}}
+    given = ["fit", "--config", config, "--model.schedule", TEN_STEPS, "--trainer.num_sanity_val_steps", "0"]
+    given.append(f"--trainer.callbacks={json.dumps([average])}")
+    main(given)
+    with monkeypatch.context() as patch:
+        ask = at_call(2, getattr(Scores, hook), lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(Scores, hook, ask)
+        with pytest.raises(SystemExit):
+            main(given)
+    main([*given, "--ckpt_path", str(RUNS / "version_1/checkpoints/last.ckpt")])
+    whole, rest = (kept(RUNS / f"version_{version}", "last") for version in (0, 2))
+    for weights in ("state_dict", "current_model_state"):
+        assert all(torch.equal(whole[weights][name], rest[weights][name]) for name in whole[weights])
+    name = "detector.neck.laterals.4.0.weight"
+    assert not torch.equal(whole["state_dict"][name], whole["current_model_state"][name])
+
+
 @pytest.fixture(autouse=True)
 def _in_the_foreground() -> Iterator[None]:
     """A suite in the background ignores Ctrl-C."""

@@ -405,8 +405,12 @@ def test_runs_of_another_model_data_or_schedule_are_not_called_the_rows(tmp_path
     assert data("--data.size_factor", "0.5") == "coco, with --data.size_factor 0.5"
     assert data("--data.val_annotations", "/data/instances_val2017.json") == "coco"
     assert data("--data.val_annotations", "easy.json") == "coco, with --data.val_annotations easy.json"
-    early = "coco, with --trainer.callbacks lightning.pytorch.callbacks.EarlyStopping"
-    assert data("--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping") == early
+    saving = ["--trainer.callbacks+=fpn.lit.checkpointing.LastCheckpoint"]
+    saving += ["--trainer.callbacks.every_n_steps", "100", "--trainer.callbacks+=DeviceStatsMonitor"]
+    assert data(*saving) == "coco"
+    early = data("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/AP", *saving[-1:])
+    assert early.startswith("coco, with --trainer.callbacks [EarlyStopping, DeviceStatsMonitor], with")
+    assert "EarlyStopping" in data('--trainer.callbacks={"class_path": "EarlyStopping"}')
     assert data("--trainer.max_steps=-1") == "coco, with --trainer.max_steps -1"
     wide = tmp_path / "wide.yaml"
     wide.write_text("model: {detector: {init_args: {neck: {channels: 512}}}}\n")

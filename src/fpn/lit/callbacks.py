@@ -124,8 +124,8 @@ class Scores(Callback):
     """Prints scores after every validation, and all tables after a test.
 
     A test writes to the run's folder `scores.json` (all numbers, and AP by category), `curves.json`
-    (recall of the proposals by their number, the objects' size and the IoU; in both null is a number of
-    objects that there are none of) and, as COCO results,
+    (recall of the proposals by their number, the objects' size and the IoU; null in both where there is
+    no such object) and, as COCO results,
     `detections.json`, or `proposals.json` of a proposal network. Each is there when it is whole. With
     trainer.fast_dev_run nothing is written.
     """

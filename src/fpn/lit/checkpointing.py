@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -134,6 +134,15 @@ class LastCheckpoint(Checkpoint):
         """Without a name until training begins."""
         self.saved = -1
         self._due = False
+        self._validating = False
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on the weights may be averages: this is called after callbacks that put them in place …"""
+        self._validating = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """… and this after they have taken them out."""
+        self._validating = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run's folder, which all processes have to do together."""
@@ -159,6 +168,10 @@ class LastCheckpoint(Checkpoint):
         """Write, if all processes end training at one step."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run or not self.path.name:  # type: ignore[attr-defined]
             return
+        if self._validating:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightAveraging):
+                    callback.on_validation_epoch_end(trainer, pl_module)
         if trainer.validating:
             # To Lightning, a validation that stops in the midst of its first batch has to be run again.
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress

@@ -24,7 +24,7 @@ from fpn.data.datamodule import CocoDataModule
 from fpn.data.samplers import sample_seed
 from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, ProposalRecall
-from fpn.lit.resuming import check_same_optimizer, how_trained, warn_of_other_options
+from fpn.lit.resuming import optimizer_options, refuse_others, tell_others, trainer_options
 from fpn.lit.schedule import Schedule
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.models.optimized import optimized
@@ -108,8 +108,10 @@ class DetectionModule(LightningModule):
         self.engine: Engine = engine
         self.seed = torch.initial_seed()
         """Of all sampling; a run that goes on has that of the one it goes on with."""
-        self._gone_on_with: dict[str, Any] | None = None
-        """The checkpoint, until the optimiser is made."""
+        self._options: dict[str, Any] = {}
+        """What cannot change within a run, of this one …"""
+        self._options_before: dict[str, Any] = {}
+        """… and of the one that it goes on with."""
         self._image_ids: list[int] = []
         self._statistics: list[tuple[list[Tensor], list[Tensor]]] = []
         self.config: dict[str, Any] = {}
@@ -276,10 +278,12 @@ class DetectionModule(LightningModule):
             optimizer = self.optimizer(trained)
         except ValueError as error:  # PyTorch's, of a setting
             raise InputError(f"model.optimizer: {error}") from None
+        self._options = optimizer_options(optimizer) | {
+            "model.schedule.reference_images": self.schedule.reference_images,
+            "model.frozen_parts": sorted(self.frozen_parts),
+        }
+        refuse_others(self._options_before, self._options)
         schedule, scheduler = self.schedule.attach(optimizer, self.images_per_step)
-        if self._gone_on_with is not None:
-            check_same_optimizer(optimizer, self._gone_on_with)
-            self._gone_on_with = None
         name, rate = type(optimizer).__name__, scheduler.base_lrs[0]
         rank_zero_info(f"schedule: {schedule}; {name}, learning rate {rate:.4g}")
         if self.trainer.max_steps == -1:
@@ -395,7 +399,8 @@ class DetectionModule(LightningModule):
             "image": asdict(data.image_settings),
             "images_per_step": self.images_per_step,
             "seed": self.seed,
-            **how_trained(self.trainer),
+            "options": self._options,
+            "trainer_options": trainer_options(self.trainer),
             "loggers": {type(logger).__name__: logger.version for logger in self.trainer.loggers},
         }
 
@@ -413,7 +418,7 @@ class DetectionModule(LightningModule):
         if kept is None:
             return
         fitting = self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and "optimizer_states" not in checkpoint:
+        if fitting and not checkpoint.get("optimizer_states"):
             raise InputError(
                 "this checkpoint cannot be gone on with, it has no state of an optimiser: start a new run "
                 "with model.start_from"
@@ -425,10 +430,9 @@ class DetectionModule(LightningModule):
                 f"{self.images_per_step}: choose data.batch_size, trainer.devices and "
                 f"trainer.accumulate_grad_batches so that they agree"
             )
-
         if fitting:
-            self._gone_on_with = checkpoint
-            warn_of_other_options(kept, self.trainer)
+            self._options_before = kept.get("options", {})
+            tell_others(kept.get("trainer_options", {}), trainer_options(self.trainer))
 
     def _collect(self, batch: Batch | list[Batch]) -> None:
         found = self.finder.over_scales(batch) if isinstance(batch, list) else self.finder(batch)

@@ -1,4 +1,4 @@
-"""What a run that goes on shares with the one it goes on with: its optimiser, and how it is trained."""
+"""What a run that goes on shares with the one it goes on with."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,59 +9,46 @@ from torch.optim import Optimizer
 
 from fpn.errors import InputError
 
-_OPTIONS = ("precision", "gradient_clip_val")
-"""Of the trainer, which remembers none; they may change within a run, but not unseen."""
+_TRAINERS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
+_HOW_ALONE = {"params", "foreach", "fused", "capturable", "differentiable"}
+"""Of an optimiser's settings: what it is given, and how a step is computed, not which."""
 
 
-def how_trained(trainer: Trainer) -> dict[str, Any]:
-    """What a checkpoint keeps of the optimiser and of the trainer."""
-    return {
-        "optimizer": next((type(optimizer).__name__ for optimizer in trainer.optimizers), None),
-        "trainer": {name: getattr(trainer, name) for name in _OPTIONS},
-    }
+def optimizer_options(optimizer: Optimizer) -> dict[str, Any]:
+    """Options of the command line that an optimiser was made by, before a schedule has changed it."""
+    settings = {key: value for key, value in optimizer.param_groups[0].items() if key not in _HOW_ALONE}
+    named = {f"model.optimizer.{key}": value for key, value in settings.items()}
+    return {"model.optimizer": type(optimizer).__name__} | named
 
 
-def warn_of_other_options(kept: Mapping[str, Any], trainer: Trainer) -> None:
-    """Tell of options of the trainer that are not the checkpoint's.
+def trainer_options(trainer: Trainer) -> dict[str, str]:
+    """Options of the trainer that change what is learned; Lightning's checkpoints do not have them."""
+    return {f"trainer.{name}": str(getattr(trainer, name)) for name in _TRAINERS}
+
+
+def refuse_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse other options than the checkpoint's, which is restored with what they made of it.
 
     Args:
-        kept: what `how_trained` gave; nothing in an older checkpoint.
-        trainer: of the run that goes on.
+        kept: the checkpoint's; nothing in an older one.
+        ours: of the run that goes on.
+
+    Raises:
+        InputError: one differs.
     """
-    for name, before in kept.get("trainer", {}).items():
-        now = getattr(trainer, name, before)
-        if now != before:
-            rank_zero_warn(
-                f"the checkpoint was trained with trainer.{name} {before}, this run goes on with {now}: no "
-                "checkpoint remembers the trainer's options, so give them again"
+    for name, value in ours.items():
+        if name in kept and kept[name] != value:
+            raise InputError(
+                f"the checkpoint was trained with {name} {kept[name]}, this run has {value}: leave it as it "
+                "was, or start a new run with model.start_from"
             )
 
 
-def check_same_optimizer(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse another optimiser than the checkpoint's: Lightning restores its settings with its state.
-
-    Args:
-        optimizer: of the run that goes on, its initial learning rate set.
-        checkpoint: with `how_trained` under "fpn"; in an older one only settings are compared.
-
-    Raises:
-        InputError: it is of another class, or has other settings.
-    """
-    remedy = "leave model.optimizer as it was, or start a new run with model.start_from"
-    groups, kept = optimizer.param_groups, checkpoint["optimizer_states"][0]["param_groups"]
-    name, before = type(optimizer).__name__, checkpoint["fpn"].get("optimizer")
-    # Another version of an optimiser may have a setting more; another optimiser has others.
-    alike = groups[0].keys() <= kept[0].keys() or groups[0].keys() >= kept[0].keys()
-    if before not in (None, name) or not alike:
-        raise InputError(
-            f"the checkpoint was trained by {before or 'another optimiser'}, this run has {name}: {remedy}"
-        )
-    for ours, theirs in zip(groups, kept, strict=False):
-        # The learning rate itself stands where the schedule was.
-        for key in sorted((ours.keys() & theirs.keys()) - {"params", "lr"}):
-            if ours[key] != theirs[key]:
-                what = key.replace("initial_lr", "lr")
-                raise InputError(
-                    f"the checkpoint was trained with model.optimizer.{what} {theirs[key]}, this run has "
-                    f"{ours[key]}: {remedy}"
-                )
+def tell_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Warn of other options than the checkpoint's, which may change within a run, but not unseen."""
+    for name, value in ours.items():
+        if name in kept and kept[name] != value:
+            rank_zero_warn(
+                f"the checkpoint was trained with {name} {kept[name]}, this run goes on with {value}: no "
+                "checkpoint remembers the trainer's options, so give them again"
+            )

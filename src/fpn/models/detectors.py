@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fpn.errors import InputError
+from fpn.errors import InputError, at_least
 from fpn.models.losses import LossSettings, fast_rcnn_losses, rpn_losses
 from fpn.models.necks import FeaturePyramid, Neck
 from fpn.models.postprocess import (
@@ -239,6 +239,7 @@ class FastRCNN(Detector):
         self.roi_head = roi_head(self.neck, classes, above)
         _refuse_unread(self.neck, self.roi_head.levels)
         self.roi_sampling, self.detections, self.loss = roi_sampling, detections, loss
+        at_least(0, training_top_n=training_top_n, testing_top_n=testing_top_n)
         self.training_top_n, self.testing_top_n = training_top_n, testing_top_n
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:

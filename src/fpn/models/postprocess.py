@@ -34,9 +34,10 @@ class ProposalSelection:
     min_size: float = 1e-3
 
     def __post_init__(self) -> None:
-        at_least(1, pre_nms_top_n=self.pre_nms_top_n, post_nms_top_n=self.post_nms_top_n)
-        at_least(0, min_size=self.min_size)
-        shares(nms_iou=self.nms_iou)
+        where = "training_proposals or testing_proposals: "
+        at_least(1, where, pre_nms_top_n=self.pre_nms_top_n, post_nms_top_n=self.post_nms_top_n)
+        at_least(0, where, min_size=self.min_size)
+        shares(where, nms_iou=self.nms_iou)
 
 
 @dataclass(frozen=True)

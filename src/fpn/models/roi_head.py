@@ -42,6 +42,7 @@ class TwoFCHead(nn.Module):
 
     def __init__(self, input: HeadInput, hidden: int = 1024) -> None:
         super().__init__()
+        at_least(1, "roi_head.head.", hidden=hidden)
         self.fc6 = nn.Linear(input.channels * input.resolution**2, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.scores, self.deltas = _predictor(hidden, input.classes)
@@ -139,7 +140,6 @@ class RoIHead(nn.Module):
     ) -> None:
         super().__init__()
         at_least(1, "roi_head.", resolution=resolution)
-        at_least(0, "roi_head.", sampling_ratio=sampling_ratio)
         positive("roi_head.", canonical_size=canonical_size, box_weights=box_weights)
         self.levels = tuple(sorted(levels or neck.levels))
         if not set(self.levels) <= set(neck.levels):

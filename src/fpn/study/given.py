@@ -57,8 +57,10 @@ _SAME_ROW = (
 )
 """What may differ without making another row: where the data lie, how a machine is used, what is shown.
 
-Not trainer.callbacks, some of which end a training early or change its weights.
+Of trainer.callbacks, some of which end a training early or change its weights, only those of `_SHOWING`.
 """
+_SHOWING = ("fpn.lit.", "DeviceStatsMonitor", "lightning.pytorch.callbacks.DeviceStatsMonitor")
+"""How the names of callbacks begin that watch and save."""
 _ANNOTATIONS = ("data.train_annotations", "data.val_annotations", "data.test_annotations")
 _COCOS = ("instances_train2017.json", "instances_val2017.json")
 """Of any other name they are taken for other data."""
@@ -74,6 +76,9 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
     for name, text in _options(words):
         if name in ("config", "c"):
             settings |= dict(_flat(_content(Path(text))))
+        elif name.endswith("+"):
+            plain = name.removesuffix("+")
+            settings[plain] = [*_listed(settings.get(plain)), _value(text)]
         else:
             settings |= dict(_flat(_value(text), name.replace(".init_args", "")))
     return settings
@@ -91,10 +96,14 @@ def refuse_own(settings: Settings) -> None:
 
 def altered(settings: Settings) -> list[str]:
     """The settings that make another row than the paper's, as options; no report may pass over them."""
+    callbacks = [_class(one) for one in _listed(settings.get("trainer.callbacks"))]
+    callbacks += _listed(settings.get("trainer.callbacks.class_path"))
+    shown = all(name.startswith(_SHOWING) for name in callbacks)
+    same = (*_SAME_ROW, "trainer.callbacks") if shown else _SAME_ROW
     return [
         f"--{name} {_text(value)}"
         for name, value in settings.items()
-        if not _is_of(name, _SAME_ROW) and not (name in _ANNOTATIONS and Path(str(value)).name in _COCOS)
+        if not _is_of(name, same) and not (name in _ANNOTATIONS and Path(str(value)).name in _COCOS)
     ]
 
 
@@ -104,12 +113,12 @@ def part_of(settings: Settings, name: str) -> dict[str, Any]:
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names, without their dashes and the + of a list, and values; true where none follows."""
+    """Names, without their dashes, and values; true where none follows."""
     for word, after in zip_longest(words, words[1:], fillvalue="-"):
         if word.startswith("-") and not _is_number(word):
             name, equals, value = word.lstrip("-").partition("=")
             alone = after.startswith("-") and not _is_number(after)
-            yield name.removesuffix("+"), value if equals else "true" if alone else after
+            yield name, value if equals else "true" if alone else after
 
 
 def _value(text: str) -> Any:
@@ -134,6 +143,15 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, inner in value.items():
         yield from _flat(inner, name if key == "init_args" else f"{name}.{key}".lstrip("."))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _class(callback: Any) -> str:
+    """The name of a callback's class."""
+    return str(callback.get("class_path", "") if isinstance(callback, dict) else callback)
 
 
 def _is_of(name: str, known: Sequence[str]) -> bool:
