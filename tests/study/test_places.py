@@ -36,3 +36,12 @@ def test_runs_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> Non
     assert places(2) == [{}, {}]
     with pytest.raises(ValueError, match="0 GPUs"):
         places(None, 2)
+
+
+def test_a_system_that_tells_no_affinity_tells_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As macOS."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert places(2) == 2 * [{"OMP_NUM_THREADS": "4"}]
