@@ -1,6 +1,6 @@
 """What a run that goes on shares with the one it goes on with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -36,19 +36,22 @@ def refuse_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     Raises:
         InputError: one differs.
     """
-    for name, value in ours.items():
-        if name in kept and kept[name] != value:
-            raise InputError(
-                f"the checkpoint was trained with {name} {kept[name]}, this run has {value}: leave it as it "
-                "was, or start a new run with model.start_from"
-            )
+    for name, before, now in _changed(kept, ours):
+        raise InputError(
+            f"the checkpoint was trained with {name} {before}, this run has {now}: leave it as it was, or "
+            "start a new run with model.start_from"
+        )
 
 
 def tell_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Warn of other options than the checkpoint's, which may change within a run, but not unseen."""
-    for name, value in ours.items():
-        if name in kept and kept[name] != value:
-            rank_zero_warn(
-                f"the checkpoint was trained with {name} {kept[name]}, this run goes on with {value}: no "
-                "checkpoint remembers the trainer's options, so give them again"
-            )
+    for name, before, now in _changed(kept, ours):
+        rank_zero_warn(
+            f"the checkpoint was trained with {name} {before}, this run goes on with {now}: no checkpoint "
+            "remembers the trainer's options, so give them again"
+        )
+
+
+def _changed(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The options of both that differ: name, the checkpoint's value, ours."""
+    return ((name, kept[name], value) for name, value in ours.items() if kept.get(name, value) != value)
