@@ -1,0 +1,40 @@
+"""The configuration files that travel with the package, by short names: `base`, `table1/d`, `scale/pocket`."""
+
+from pathlib import Path
+
+from fpn.errors import InputError
+
+_CLONE, _WHEEL = Path(__file__).parents[2] / "configs", Path(__file__).parent / "configs"
+CONFIGS = _CLONE if (_CLONE / "base.yaml").is_file() else _WHEEL
+"""The folder of all of them: a clone's own, or the one in an installed package."""
+
+
+def config_names() -> list[str]:
+    """The names of all, as `table1/d_bottom_up_pyramid`."""
+    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def config_file(name: str) -> Path:
+    """The file that a name means: a file of the user's, or one that travels with the package.
+
+    Args:
+        name: a path; or a name of `config_names`, with or without `configs/` before and `.yaml` behind it;
+            or a table and the letter of a row of the paper, as `table1/d`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    stem = name.removeprefix("configs/").removesuffix(".yaml")
+    if (exact := CONFIGS / f"{stem}.yaml").is_file():
+        return exact
+    # A row's file is headed by the table and the letter; our own variations of it say so.
+    of_letter = [path for path in sorted(CONFIGS.glob(f"{stem}_*.yaml")) if not _is_variation(path)]
+    if "/" in stem and len(of_letter) == 1:
+        return of_letter[0]
+    raise InputError(f"{name}: no such file, nor a configuration of this package; `fpn configs` lists them")
+
+
+def _is_variation(path: Path) -> bool:
+    return ", varied" in path.read_text().partition("\n")[0]
