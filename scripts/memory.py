@@ -27,6 +27,7 @@ from PIL import Image
 
 from fpn.allocator import keep_freed_memory
 from fpn.data.datamodule import CocoDataModule
+from fpn.data.options import ImageOptions
 from fpn.data.results import write_results
 from fpn.evaluation import ProposalRecall
 from fpn.types import Detections
@@ -73,7 +74,9 @@ def loading(folder: Path, epochs: int, batches: int) -> None:
     """Print the private memory of two workers after each epoch."""
     for split, images, boxes in (("train", 118_287, 860_001), ("val", 20, 100)):
         draw_set(folder, split, images, boxes)
-    data = CocoDataModule(root=str(folder), short_side=256, max_side=341, batch_size=2, num_workers=2)
+    data = CocoDataModule(
+        root=str(folder), images=ImageOptions(short_side=256, max_side=341), batch_size=2, num_workers=2
+    )
     data.setup("fit")
     loader: Any = data.train_dataloader()
     pids: list[int] = []

@@ -207,7 +207,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             },
             "schedule": {"steps": 1, "milestones": [], "warmup_steps": 0, "reference_images": 2},
         },
-        "data": {"root": str(folder / "shapes"), "short_side": 64, "max_side": 64, "num_workers": 0},
+        "data": {
+            "root": str(folder / "shapes"),
+            "images": {"short_side": 64, "max_side": 64},
+            "num_workers": 0,
+        },
     }
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(content))
@@ -430,9 +434,9 @@ def test_texts_that_stay_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     Path("test.json").touch()
     data = {
         "root": "set.d",
-        "train_annotations": "test.json",
-        "val_images": "/data/{a: 1}",
-        "rounding": "down",
+        "train": {"annotations": "test.json"},
+        "val": {"images": "/data/{a: 1}"},
+        "images": {"rounding": "down"},
     }
     check_remembered(data, CocoDataModule, "x.ckpt")
     check_remembered({"class_path": "fpn.data.datamodule.ShapesDataModule", "init_args": data}, object, "x")

@@ -7,6 +7,8 @@ read by way of `upgraded`.
 from collections.abc import Callable
 from typing import Any
 
+from fpn.errors import InputError
+
 Config = dict[str, Any]
 """What a configuration file holds: model, data, trainer; or a part of these, under the same names."""
 
@@ -19,3 +21,74 @@ def upgraded(config: Config) -> Config:
     for upgrade in UPGRADES:
         config = upgrade(config)
     return config
+
+
+_DATA = {
+    **{
+        f"{split}_{kind}": (split, kind)
+        for split in ("train", "val", "test")
+        for kind in ("images", "annotations", "proposals")
+    },
+    **{
+        name: ("images", name)
+        for name in ("short_side", "max_side", "flip_probability", "antialias", "rounding", "mean", "std")
+    },
+    "size_factor": ("images", "scale"),
+    "train_size_factors": ("images", "train_scales"),
+    "test_size_factors": ("images", "test_scales"),
+}
+"""Options of the data that once lay side by side: the group that each is in now, and its name there."""
+
+
+def group_data(config: Config) -> Config:
+    """Put options of the data into their groups: `train_images` becomes `train.images`, and so on.
+
+    Raises:
+        InputError: training images were resized by train_short_sides and by train_size_factors at once.
+    """
+    data = config.get("data")
+    if isinstance(data, dict):
+        shapes = str(data.get("class_path")).endswith("ShapesDataModule")
+        if isinstance(data.get("init_args"), dict):
+            data = data | {"init_args": _grouped(data["init_args"], shapes)}
+        else:
+            data = _grouped(data, shapes)
+        config = config | {"data": data}
+    dotted = {key.removeprefix("data."): value for key, value in config.items() if key.startswith("data.")}
+    if dotted:
+        config = {key: value for key, value in config.items() if not key.startswith("data.")}
+        for name, value in _grouped(dotted, shapes=False).items():
+            inner = value if isinstance(value, dict) and name not in dotted else {"": value}
+            config |= {f"data.{name}.{key}".rstrip("."): one for key, one in inner.items()}
+    return config
+
+
+def _grouped(flat: Config, shapes: bool) -> Config:
+    """The options of a data module in their groups."""
+    new: Config = {}
+    for name, value in flat.items():
+        group, inner = _DATA.get(name, ("", ""))
+        if group:
+            new[group] = new.get(group, {}) | {inner: [] if value is None and "scales" in inner else value}
+        elif name in ("train", "val", "test", "images") and isinstance(value, dict):
+            new[name] = new.get(name, {}) | value
+        elif name != "train_short_sides":
+            new[name] = value
+    images: Config = new.get("images", {})
+    if flat.get("short_side") is not None and "max_side" not in flat:
+        images["max_side"] = 1333  # that of any short side, once
+    sides = flat.get("train_short_sides")
+    if sides and images.get("train_scales"):
+        raise InputError(
+            "data.train_short_sides and data.train_size_factors are both data.images.train_scales now: "
+            "give that"
+        )
+    if sides:
+        short = flat.get("short_side") or (flat.get("long_side", 256) if shapes else 800)
+        images |= {"train_scales": [side / short for side in sides], "scale_max_side": False}
+    elif "train_short_sides" in flat:
+        images.setdefault("train_scales", [])
+    return new | ({"images": images} if images else {})
+
+
+UPGRADES.append(group_data)

@@ -29,7 +29,7 @@ model:
       bottom_up: {name: resnet10, width: 4, norm: batch}
       neck: {channels: 8}
   schedule: {steps: 1, milestones: [], warmup_steps: 0, reference_images: 2}
-data: {short_side: 64, max_side: 96, batch_size: 2, num_workers: 0}
+data: {images: {short_side: 64, max_side: 96}, batch_size: 2, num_workers: 0}
 """
 
 

@@ -23,6 +23,7 @@ from fpn.data.coco import CocoDataset, read_annotations
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.image_files import inspect
 from fpn.data.object_sizes import best_overlaps, input_sizes
+from fpn.data.options import ImageOptions, Split
 from fpn.data.samplers import Pick
 from fpn.data.transforms import as_stored, resized_size
 from fpn.errors import InputError
@@ -302,9 +303,10 @@ def test_a_file_that_breaks_off_is_found_by_decoding(files: Path) -> None:
 
 def trained(path: Path, folder: Path, share: float) -> str:
     """The line that ends an epoch of training; empty if it goes through."""
-    where = {f"{split}_annotations": str(path) for split in ("train", "val")}
-    where |= {f"{split}_images": str(folder) for split in ("train", "val")}
-    data = CocoDataModule(**where, batch_size=1, num_workers=0, short_side=30, max_unreadable=share)
+    split, images = Split(str(folder), str(path)), ImageOptions(30)
+    data = CocoDataModule(
+        train=split, val=split, images=images, batch_size=1, num_workers=0, max_unreadable=share
+    )
     try:
         data.setup("fit")
         batches: Any = data.train_dataloader()

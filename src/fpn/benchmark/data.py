@@ -98,7 +98,7 @@ def theirs(files: Sequence[Path], short_side: int, max_side: int) -> Work:
 def ours(files: Sequence[Path], short_side: int, max_side: int, antialias: bool) -> Work:
     """What our data sets do for training; with antialias, bytes are resized as such."""
     settings = ImageSettings(short_side, max_side, antialias)
-    transforms = [TrainTransform(settings, flip_probability=float(flips)) for flips in (False, True)]
+    transforms = [TrainTransform([settings], float(flips)) for flips in (False, True)]
     generator = torch.Generator()
 
     def load(index: int, file: Path) -> Sample:

@@ -304,13 +304,15 @@ def _number_of_classes(data: CocoDataModule) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Namespaces as dictionaries, tuples as lists: what a checkpoint may hold."""
+    """Namespaces as dictionaries, tuples as lists, plain numbers: what a checkpoint may hold."""
     if isinstance(value, Namespace):
         return {key: _plain(item) for key, item in vars(value).items()}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, int | float) and type(value) not in (bool, int, float):
+        return int(value) if isinstance(value, int) else float(value)
     return value
 
 

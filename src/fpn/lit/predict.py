@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveFloat
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -44,7 +45,7 @@ def predict(
     score_threshold: float = 0.5,
     pictures: bool | None = None,
     selection: Literal["testing", "training"] = "testing",
-    short_sides: list[int] | None = None,
+    scales: list[PositiveFloat] | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     device: str | None = None,
@@ -60,7 +61,7 @@ def predict(
 
     With --annotations, the images are those that a COCO file lists, under its ids, and a missing
     one is an error: detections.json is then what COCO's server takes. Of a ProposalNetwork,
-    proposals.safetensors is written in its place, the proposal file that data.train_proposals and
+    proposals.safetensors is written in its place, the proposal file that data.train.proposals and
     the like read. With --split train, as many files may be unreadable as training does without
     (data.max_unreadable): each is named, and listed without boxes.
 
@@ -75,9 +76,8 @@ def predict(
         split: in place of images and annotations, those of the data that the checkpoint was trained with.
         selection: how many proposals a ProposalNetwork makes, as its testing_proposals or its
             training_proposals say.
-        short_sides: short sides in pixels, all of which each image is resized to, the boxes found
-            being merged: a featurized image pyramid. By default the one that the checkpoint was
-            trained for.
+        scales: factors of the size that the checkpoint was trained for, at all of which each image is
+            searched, the boxes found being merged: a featurized image pyramid.
         batch_size: images that go through the network together; by default as many as in validation where a
             split is named, otherwise 1.
         num_workers: processes that load images, 0 to load in the one that predicts; by default as many as
@@ -104,7 +104,7 @@ def predict(
     trained = load(ckpt_path)
     _select(trained.detector, selection)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = Predictor.of(trained, device, short_sides or (), precision)
+    predictor = Predictor.of(trained, device, scales or (), precision)
     names = trained.categories if trained.detector.finds_objects else Categories((1,), ("object",))
     folder = Path(out)
     source: _Files | _Listed
