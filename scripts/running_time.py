@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from fpn.benchmark.machine import described
+from benchmarks.comparison import described
 from fpn.console import mistakes
 from fpn.devices import device_named
 from fpn.errors import InputError

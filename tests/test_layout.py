@@ -28,8 +28,6 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_json"},
     "study": GROUND | {"models", "checkpoints", "study"},
     "analysis": GROUND | {"ops", "models", "data", "checkpoints", "analysis"},
-    "benchmark": GROUND
-    | {"ops", "models", "data", "evaluation", "study", "peers", "predictor", "allocator", "benchmark"},
     "pictures": GROUND,
     "peers": GROUND | {"ops", "models", "data", "peers"},
     "stage_times": GROUND | {"models.detectors"},
