@@ -11,9 +11,9 @@ from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
+from fpn.interop.torchvision import load_torchvision
 from fpn.models.detectors import FasterRCNN
 from fpn.models.resnet import ResNet
-from fpn.peers.torchvision import load_torchvision
 
 CLASSES = 91
 """torchvision's for COCO, the background among them."""
