@@ -2,9 +2,9 @@
 
 from fpn.checkpoints import load
 from fpn.errors import InputError
+from fpn.interop.detectron2 import DETECTRON2_IMAGES, load_detectron2
+from fpn.interop.torchvision import load_torchvision, to_torchvision
 from fpn.models.detectors import FasterRCNN, FastRCNN, ProposalNetwork
-from fpn.peers.detectron2 import DETECTRON2_IMAGES, load_detectron2
-from fpn.peers.torchvision import load_torchvision, to_torchvision
 from fpn.predictor import Predictor
 from fpn.types import Batch, Categories, Detections, Features, Targets
 

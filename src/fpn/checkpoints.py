@@ -14,10 +14,10 @@ from torch import Tensor
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
 from fpn.files import replacing
+from fpn.interop.files import read_weights
+from fpn.interop.peers import TrainedWeights, from_peer
+from fpn.interop.settings import differences, settings_of
 from fpn.models.detectors import Detector
-from fpn.peers import TrainedWeights, from_peer
-from fpn.peers.files import read_weights
-from fpn.peers.settings import differences, settings_of
 from fpn.trust import check_classes, check_remembered
 from fpn.types import Categories
 from fpn.weights import check_weights, read_checkpoint
@@ -228,12 +228,10 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
         kept[rpn]["config"]["model"]["detector"]["init_args"],
     )
     parts = {key: value for key, value in mine.items() if not key.endswith("_top_n")}
-    of_rpn = {key: value for key, value in theirs["loss"].items() if key.startswith("rpn_")}
-    loss = {"loss": mine["loss"] | of_rpn}
     selection = theirs["testing_proposals"]
     number = min(selection["post_nms_top_n"], mine["testing_top_n"])
     parts["testing_proposals"] = selection | {"post_nms_top_n": number}
-    config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts | loss}
+    config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts}
     config["model"] |= {"start_from": None, "start_parts": None, "frozen_parts": []}
     settings = config["data"].get("init_args", config["data"])
     settings |= {key: None for key in settings if key.endswith("_proposals")}

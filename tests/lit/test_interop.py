@@ -27,10 +27,10 @@ from fpn import (
 )
 from fpn.checkpoints import build_detector
 from fpn.data.coco import read_annotations, read_image
+from fpn.interop import detectron2
 from fpn.lit.cli import main
 from fpn.models.resnet import ResNet
 from fpn.models.targets import AnchorSampling, RoISampling
-from fpn.peers import detectron2
 from fpn.types import NO_CATEGORY
 from fpn.weights import read_checkpoint
 

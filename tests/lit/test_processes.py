@@ -26,7 +26,6 @@ import fpn.models.detectors
 from fpn.lit.cli import main
 from fpn.lit.module import DetectionModule, PaperSGD
 from fpn.models.detectors import Detector, FasterRCNN, FastRCNN, ProposalNetwork
-from fpn.models.losses import LossSettings
 from fpn.models.necks import FeaturePyramid, SingleLevel
 from fpn.models.postprocess import ProposalSelection
 from fpn.models.resnet import ResNet
@@ -111,7 +110,7 @@ CASES = {
             ProposalNetwork,
             RPN,
             anchor_sampling=AnchorSampling(per_image=EVERYTHING, fg_fraction=1.0),
-            loss=LossSettings(rpn_per_image=256),
+            rpn_loss_per_image=256,
         ),
         lambda: [batch([0, 1]), batch([5, 6])],
         doubled=True,

@@ -209,7 +209,7 @@ def test_rows_at_the_papers_settings(name: str) -> None:
         )
         assert detector.roi_sampling.per_image == (64 if key == "star" else 512)
         assert detector.detections.nms_iou == 0.3
-        assert detector.loss.roi_beta == 1
+        assert detector.roi_box_loss.beta == 1
     if kind == "FastRCNN":
         assert (detector.training_top_n, detector.testing_top_n) == (2000, 1000)
 
@@ -257,7 +257,7 @@ def test_modern_rows() -> None:
         factors = [0.5, 0.75, 1, 1.25, 1.5] if row == "table1/a_multi_scale" else None
         assert config["data"]["init_args"]["train_size_factors"] == factors
         assert detector.rpn.grid == "stride"
-        assert detector.loss.rpn_beta == 0
+        assert detector.rpn_box_loss.beta == 0
         if joint:
             assert detector.detections.nms_iou == 0.5
             assert detector.roi_head.aligned

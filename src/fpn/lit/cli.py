@@ -311,7 +311,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, int | float) and type(value) not in (bool, int, float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # Numbers of a restricted kind are of classes of their own, which no checkpoint may hold.
         return int(value) if isinstance(value, int) else float(value)
     return value
 

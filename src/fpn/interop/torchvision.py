@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.models import list_models
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from fpn.errors import InputError
+from fpn.interop.files import SCORES, content_of, filled, renamed, with_threshold
+from fpn.interop.settings import arguments_in, differences, settings_in, settings_of
 from fpn.models.detectors import FasterRCNN
 from fpn.models.resnet import ResNet
-from fpn.models.rpn import ANCHOR_SIZES
-from fpn.peers.files import SCORES, content_of, filled, renamed, with_threshold
-from fpn.peers.settings import differences, settings_of
 from fpn.weights import check_weights
 
 # Beginnings of parameter names, torchvision's and ours. Its pyramid counts from 0, the paper's levels from 2.
@@ -37,27 +37,6 @@ _OLD_NAMES = {
     **{f"backbone.fpn.layer_blocks.{i}.": f"neck.smooths.{i + 2}.0." for i in range(4)},
     "rpn.head.conv.": "rpn.head.shared.conv.",
 }
-SETTINGS: dict[str, Any] = {
-    "bottom_up.stride_in_1x1": False,
-    "neck.top_down": True,
-    "neck.nonlinearity": False,
-    "rpn.levels": (2, 3, 4, 5, 6),
-    "rpn.sizes": {level: tuple(sizes) for level, sizes in ANCHOR_SIZES.items()},
-    "rpn.ratios": (0.5, 1.0, 2.0),
-    "rpn.rounded": True,
-    "rpn.grid": "spread",
-    "rpn.box_weights": (1.0, 1.0, 1.0, 1.0),
-    "roi_head.levels": (2, 3, 4, 5),
-    "roi_head.pooling": "align",
-    "roi_head.resolution": 7,
-    "roi_head.sampling_ratio": 2,
-    "roi_head.aligned": False,
-    "roi_head.canonical_size": 224.0,
-    "roi_head.canonical_level": 4,
-    "roi_head.epsilon": 1e-6,
-    "roi_head.box_weights": (10.0, 10.0, 5.0, 5.0),
-}
-"""What `fasterrcnn_resnet50_fpn` does with its weights."""
 _PUBLISHED = re.compile(r"(COCO_V1|fasterrcnn_resnet50_fpn_coco-258fb6c6\.pth)$")
 """Name and file of torchvision's published weights."""
 
@@ -93,13 +72,13 @@ def load_torchvision(
             f"{source} is no fasterrcnn_resnet50_fpn of torchvision's: "
             "it has no roi_heads.box_predictor.cls_score.bias"
         )
-    if "bottom_up" not in faster_rcnn:
-        eps = settings_of_file(source).get("bottom_up.norm_eps", 1e-5) if norm_eps is None else norm_eps
-        faster_rcnn["bottom_up"] = partial(ResNet, "resnet50", norm="frozen", norm_eps=eps)
-    elif norm_eps is not None:
-        raise InputError(f"norm_eps {norm_eps} is of the bottom-up, which is given too: say it there")
+    arguments = arguments_in(*configs_of(source)) | faster_rcnn
+    if norm_eps is not None:
+        if "bottom_up" in faster_rcnn:
+            raise InputError(f"norm_eps {norm_eps} is of the bottom-up, which is given too: say it there")
+        arguments["bottom_up"] = partial(arguments["bottom_up"], norm_eps=norm_eps)
     return filled(
-        FasterRCNN(len(state[SCORES]) - 1, **with_threshold(faster_rcnn, score_threshold)), state, source
+        FasterRCNN(len(state[SCORES]) - 1, **with_threshold(arguments, score_threshold)), state, source
     )
 
 
@@ -121,12 +100,16 @@ def to_torchvision(detector: FasterRCNN) -> dict[str, Tensor]:
     """
     if type(detector) is not FasterRCNN:
         raise InputError(f"torchvision has no {type(detector).__name__}; give a FasterRCNN")
-    for key, (ours, theirs) in differences(settings_of(detector), SETTINGS).items():
+    bottom_up = detector.bottom_up
+    if not isinstance(bottom_up, ResNet) or bottom_up.name not in list_models():
+        name = getattr(bottom_up, "name", type(bottom_up).__name__)
+        raise InputError(f"torchvision's model cannot have a bottom-up {name}; it has a ResNet of its own")
+    for key, (ours, theirs) in differences(settings_of(detector), settings_of_file("")).items():
         raise InputError(f"torchvision's model cannot have {key} {ours!r}; it has {theirs!r}")
     names = {ours: theirs for theirs, ours in _NAMES.items()}
     state = {renamed(name, names): value for name, value in detector.state_dict().items()}
     with torch.device("meta"):
-        backbone = resnet_fpn_backbone(backbone_name=detector.bottom_up.name, weights=None)
+        backbone = resnet_fpn_backbone(backbone_name=bottom_up.name, weights=None)
         model = TorchvisionFasterRCNN(backbone, detector.classes + 1).state_dict()
     check_weights(model, state, "this detector", "torchvision's FasterRCNN")
     return state
@@ -138,14 +121,15 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {renamed(name, _NAMES | _OLD_NAMES): value for name, value in state.items()}
 
 
-def config_of(source: str) -> str:
-    """The configuration file that has these settings."""
-    name = (
-        "interop/torchvision_coco_v1" if _PUBLISHED.search(Path(source).name) else "conventions/torchvision"
-    )
-    return f"configs/{name}.yaml"
+def configs_of(source: str) -> list[str]:
+    """The configuration files of what its model does with the weights of a file or a published name."""
+    published = ["interop/torchvision_coco_v1"] if _PUBLISHED.search(Path(source).name) else []
+    return ["conventions/torchvision", *published]
 
 
 def settings_of_file(source: str) -> dict[str, Any]:
     """What its model does with the weights of a file or a published name, as far as is known."""
-    return SETTINGS | ({"bottom_up.norm_eps": 0.0} if _PUBLISHED.search(Path(source).name) else {})
+    configs = configs_of(source)
+    known = settings_in(*configs)
+    # No file tells the epsilon of its BatchNorm; that of the published one is known.
+    return {key: value for key, value in known.items() if len(configs) > 1 or key != "bottom_up.norm_eps"}

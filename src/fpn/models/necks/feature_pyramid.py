@@ -1,29 +1,14 @@
-"""From the bottom-up's maps {C2…C5} to the maps that the heads read (Sec. 3, Fig. 3; the rows of Table 1).
-
-Every neck is built from the channels of the C levels and maps Features to Features.
-"""
+"""The feature pyramid (Sec. 3, Fig. 3), with the toggles of Table 1."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpn.errors import InputError, at_least
+from fpn.errors import InputError
+from fpn.models.necks.base import Neck
+from fpn.settings import PositiveInt
 from fpn.types import Features, Size
-
-
-class Neck(nn.Module):
-    """What lies between bottom-up and heads.
-
-    Attributes:
-        inputs: the C levels it reads.
-        levels: the levels of its output, finest first.
-        channels: the channels of every level of its output.
-    """
-
-    inputs: tuple[int, ...]
-    levels: tuple[int, ...]
-    channels: int
 
 
 def nearest(x: Tensor, size: Size) -> Tensor:
@@ -52,7 +37,7 @@ class FeaturePyramid(Neck):
     def __init__(
         self,
         in_channels: Mapping[int, int],
-        channels: int = 256,
+        channels: PositiveInt = 256,
         levels: Sequence[int] = (2, 3, 4, 5),
         lateral: bool = True,
         top_down: bool = True,
@@ -60,7 +45,6 @@ class FeaturePyramid(Neck):
         nonlinearity: bool = False,
     ) -> None:
         super().__init__()
-        at_least(1, "neck.", channels=channels)
         self.levels, self.channels = tuple(sorted(levels)), channels
         self.top_down, self.nonlinearity = top_down, nonlinearity
         top = max(in_channels)
@@ -117,25 +101,3 @@ class FeaturePyramid(Neck):
     def smooth(self, merged: Features) -> Features:
         """{k: P_k} of the pathway's maps: the 3×3 of each, where there is one."""
         return {k: self.smooths[str(k)](merged[k]) if self.smooths else merged[k] for k in self.levels}
-
-
-class SingleLevel(Neck):
-    """One map of the bottom-up as it is: the baselines of Table 1 (a) and (b), Fig. 1 (b).
-
-    Args:
-        in_channels: channels of each C level.
-        level: which one.
-
-    Raises:
-        InputError: the bottom-up has no such level.
-    """
-
-    def __init__(self, in_channels: Mapping[int, int], level: int = 4) -> None:
-        super().__init__()
-        if level not in in_channels:
-            raise InputError(f"neck.level {level} is not among the bottom-up's levels {sorted(in_channels)}")
-        self.inputs, self.levels, self.channels = (level,), (level,), in_channels[level]
-
-    def forward(self, c: Features) -> Features:
-        """From {k: C_k} to {level: C_level}."""
-        return {self.levels[0]: c[self.levels[0]]}

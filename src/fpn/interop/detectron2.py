@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +12,10 @@ from torch import Tensor
 
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
+from fpn.interop.files import SCORES, content_of, filled, renamed, with_threshold
+from fpn.interop.msra import from_msra
+from fpn.interop.settings import arguments_in
 from fpn.models.detectors import FasterRCNN, ProposalNetwork
-from fpn.models.losses import LossSettings
-from fpn.models.msra import from_msra
-from fpn.models.postprocess import DetectionSelection, ProposalSelection
-from fpn.models.resnet import ResNet
-from fpn.models.roi_head import RoIHead
-from fpn.models.rpn import RegionProposalNetwork
-from fpn.models.targets import AnchorSampling, RoISampling
-from fpn.peers import torchvision
-from fpn.peers.files import SCORES, content_of, filled, renamed, with_threshold
 
 _NAMES = {
     **{f"backbone.fpn_lateral{k}.": f"neck.laterals.{k}.0." for k in range(2, 6)},
@@ -36,33 +31,8 @@ _NAMES = {
 DETECTRON2_IMAGES = ImageSettings(antialias=True, rounding="nearest")
 """How Detectron2 resizes images; the channels' order and scale are in the weights once these are loaded."""
 
-_ANY_SIZE = 1e-30
-"""Pixels. Detectron2 keeps every box that has an area."""
-
-_RPN: dict[str, Any] = {
-    "rpn": partial(RegionProposalNetwork, rounded=False, grid="stride"),
-    "anchor_sampling": AnchorSampling(crowd_overlap=None),
-    "training_proposals": ProposalSelection(2000, 1000, min_size=_ANY_SIZE),
-    "testing_proposals": ProposalSelection(1000, 1000, min_size=_ANY_SIZE),
-    "loss": LossSettings(rpn_beta=0.0, roi_beta=0.0, rpn_per_image=256),
-}
-_ROI: dict[str, Any] = {
-    "roi_head": partial(RoIHead, sampling_ratio=0, aligned=True, epsilon=0.0),
-    "roi_sampling": RoISampling(crowd_overlap=None),
-    "detections": DetectionSelection(min_size=_ANY_SIZE),
-}
-
-
-SETTINGS: dict[str, Any] = torchvision.SETTINGS | {
-    "bottom_up.stride_in_1x1": True,
-    "bottom_up.norm_eps": 1e-5,
-    "rpn.rounded": False,
-    "rpn.grid": "stride",
-    "roi_head.sampling_ratio": 0,
-    "roi_head.aligned": True,
-    "roi_head.epsilon": 0.0,
-}
-"""What its detectors do with their weights: torchvision's settings, but for these."""
+CONVENTION = "conventions/detectron2"
+"""The configuration file of what its detectors do with their weights."""
 
 
 def load_detectron2(
@@ -94,11 +64,15 @@ def load_detectron2(
             f"{source} is no FPN detector of Detectron2's on a ResNet-50 or ResNet-101: "
             f"its res4 has {blocks} blocks, not 6 or 23"
         )
-    settings = _RPN | {"bottom_up": partial(ResNet, depths[blocks], stride_in_1x1=True)}
+    settings = arguments_in(CONVENTION)
+    settings |= {"bottom_up": partial(settings["bottom_up"], depths[blocks])} | arguments
     if SCORES not in state or not state[SCORES].dim():
-        return filled(ProposalNetwork(1, **(settings | arguments)), state, source)
-    settings = with_threshold(settings | _ROI | arguments, score_threshold)
-    return filled(FasterRCNN(len(state[SCORES]) - 1, **settings), state, source)
+        taken = signature(ProposalNetwork).parameters
+        settings = {key: value for key, value in settings.items() if key in taken or key in arguments}
+        return filled(ProposalNetwork(1, **settings), state, source)
+    return filled(
+        FasterRCNN(len(state[SCORES]) - 1, **with_threshold(settings, score_threshold)), state, source
+    )
 
 
 def from_detectron2(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

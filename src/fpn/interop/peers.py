@@ -1,15 +1,12 @@
-"""The field's other detectors: their weights put into ours, ours into torchvision's.
-
-A file tells weights, not what is done with them. Each peer's settings are therefore listed in its module, and
-in `configs/conventions` for the command line.
-"""
+"""A file of weights, whoever of the peers wrote it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fpn.peers import detectron2, torchvision
+from fpn.interop import detectron2, torchvision
+from fpn.interop.settings import settings_in
 from fpn.weights import as_tensors
 
 
@@ -43,8 +40,11 @@ def from_peer(content: Mapping[str, Any], source: str) -> TrainedWeights | None:
     names = [name for name in content if isinstance(name, str)]
     if any(name.startswith("backbone.body.") for name in names):
         weights = torchvision.from_torchvision(as_tensors(content, source))
-        return TrainedWeights(weights, torchvision.settings_of_file(source), torchvision.config_of(source))
+        config = torchvision.configs_of(source)[-1]
+        return TrainedWeights(weights, torchvision.settings_of_file(source), f"configs/{config}.yaml")
     if any(name.startswith("backbone.bottom_up.") for name in names):
         weights = detectron2.from_detectron2(as_tensors(content, source), source)
-        return TrainedWeights(weights, detectron2.SETTINGS, "configs/conventions/detectron2.yaml")
+        return TrainedWeights(
+            weights, settings_in(detectron2.CONVENTION), f"configs/{detectron2.CONVENTION}.yaml"
+        )
     return None
