@@ -4,6 +4,7 @@ Checkpoints keep the configuration they were trained with, and files lie in othe
 read by way of `upgraded`.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,17 +33,6 @@ def box_losses(config: Config) -> Config:
         new["rpn_loss_per_image"] = given["rpn_per_image"]
     detector = {**detector, "init_args": new} if "init_args" in detector else new
     return {**config, "model": {**model, "detector": detector}}
-
-
-UPGRADES: list[Callable[[Config], Config]] = [box_losses]
-"""Each takes a whole configuration and gives it back with its own changes; oldest first."""
-
-
-def upgraded(config: Config) -> Config:
-    """A configuration with the names of this version; one that has them already comes back as it is."""
-    for upgrade in UPGRADES:
-        config = upgrade(config)
-    return config
 
 
 _DATA = {
@@ -113,4 +103,26 @@ def _grouped(flat: Config, shapes: bool) -> Config:
     return new | ({"images": images} if images else {})
 
 
-UPGRADES.append(group_data)
+UPGRADES: list[Callable[[Config], Config]] = [box_losses, group_data]
+"""Each takes a whole configuration and gives it back with its own changes; oldest first."""
+MOVED: dict[str, str] = {}
+"""Classes that have another name or home now, by the `class_path` that they had."""
+
+
+def upgraded(config: Config) -> Config:
+    """A configuration as this version has it; the one that is given stays as it is."""
+    config = _moved(copy.deepcopy(config))
+    for upgrade in UPGRADES:
+        config = upgrade(config)
+    return config
+
+
+def _moved(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_moved(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    moved = {key: _moved(item) for key, item in value.items()}
+    if isinstance(path := moved.get("class_path"), str):
+        moved["class_path"] = MOVED.get(path, path)
+    return moved
