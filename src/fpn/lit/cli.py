@@ -22,7 +22,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from fpn.allocator import keep_freed_memory
 from fpn.checkpoints import (
-    Start,
     forget_imagenet,
     forget_initial_weights,
     remembered_config,
@@ -33,9 +32,10 @@ from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
 from fpn.lit.callbacks import Bar, PlainProgress, PrintStageTimes, Scores, Throughput
 from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
-from fpn.lit.module import DetectionModule, StepError
+from fpn.lit.module import DetectionModule
 from fpn.lit.run_folder import OwnFolder, led_by_a_file
 from fpn.lit.stopping import EndOnSignal, EndTogether
+from fpn.lit.together import StepError
 from fpn.trust import check_classes
 
 _SWITCHES = ("--proposals", "--pictures", "--decode", "--stage_times")
@@ -73,6 +73,9 @@ class DetectionCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Read COCO unless told otherwise, and take the number of classes from the data."""
         parser.set_defaults({"data": {"class_path": "fpn.data.datamodule.CocoDataModule"}})
+        metrics = ("fpn.evaluation.BoxAP", "fpn.evaluation.ProposalRecall")
+        # Told here too, so that --model.metrics+= adds one to them.
+        parser.set_defaults({"model.metrics": [{"class_path": metric} for metric in metrics]})
         parser.link_arguments("data", "model.classes", _number_of_classes, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -157,8 +160,6 @@ class DetectionCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Let the module keep its configuration, for its checkpoints."""
         config = self.config[self.subcommand]
-        if self.subcommand != "fit" and not config.get("ckpt_path"):
-            _check_scorable(self.model.start)
         self.model.config = {"model": _plain(config.model), "data": _plain(config.data)}
 
 
@@ -229,19 +230,6 @@ def _with_values(words: Sequence[str]) -> list[str]:
 
 def _first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _check_scorable(start: Start) -> None:
-    """Without a checkpoint, what was started from is what is scored: as a whole, and as it was trained."""
-    if start.ours:
-        raise InputError(f"{start.path} is a checkpoint of this project: give it as --ckpt_path")
-    if start.new:
-        raise InputError(
-            f"{start.path} has no weights of {', '.join(start.new)}: random ones are not worth a score; "
-            "give --ckpt_path"
-        )
-    if start.other:
-        raise InputError(start.warning)
 
 
 def _run_lightning(arguments: list[str]) -> None:

@@ -102,8 +102,6 @@ class ResNet(nn.Module):
         _initialise(self)
         absorb_norms(self)
         self.norm_eps, self.stride_in_1x1 = norm_eps, stride_in_1x1
-        if weights is not None:
-            self.load_imagenet(weights)
         self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> Features:
@@ -114,15 +112,20 @@ class ResNet(nn.Module):
             x = features[level] = self.get_submodule(f"layer{level - 1}")(x)
         return features
 
-    def load_imagenet(self, weights: str) -> None:
-        """Copy a classifier's weights into this bottom-up; its last layer has no place here and is left out.
+    @property
+    def fixed(self) -> bool:
+        """Whether part of it is not trained."""
+        return self.norm == "frozen" or self.frozen_stages > 0
 
-        Args:
-            weights: a name of torchvision's or a file, as for the class.
+    def load_weights(self) -> None:
+        """Copy a classifier's weights into this bottom-up; its last layer has no place here and is left out.
 
         Raises:
             InputError: no such name or file, or the weights are another network's.
         """
+        weights = self.weights
+        if weights is None:
+            return
         state, in_1x1 = _read_weights(self.name, weights, self.norm_eps)
         if in_1x1 is not None and in_1x1 != self.stride_in_1x1:
             raise InputError(
