@@ -24,7 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fpn.models.detectors
 from fpn.lit.cli import main
-from fpn.lit.module import DetectionModule, PaperSGD
+from fpn.lit.module import DetectionModule
+from fpn.lit.optimizer import PaperSGD
 from fpn.models.detectors import Detector, FasterRCNN, FastRCNN, ProposalNetwork
 from fpn.models.necks import FeaturePyramid, SingleLevel
 from fpn.models.postprocess import ProposalSelection

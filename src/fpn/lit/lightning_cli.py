@@ -28,9 +28,10 @@ from fpn.errors import InputError
 from fpn.lit.callbacks import Bar, PlainProgress, PrintStageTimes, Scores, Throughput
 from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
 from fpn.lit.cli import COMMANDS
-from fpn.lit.module import DetectionModule, StepError
+from fpn.lit.module import DetectionModule
 from fpn.lit.run_folder import OwnFolder, led_by_a_file
 from fpn.lit.stopping import EndOnSignal, EndTogether
+from fpn.lit.together import StepError
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, import_named, only_installed
 from fpn.upgrade import upgraded
@@ -59,6 +60,9 @@ class DetectionCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Read COCO unless told otherwise, and take the number of classes from the data."""
         parser.set_defaults({"data": {"class_path": "fpn.data.datamodule.CocoDataModule"}})
+        metrics = ("fpn.evaluation.BoxAP", "fpn.evaluation.ProposalRecall")
+        # Told here too, so that --model.metrics+= adds one to them.
+        parser.set_defaults({"model.metrics": [{"class_path": metric} for metric in metrics]})
         parser.link_arguments("data", "model.classes", _number_of_classes, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
