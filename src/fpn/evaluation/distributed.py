@@ -20,7 +20,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from fpn.errors import InputError
 from fpn.evaluation.engines import Engine
-from fpn.evaluation.inputs import AnnotationSource, GroundTruth, Results, read_annotations
+from fpn.evaluation.inputs import AnnotationSource, GroundTruth, Results, read_truth
 from fpn.types import Detections
 
 _ENTRIES_AT_ONCE = 100_000
@@ -144,7 +144,7 @@ class COCOMetric(Metric):
     def _seen(self) -> tuple[GroundTruth, Results]:
         """Ground truth and results of the images seen."""
         if self._truth is None:
-            self._truth = read_annotations(self.annotations)
+            self._truth = read_truth(self.annotations)
         image_ids = self._joined("images").tolist()
         if twice := [id_ for id_, times in Counter(image_ids).items() if times > 1]:
             raise RuntimeError(
