@@ -129,7 +129,7 @@ def test_a_detector_of_given_proposals_is_refused(
 
 def test_sides_are_positive(predictor: Predictor) -> None:
     for sides in ({"short_side": 0}, {"max_side": -1}, {"scales": [1, 0]}):
-        with pytest.raises(InputError, match="sides are pixels|scales are factors"):
+        with pytest.raises(InputError, match=r"sides are pixels|scales are factors"):
             Predictor(predictor.detector, **sides)
 
 

@@ -21,7 +21,7 @@ from fpn.evaluation import (
     evaluate_proposals,
     recall_curves,
 )
-from fpn.evaluation.inputs import read_annotations, read_results
+from fpn.evaluation.inputs import read_results, read_truth
 from fpn.types import Batch, Categories, Detections, Inference
 
 CATEGORIES = Categories((2, 7, 90), ("two", "seven", "ninety"))
@@ -200,7 +200,7 @@ def test_half_precision_counts_as_float32(truth: dict[str, Any], found: dict[int
 
 
 def curves(truth: dict[str, Any], results: list[dict[str, Any]], images: list[int]) -> dict[str, Any]:
-    ground = read_annotations(truth)
+    ground = read_truth(truth)
     return recall_curves(ground.restricted_to(images), read_results(results, ground, with_categories=True))
 
 

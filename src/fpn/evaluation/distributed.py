@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from fpn.errors import InputError
-from fpn.evaluation.inputs import GroundTruth, Results, read_annotations
+from fpn.evaluation.inputs import GroundTruth, Results, read_truth
 from fpn.evaluation.metric import Metric, Truth
 from fpn.types import Batch, Detections, Inference
 
@@ -157,7 +157,7 @@ class COCOMetric(Metric):
     def _seen(self) -> tuple[GroundTruth, Results]:
         """Ground truth and results of the images seen."""
         if self._truth is None:
-            self._truth = read_annotations(self._against.annotations)
+            self._truth = read_truth(self._against.annotations)
         image_ids = self._joined("images").tolist()
         if twice := [id_ for id_, times in Counter(image_ids).items() if times > 1]:
             raise RuntimeError(
