@@ -27,7 +27,6 @@ ALLOWED: dict[str, set[str]] = {
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_json"},
     "study": GROUND | {"models", "checkpoints", "study"},
-    "analysis": GROUND | {"ops", "models", "data", "checkpoints", "analysis"},
     "pictures": GROUND,
     "peers": GROUND | {"ops", "models", "data", "peers"},
     "stage_times": GROUND | {"models.detectors"},
