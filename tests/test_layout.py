@@ -47,7 +47,6 @@ ALLOWED: dict[str, set[str]] = {
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_json"},
     "study": GROUND | {"models", "checkpoints", "study"},
-    "analysis": GROUND | {"ops", "models", "data", "checkpoints", "analysis"},
     "pictures": GROUND,
     "interop": GROUND | {"ops", "models", "data", "shipped", "interop"},
     "stage_times": GROUND | {"models.detectors"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fpn.analysis.levels import likenesses
+from likeness import likenesses
 from fpn.models.detectors import ProposalNetwork
 from fpn.models.necks import FeaturePyramid
 from fpn.models.resnet import ResNet

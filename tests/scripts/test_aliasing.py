@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpn.analysis.aliasing import UPSAMPLINGS, block_edges, drifts, merged_maps, smoothing, spectrum
+from aliasing import UPSAMPLINGS, block_edges, drifts, merged_maps, smoothing, spectrum
 from fpn.models.detectors import ProposalNetwork
 from fpn.models.necks import FeaturePyramid, SingleLevel
 from fpn.models.resnet import ResNet
