@@ -13,6 +13,9 @@ from fpn.models.detectors import FasterRCNN
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))  # the measures of `scripts/questions.py`
+
+from aliasing import smooths_a_sum  # noqa: E402
+
 SHORT = "--data.train_count 500 --data.val_count 60 --model.schedule.steps 240 --trainer.limit_val_batches 0"
 LOGGER = "{class_path: fpn.lit.metrics_file.MetricsFile, init_args: {save_dir: runs, name: notebooks}}"
 

@@ -10,12 +10,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from aliasing import bilinear, block_edges, drifts, merged_maps, smoothing, smooths_a_sum, spectrum
-from likeness import likenesses
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from aliasing import bilinear, block_edges, drifts, merged_maps, smoothing, smooths_a_sum, spectrum
 from fpn.checkpoints import load
 from fpn.console import mistakes
 from fpn.data.coco import CocoDataset, read_annotations
@@ -26,6 +25,7 @@ from fpn.files import replacing
 from fpn.models.detectors import ProposalNetwork
 from fpn.models.necks import FeaturePyramid
 from fpn.study.results import read_runs
+from likeness import likenesses
 
 ABOUT = ("data", "family", "row", "name", "seed", "images")
 """What the first columns tell of a run."""

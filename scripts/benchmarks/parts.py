@@ -174,7 +174,7 @@ def torchvision_loading(files: Sequence[Path], settings: ImageSettings) -> Work:
 
 def loading(files: Sequence[Path], settings: ImageSettings) -> Work:
     """What our data sets do for training; with antialias, bytes are resized as such."""
-    transforms = [TrainTransform(settings, flip_probability=float(flips)) for flips in (False, True)]
+    transforms = [TrainTransform([settings], flip_probability=float(flips)) for flips in (False, True)]
     generator = torch.Generator()
 
     def load(index: int) -> Sample:

@@ -6,6 +6,10 @@ if TYPE_CHECKING:
     from fpn.checkpoints import load as load
     from fpn.errors import InputError as InputError
     from fpn.evaluation.metric import Metric as Metric
+    from fpn.interop.detectron2 import DETECTRON2_IMAGES as DETECTRON2_IMAGES
+    from fpn.interop.detectron2 import load_detectron2 as load_detectron2
+    from fpn.interop.torchvision import load_torchvision as load_torchvision
+    from fpn.interop.torchvision import to_torchvision as to_torchvision
     from fpn.models.bottom_up import BottomUp as BottomUp
     from fpn.models.detectors import FasterRCNN as FasterRCNN
     from fpn.models.detectors import FastRCNN as FastRCNN
@@ -15,10 +19,6 @@ if TYPE_CHECKING:
     from fpn.models.resnet import ResNet as ResNet
     from fpn.models.roi_head import HeadInput as HeadInput
     from fpn.models.timm_bottom_up import TimmBottomUp as TimmBottomUp
-    from fpn.interop.detectron2 import DETECTRON2_IMAGES as DETECTRON2_IMAGES
-    from fpn.interop.detectron2 import load_detectron2 as load_detectron2
-    from fpn.interop.torchvision import load_torchvision as load_torchvision
-    from fpn.interop.torchvision import to_torchvision as to_torchvision
     from fpn.predictor import Predictor as Predictor
     from fpn.types import Batch as Batch
     from fpn.types import Categories as Categories

@@ -1,7 +1,7 @@
 """What users write outside of the package, by the real command line, from a first fit to a table's report.
 
-The files in `files/` are theirs: a neck, a bottom-up, a box head, a box loss, a metric and a row of a table. They
-lie in a temporary folder, which is the working directory.
+The files in `files/` are theirs: a neck, a bottom-up, a box head, a box loss, a metric and a row of a table.
+They lie in a temporary folder, which is the working directory.
 """
 
 import json
@@ -89,7 +89,16 @@ ENTRY = "import sys; sys.path.pop(0); from fpn.__main__ import main; sys.argv[0]
 @pytest.fixture(scope="module")
 def fitted(folder: Path) -> Path:
     """The last checkpoint of a fit of five of ten steps."""
-    run(folder, "fit", "--config", "own.yaml", "--trainer.max_steps", "5", "--trainer.logger.init_args.name", "own")
+    run(
+        folder,
+        "fit",
+        "--config",
+        "own.yaml",
+        "--trainer.max_steps",
+        "5",
+        "--trainer.logger.init_args.name",
+        "own",
+    )
     return folder / "runs" / "own" / "version_0" / "checkpoints" / "last.ckpt"
 
 
@@ -101,7 +110,9 @@ def test_a_fit_trains_what_its_configuration_names(fitted: Path) -> None:
 
 def test_the_fit_goes_on(folder: Path, fitted: Path) -> None:
     said = run(folder, "fit", "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", *IMPORT)
-    newest = max(folder.glob("runs/fpn/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    newest = max(
+        folder.glob("runs/fpn/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime
+    )
     assert torch.load(newest, weights_only=True)["global_step"] == 10, said
 
 
@@ -117,7 +128,17 @@ def test_it_is_scored_by_the_users_metric_too(folder: Path, fitted: Path, comman
 
 
 def test_it_predicts(folder: Path, fitted: Path) -> None:
-    run(folder, "predict", "--ckpt_path", str(fitted), "--images", "shapes/val2017", "--device", "cpu", *IMPORT)
+    run(
+        folder,
+        "predict",
+        "--ckpt_path",
+        str(fitted),
+        "--images",
+        "shapes/val2017",
+        "--device",
+        "cpu",
+        *IMPORT,
+    )
     assert json.loads((folder / "predictions" / "detections.json").read_text())
 
 
@@ -139,7 +160,11 @@ assert len(found.boxes) and torch.equal(found.boxes, again.boxes)
     (folder / "use.py").write_text(script)
     image = next((folder / "shapes" / "val2017").iterdir())
     done = subprocess.run(
-        [sys.executable, "use.py", str(fitted), str(image)], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "use.py", str(fitted), str(image)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from likeness import likenesses
 from fpn.models.detectors import ProposalNetwork
 from fpn.models.necks import FeaturePyramid
 from fpn.models.resnet import ResNet
 from fpn.types import Features
+from likeness import likenesses
 
 
 class Averages(nn.Module):

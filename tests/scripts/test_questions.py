@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import questions
 
+import questions
 from fpn.data.shapes import generate_shapes
 from fpn.lit.cli import main
 

@@ -293,7 +293,8 @@ def annotations_of(file: CocoFile) -> Annotations:
     if len(degenerate) >= FEW_DEGENERATE and len(degenerate) > MAX_DEGENERATE * len(usable):
         raise InputError(
             f"{file.source}: {len(degenerate)} of {len(usable)} boxes are empty or lie outside their image"
-            f" (annotations {', '.join(map(str, degenerate[:5]))}, …); a bbox is [x, y, width, height] in pixels"
+            f" (annotations {', '.join(map(str, degenerate[:5]))}, …); "
+            "a bbox is [x, y, width, height] in pixels"
         )
     order = np.argsort(file.image, kind="stable")
     order = order[usable[order]]

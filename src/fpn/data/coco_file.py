@@ -142,7 +142,7 @@ class Entries:
             values = [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
             values = [v if isinstance(v, list | tuple) and len(v) == 4 else (None,) * 4 for v in values]
         sides, fine = _column(list(chain.from_iterable(values)), {int, float}, _number, np.float64)
-        boxes = self._typed("bbox", "four numbers", sides.reshape(-1, 4), fine.reshape(-1, 4).all(axis=1))
+        boxes = self._typed("bbox", "four numbers", sides.reshape(-1, 4), fine.reshape(-1, 4).min(axis=1))
         return self._finite("bbox", "four finite numbers", boxes)
 
     def areas(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -213,7 +213,7 @@ class Entries:
         finite = np.isfinite(numbers)
         self.note(
             f"{key} finite",
-            ~(finite if finite.ndim == 1 else finite.all(axis=1)),
+            ~(finite if finite.ndim == 1 else finite.min(axis=1)),
             self.tell_not(key, wanted),
             malformed=False,
         )

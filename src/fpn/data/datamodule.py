@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
@@ -24,6 +23,7 @@ from fpn.data.samplers import AspectRatioBatches, ExactShards
 from fpn.data.shapes import SCENES, Scene, generate_shapes
 from fpn.data.transforms import EvalTransform, Sample, Transform, as_stored, collate, collate_scales
 from fpn.errors import InputError
+from fpn.settings import NonNegativeInt, PositiveInt, Share
 from fpn.types import Categories
 
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
@@ -62,7 +62,7 @@ class CocoDataModule(LightningDataModule):
         eval_batch_size: PositiveInt = 1,
         num_workers: NonNegativeInt = 4,
         keep_empty_images: bool = False,
-        max_unreadable: ClosedUnitInterval = 0.001,
+        max_unreadable: Share = 0.001,
         label_gaps: bool = False,
         seed: NonNegativeInt = 0,
     ) -> None:

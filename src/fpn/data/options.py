@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
-
 from fpn.data.transforms import ImageSettings, Rounding, TrainTransform
+from fpn.settings import PositiveFloat, PositiveInt, Share
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class ImageOptions:
     train_scales: tuple[PositiveFloat, ...] = ()
     scale_max_side: bool = True
     test_scales: tuple[PositiveFloat, ...] = ()
-    flip_probability: ClosedUnitInterval = 0.5
+    flip_probability: Share = 0.5
     antialias: bool = False
     rounding: Rounding = "down"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -17,7 +17,6 @@ from torchvision.ops import box_convert
 from fpn.data.coco import read_annotations
 from fpn.data.coco_file import Entries, read_json
 from fpn.data.proposals import Proposals, Stamp, file_hash, write_proposals
-from fpn.errors import InputError
 from fpn.files import replacing
 
 
@@ -65,8 +64,8 @@ def proposals_from_results(results: Path, annotations: Path, out: Path, top: int
         corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1).astype(np.float32)
     entries.note("score", ~np.isfinite(scores), entries.tell_not("score", "a finite number"))
     for bad, wanted in (
-        (~np.isfinite(corners).all(axis=1), "four finite numbers"),
-        ((bbox[:, 2:] < 0).any(axis=1), "of positive width and height"),
+        (~np.isfinite(corners).min(axis=1), "four finite numbers"),
+        ((bbox[:, 2:] < 0).max(axis=1), "of positive width and height"),
     ):
         entries.note("bbox", bad, entries.tell_not("bbox", wanted))
     entries.note(

@@ -3,9 +3,9 @@
 Symbols: T IoU thresholds .50:.05:.95, R recall thresholds 0:.01:1, K categories, A areas (by default all,
 small, medium, large), L limits on the results per image.
 
-Both engines get the same fresh Python dicts of float64 numbers, held in memory, and match alike: their
-recall is equal to the last bit. Images and categories are
-numbered in the order of their ids, as engines tell ids beyond 2^53 no longer apart. Their precision differs by up to 2.3e-16, because pycocotools adds
+Both engines get the same fresh Python dicts of float64 numbers, held in memory, and match alike: their recall
+is equal to the last bit. Images and categories are numbered in the order of their ids, as engines tell ids
+beyond 2^53 no longer apart. Their precision differs by up to 2.3e-16, because pycocotools adds
 `np.spacing(1)` to each denominator and faster-coco-eval does not.
 """
 

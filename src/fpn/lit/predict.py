@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -29,6 +28,7 @@ from fpn.models.detectors import Detector, ProposalNetwork
 from fpn.parsing import Parser
 from fpn.pictures import draw
 from fpn.predictor import Predictor
+from fpn.settings import NonNegativeInt, PositiveFloat, PositiveInt
 from fpn.stage_times import StageTimes
 from fpn.trust import check_classes, only_installed
 from fpn.types import Categories, Detections, Precision

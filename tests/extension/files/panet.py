@@ -1,4 +1,4 @@
-"""PANet's bottom-up path after FPN (Liu et al., 2018, Sec. 3.1), with BatchNorm as its authors' code has it."""
+"""PANet's bottom-up path after FPN (Liu et al., 2018, Sec. 3.1), with BatchNorm."""
 
 import torch
 from torch import Tensor, nn
