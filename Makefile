@@ -5,7 +5,7 @@ LOWEST := .venv-lowest
 PYTHON ?= python3
 UV := $(shell command -v uv 2> /dev/null)
 
-.PHONY: quickstart test test-lowest notebooks lint clean
+.PHONY: quickstart test test-lowest notebooks wheel lint clean
 
 quickstart: $(VENV)/.installed  ## train, test and look at a small detector, from nothing, in minutes
 	$(BIN)/python scripts/quickstart.py
@@ -18,6 +18,9 @@ test-lowest: $(LOWEST)/.installed  ## the test suite with the lowest versions th
 
 notebooks: $(VENV)/.installed  ## the notebooks, from top to bottom
 	$(BIN)/jupyter execute notebooks/*.ipynb
+
+wheel: $(VENV)/.installed  ## the wheel: built, installed elsewhere, tried there
+	$(BIN)/python scripts/try_wheel.py
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .

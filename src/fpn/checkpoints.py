@@ -216,7 +216,8 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
     config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts}
     config["model"] |= {"start_from": None, "start_parts": None, "frozen_parts": []}
     settings = config["data"].get("init_args", config["data"])
-    settings |= {key: None for key in settings if key.endswith("_proposals")}
+    for split in {"train", "val", "test"} & settings.keys():
+        settings[split] = settings[split] | {"proposals": None}
     # Not to be resumed: there is no state of an optimiser that fits the whole.
     joined = {
         key: value

@@ -42,7 +42,7 @@ def evaluate(annotations: str, results: str, proposals: bool = False, engine: En
 def proposals(source: str, out: str, annotations: str | None = None, top: PositiveInt | None = None) -> None:
     """Convert a COCO results file to a proposal file, or back.
 
-    A proposal file is what data.train_proposals, data.val_proposals and data.test_proposals name:
+    A proposal file is what data.train.proposals, data.val.proposals and data.test.proposals name:
     the boxes that Fast R-CNN is trained and tested on. `fpn predict --annotations` writes one of a
     trained ProposalNetwork; this command makes one of any other proposer's results.
 

@@ -164,10 +164,10 @@ class DetectionModule(LightningModule):
         if self.detector.reads_proposals != self.data.reads_proposals:
             name = type(self.detector).__name__
             raise InputError(
-                f"{name} needs proposals: give data.train_proposals and val_proposals (or test_proposals), "
-                "files that `fpn predict --annotations` writes"
+                f"{name} needs proposals: give data.train.proposals and data.val.proposals (or "
+                "data.test.proposals), files that `fpn predict --annotations` writes"
                 if self.detector.reads_proposals
-                else f"{name} makes its own proposals: leave out data.train_proposals and the like"
+                else f"{name} makes its own proposals: leave out data.train.proposals and the like"
             )
         data = self.data
         path = data.test_annotations_path if stage == "test" else data.val_annotations_path

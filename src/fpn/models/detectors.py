@@ -297,7 +297,7 @@ def _roi_head(
 def _given_proposals(batch: Batch, number: int) -> list[Tensor]:
     if batch.proposals is None:
         raise InputError(
-            "FastRCNN needs proposals: give data.train_proposals, val_proposals or test_proposals "
+            "FastRCNN needs proposals: give data.train.proposals, data.val.proposals or data.test.proposals "
             "(`fpn predict --annotations` writes them)"
         )
     return [boxes[:number] for boxes in batch.proposals]

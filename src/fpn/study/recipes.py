@@ -182,7 +182,7 @@ class Making(NamedTuple):
         if proposals is not None:
             for split in ("train", "val"):
                 file = proposals.folder / split / "proposals.safetensors"
-                words += [f"--data.{split}_proposals", str(file)]
+                words += [f"--data.{split}.proposals", str(file)]
         last = str(folder / "last.ckpt")
         steps = [
             Step("fit", (*words, *study.given), resumable=True, results=("last.ckpt",)),
