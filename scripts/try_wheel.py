@@ -13,10 +13,22 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = (
-    "--data.train_count 8 --data.val_count 4 --data.num_workers 0 --data.batch_size 2 --trainer.max_steps 2 "
-    "--trainer.num_sanity_val_steps 0 --model.detector.bottom_up.name resnet10"
-).split()
+SMALL = [
+    "--data.train_count",
+    "8",
+    "--data.val_count",
+    "4",
+    "--data.num_workers",
+    "0",
+    "--data.batch_size",
+    "2",
+    "--trainer.max_steps",
+    "2",
+    "--trainer.num_sanity_val_steps",
+    "0",
+    "--model.detector.bottom_up.name",
+    "resnet10",
+]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fpn.data.audit import audit
+from fpn.data.audit import look_at
 from fpn.data.coco import read_annotations
 from fpn.data.results import proposals_from_results
 from fpn.errors import InputError
@@ -124,7 +124,7 @@ def test_annotations(tmp_path: Path, content: Json) -> None:
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(content))
     read = outcome(lambda: read_annotations(path), path)
-    report = outcome(lambda: audit(path, anchor_sizes=ANCHOR_SIZES), path)
+    report = outcome(lambda: look_at(path, anchor_sizes=ANCHOR_SIZES), path)
     assert not isinstance(report, str), "the audit reads all that is JSON"
     json.dumps(report.as_json(), allow_nan=False)
     scored = outcome(lambda: inputs.read_annotations(path), path)
@@ -221,7 +221,7 @@ def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.json"):
         for call in (
             lambda path=path: read_annotations(path),
-            lambda path=path: audit(path, anchor_sizes=ANCHOR_SIZES),
+            lambda path=path: look_at(path, anchor_sizes=ANCHOR_SIZES),
             lambda path=path: inputs.read_annotations(path),
         ):
             assert isinstance(outcome(call, path), str)
@@ -233,6 +233,6 @@ def test_what_was_damaged_is_whole_at_first(tmp_path: Path) -> None:
     truth.write_text(json.dumps(TRUTH))
     found.write_text(json.dumps(RESULTS))
     assert len(read_annotations(truth).boxes) == 3
-    assert audit(truth, anchor_sizes=ANCHOR_SIZES).validation_refusal == ""
+    assert look_at(truth, anchor_sizes=ANCHOR_SIZES).validation_refusal == ""
     assert score_boxes(truth, found).overall["AP50"] > 0
     assert proposals_from_results(found, truth, tmp_path / "out.safetensors") == 3

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     **{name: GROUND | {"ops"} | CRITERIA for name in CRITERIA},
     "models.detectors": GROUND | {"ops", "models"},
     "data": GROUND | {"ops", "data"},
-    "evaluation": GROUND | {"ops", "evaluation", "data.coco_json"},
+    "evaluation": GROUND | {"ops", "evaluation", "data.coco_file"},
     "study": GROUND | {"models", "checkpoints", "study"},
     "pictures": GROUND,
     "interop": GROUND | {"ops", "models", "data", "shipped", "interop"},

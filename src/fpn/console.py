@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import sys
 import traceback
@@ -41,13 +42,23 @@ def _mistake(error: BaseException | None) -> str | None:
             return "; ".join([line, *getattr(error, "__notes__", [])])
         if isinstance(error, ArgumentError):
             # What the parser got is a long listing, and no news to who gave it.
-            return " ".join(str(error).partition("Got value:")[0].split())
+            return _out_of_bounds(str(error)) or " ".join(str(error).partition("Got value:")[0].split())
         if _refused_by_lightning(error):
             return " ".join(str(error).split())
         if isinstance(error, OSError) and (told := refused(error)) is not None:
             return told
         error = error.__cause__
     return None
+
+
+def _out_of_bounds(message: str) -> str | None:
+    """What the parser says of a number that an option cannot be, in one line; None of anything else."""
+    found = re.search(r"(\S+) does not conform to restriction (v>=?0(?: and v<=1)?)", message)
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    if found is None or not keys:
+        return None
+    wanted = {"v>0": "a number above 0", "v>=0": "0 or more"}.get(found[2], "a number from 0 to 1")
+    return f"{'.'.join(keys)} is {found[1]}: give {wanted}"
 
 
 def _refused_by_lightning(error: BaseException) -> bool:

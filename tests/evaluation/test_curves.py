@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fpn.evaluation import ProposalRecall, evaluate_proposals, recall_curves, scoring
+from fpn.evaluation import ProposalRecall, Truth, evaluate_proposals, recall_curves, scoring
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.inputs import read_results, read_truth
-from fpn.types import Detections
+from fpn.types import Batch, Categories, Detections, Inference
 
 LIMITS = [1, 3, 10, 30, 100, 300, 1000]
 OCTAVES = [(0, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, math.inf)]
@@ -183,14 +183,15 @@ def test_nothing_found_is_0_and_nothing_to_find_is_none(truth: dict[str, Any]) -
 def test_the_metrics_curves_are_of_the_images_seen(truth: dict[str, Any]) -> None:
     boxes = torch.tensor([[0.0, 0, 64, 64], [10, 10, 300, 200]])
     found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.ones(2, dtype=torch.int64))
-    metric = ProposalRecall(truth)
+    metric = ProposalRecall()
+    metric.score_on(Truth(truth, Categories((1,), ("object",))))
     entries = [
         {"image_id": number, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
         for number in (1, 2)
         for (x1, y1, x2, y2), score in zip(boxes.tolist(), found.scores.tolist(), strict=True)
     ]
     for seen in ([1], [1, 2]):
-        metric.update(seen[-1:], [found])
+        metric.update(Batch(torch.empty(1, 3, 1, 1), [], [], seen[-1:]), Inference([found], None))
         part = truth | {
             "images": [{"id": number} for number in seen],
             "annotations": [one for one in truth["annotations"] if one["image_id"] in seen],

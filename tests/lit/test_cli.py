@@ -170,7 +170,10 @@ def test_options_of_the_trainer_that_a_checkpoint_was_trained_with_are_asked_for
     [
         ("schedule.reference_images=0", "schedule.reference_images is 0: give 1 or more"),
         ("optimizer.lr=-1", "model.optimizer: Invalid learning rate: -1.0"),
-        ("detector.roi_sampling.per_image=-1", "roi_sampling.per_image is -1: give 1 or more"),
+        (
+            "detector.roi_sampling.per_image=-1",
+            "model.detector.roi_sampling.per_image is -1: give a number above 0",
+        ),
         ("detector.rpn.box_weights=[1,1,1]", '"box_weights": Expected a tuple with 4 elements'),
     ],
 )

@@ -22,8 +22,9 @@ from torch import Tensor
 from fpn.errors import InputError
 from fpn.lit.callbacks import Scores
 from fpn.lit.checkpointing import LastCheckpoint, WholeCheckpoints
-from fpn.lit.cli import DetectionCLI, main
+from fpn.lit.cli import main
 from fpn.lit.guards.finite import first_non_finite
+from fpn.lit.lightning_cli import DetectionCLI
 from fpn.lit.metrics_file import MetricsFile
 from fpn.lit.module import DetectionModule
 from fpn.lit.optimizer import PaperSGD

@@ -27,9 +27,12 @@ from fpn import (
 )
 from fpn.checkpoints import build_detector
 from fpn.data.coco import read_annotations, read_image
-from fpn.interop import detectron2
 from fpn.lit.cli import main
+from fpn.models.losses import SmoothL1
+from fpn.models.postprocess import DetectionSelection, ProposalSelection
 from fpn.models.resnet import ResNet
+from fpn.models.roi_head import RoIHead
+from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
 from fpn.types import NO_CATEGORY
 from fpn.weights import read_checkpoint
@@ -57,11 +60,22 @@ def test_detectron2s_conventions_are_the_loaders() -> None:
     with torch.device("meta"):
         row = [given(n)["model"]["detector"] for n in ("base", "conventions/detectron2")]
         configured = build_detector(row, 80)
+        # By hand, from Detectron2's documentation of its defaults.
         loaders = FasterRCNN(
             80,
-            bottom_up=partial(ResNet, "resnet50", stride_in_1x1=True, frozen_stages=2),
-            **detectron2._RPN,
-            **detectron2._ROI,
+            bottom_up=partial(
+                ResNet, "resnet50", weights="IMAGENET1K_V1", stride_in_1x1=True, frozen_stages=2
+            ),
+            rpn=partial(RegionProposalNetwork, rounded=False, grid="stride"),
+            roi_head=partial(RoIHead, sampling_ratio=0, aligned=True, epsilon=0.0),
+            anchor_sampling=AnchorSampling(crowd_overlap=None),
+            roi_sampling=RoISampling(crowd_overlap=None),
+            training_proposals=ProposalSelection(2000, 1000, min_size=1e-30),
+            testing_proposals=ProposalSelection(1000, 1000, min_size=1e-30),
+            detections=DetectionSelection(min_size=1e-30),
+            rpn_box_loss=partial(SmoothL1, beta=0.0),
+            roi_box_loss=partial(SmoothL1, beta=0.0),
+            rpn_loss_per_image=256,
         )
     assert settings(configured) == settings(loaders)
     data = given("conventions/detectron2")["data"]
@@ -78,7 +92,7 @@ def test_torchvisions_conventions_are_its_own() -> None:
         ours = build_detector(row, 90)
     defaults = FasterRCNN(
         90,
-        bottom_up=partial(ResNet, "resnet50", frozen_stages=2),
+        bottom_up=partial(ResNet, "resnet50", weights="IMAGENET1K_V1", frozen_stages=2),
         anchor_sampling=AnchorSampling(crowd_overlap=None),
         roi_sampling=RoISampling(crowd_overlap=None),
     )

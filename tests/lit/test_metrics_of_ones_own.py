@@ -59,7 +59,7 @@ def test_a_metric_of_ones_own(
     scores = scores_of(Path("runs/tiny/version_1"))
     assert (scores["found"], scores["true"]) == (20, pytest.approx(objects))
     assert "AP" not in scores
-    two = [*test, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    two = [*test, "--import", "counting", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:."}
     run = subprocess.run([sys.executable, "-m", "fpn", *two], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr

@@ -13,6 +13,7 @@ from lit_runs import kept
 from torch import Tensor
 
 from fpn.data.datamodule import CocoDataModule
+from fpn.data.options import ImageOptions
 from fpn.lit.cli import main
 from fpn.lit.module import DetectionModule
 from fpn.lit.schedule import Schedule
@@ -126,7 +127,7 @@ def test_plain_python_starts_from_them_too(
         return Trainer(accelerator="cpu", max_epochs=-1, use_distributed_sampler=False, logger=False, **quiet)
 
     def data() -> CocoDataModule:
-        return CocoDataModule(str(shapes), short_side=96, max_side=96, num_workers=0)
+        return CocoDataModule(str(shapes), images=ImageOptions(96, 96), num_workers=0)
 
     first, again = module(), module()
     assert not torch.equal(bottom_up(first.state_dict()), weights[WEIGHT])
