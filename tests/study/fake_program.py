@@ -1,20 +1,16 @@
-"""Stands in for `fpn` where the runner is tested: the same habits, and no training.
+"""Stands in for `fpn` where tasks are run: the same habits, and no training.
 
-    fit STEPS SECONDS --folder RUNS [--ckpt_path CKPT]  count steps; on SIGTERM write last.ckpt and exit 143
-    test SCORE --folder RUNS                            write scores.json
-    fail LINE ...                                       print lines, exit with status 2
-    die                                                 end by SIGKILL
-    stay                                                ignore SIGTERM, as does a process it starts
-    leave CODE SECONDS --folder RUNS                    write scores.json, and exit then or on SIGTERM, but
-                                                        not the process it starts
-    environment --folder RUNS                           write environment.json
+    fit STEPS SECONDS --folder FOLDER [--ckpt_path CKPT]  count steps; on SIGTERM write last.ckpt and exit 143
+    test SCORE --folder FOLDER                            write scores.json
+    fail LINE ...                                         print lines, exit with status 2
+    stay --folder FOLDER                                  ignore SIGTERM, as does a process it starts
+    environment --folder FOLDER                           write environment.json
 
-Every start, step and end is a line of events.txt beside RUNS.
+FOLDER is the task's: every start, step and end is a line of events.txt there, results lie in a version_N.
 """
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,48 +19,32 @@ from pathlib import Path
 
 command, *words = sys.argv[1:]
 options = {words[i]: words[i + 1] for i in range(len(words) - 1) if words[i].startswith("--")}
-runs = Path(options.get("--folder", "runs"))
+folder = Path(options.get("--folder", "study"))
 
 
 def event(text: str) -> None:
-    with (runs.parent / "events.txt").open("a") as file:
+    with (folder / "events.txt").open("a") as file:
         file.write(f"{time.time()} {text}\n")
 
 
 def version() -> Path:
-    folder = runs / f"version_{len(list(runs.glob('version_*')))}"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def child() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-    event(f"child {process.pid}")
-
-
-def leave() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(words[0])))
-    (version() / "scores.json").write_text(json.dumps({"AP": 0.25}))
-    child()
-    time.sleep(float(words[1]))
-    sys.exit(int(words[0]))
+    own = folder / f"version_{len(list(folder.glob('version_*')))}"
+    (own / "checkpoints").mkdir(parents=True)
+    return own
 
 
 def fit() -> None:
     steps, seconds, done = int(words[0]), float(words[1]), 0
     if "--ckpt_path" in options:
-        done = int(Path(options["--ckpt_path"]).with_name("step.txt").read_text())
-    checkpoints = version() / "checkpoints"
-    checkpoints.mkdir()
+        done = int(Path(options["--ckpt_path"]).read_text())
+    last = version() / "checkpoints" / "last.ckpt"
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     while done < steps and not stop:
         time.sleep(seconds)
-        print(f"epoch 1, step {done + 1} of {steps} (0:00:00 left): loss 1.2", flush=True)  # noqa: T201
         event(f"step {done}")
         done += 1
-    (checkpoints / "step.txt").write_text(str(done))
-    shutil.copy(os.environ["TEMPLATE"], checkpoints / "last.ckpt")
+    last.write_text(str(done))
     if stop:
         sys.exit(143)
 
@@ -77,14 +57,11 @@ elif command == "test":
 elif command == "fail":
     print("\n".join(words))  # noqa: T201
     sys.exit(2)
-elif command == "die":
-    os.kill(os.getpid(), signal.SIGKILL)
 elif command == "stay":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    child()
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    event(f"child {process.pid}")
     time.sleep(300)
-elif command == "leave":
-    leave()
 elif command == "environment":
     (version() / "environment.json").write_text(json.dumps(dict(os.environ)))
 event("end")

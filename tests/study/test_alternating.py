@@ -54,13 +54,13 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for task in plan(["table5"], ["resnet50_shared"], data="shapes", out="study", given=given):
             folder = Path("study", task.name)
             for step in task.steps:
-                words = list(step.arguments)
+                words = list(step.words)
                 if step.name in ("fit", "test") and ("fast_rcnn" in task.name or task.about):
                     words += DETECTIONS
                 if step.name == "test" and task.steps[0].name == "join":
                     words = [word for word in words if word not in given] + DETECTIONS
                 main(words)
-                for name in step.collect:
+                for name in step.results:
                     newest = max(
                         folder.glob(f"version_*/**/{name}"), key=lambda path: path.stat().st_mtime_ns
                     )

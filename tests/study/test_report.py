@@ -2,7 +2,6 @@ import itertools
 import json
 import math
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,11 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from fpn.errors import InputError
-from fpn.study import paper
-from fpn.study.order import compare_order
+from fpn.study.commands import report
+from fpn.study.paper import paper_table
 from fpn.study.report import write_report
+from fpn.study.results import read_runs
+from fpn.study.sections import compare_order
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "report.py"
 Tables = dict[str, dict[str, dict[str, dict[str, str]]]]
@@ -90,19 +91,19 @@ def parsed(path: Path) -> tuple[Tables, str]:
 
 
 def test_the_papers_numbers() -> None:
-    table = paper.table("table1")
+    table = paper_table("table1")
     assert table.columns[:3] == ("anchors", "AR@100", "AR@1000")
     assert list(table.rows) == ["a", "b", "c", "d", "e", "f"]
     assert table.rows["c"].name == "FPN"
     assert table.rows["c"].values["AR@1000_small"] == 44.9
-    assert paper.table("table2").rows["d"].values["AP"] == 24.9
-    assert paper.table("table3").rows["star"].values["AP_small"] is None
-    assert paper.table("table4").rows["resnet101"].values["AP"] == 36.2
-    assert paper.table("table5").rows["resnet101_shared"].values == {"AP50": 58.2, "AP": 35.2}
-    assert paper.table("table6").rows["dual"].values["AR"] == 45.7
-    assert paper.table("running_time").rows["resnet50_fpn"].values == {"seconds": 0.148}
+    assert paper_table("table2").rows["d"].values["AP"] == 24.9
+    assert paper_table("table3").rows["star"].values["AP_small"] is None
+    assert paper_table("table4").rows["resnet101"].values["AP"] == 36.2
+    assert paper_table("table5").rows["resnet101_shared"].values == {"AP50": 58.2, "AP": 35.2}
+    assert paper_table("table6").rows["dual"].values["AR"] == 45.7
+    assert paper_table("running_time").rows["resnet50_fpn"].values == {"seconds": 0.148}
     with pytest.raises(InputError, match="no table 'table9'; use one of table1"):
-        paper.table("table9")
+        paper_table("table9")
 
 
 def test_recall_of_ten_proposals_comes_from_the_curves(tmp_path: Path) -> None:
@@ -302,7 +303,7 @@ def test_figures_show_every_row_that_has_curves(tmp_path: Path) -> None:
 def test_curves_over_unlike_limits_are_refused(tmp_path: Path) -> None:
     run(tmp_path / "0", ar(0.5), curves=curves(0.5))
     run(tmp_path / "1", ar(0.5), seed=1, curves=curves(0.5, limits=(1, 2)))
-    with pytest.raises(InputError, match=r"1/curves\.json: limits, .* are not those of .*0/curves\.json"):
+    with pytest.raises(InputError, match=r"the curves of .*/1 are over other limits, .* than those of .*/0;"):
         write_report([tmp_path], tmp_path / "out")
 
 
@@ -316,35 +317,16 @@ def test_the_same_run_twice_is_refused_and_a_folder_named_twice_is_not(tmp_path:
         write_report([tmp_path], tmp_path / "out")
 
 
-BROKEN: dict[str, tuple[str, str, str]] = {
-    "torn": ("run.json", '{"table": "tab', r"run\.json: not JSON"),
-    "list": ("run.json", "[]", r"run\.json: a JSON object is expected"),
-    "no row": ("run.json", '{"table": "table1"}', r"run\.json: 'row' is missing or no text"),
-    "table": (
-        "run.json",
-        '{"table": "table9", "row": "c", "name": "x", "seed": 0, "family": "paper", "data": "coco"}',
-        r"run\.json: table 'table9' is unknown; use one of table1",
-    ),
-    "seed": (
-        "run.json",
-        '{"table": "table1", "row": "c", "name": "x", "seed": true, "family": "paper", "data": "coco"}',
-        r"run\.json: 'seed' is missing or no integer",
-    ),
-    "scores": ("scores.json", "{", r"scores\.json: not JSON"),
-    "word": ("scores.json", '{"AP": "high"}', r"scores\.json: 'AP' is no number"),
-    "binary": ("scores.json", "\udcff", r"scores\.json: not JSON"),
-    "curves": ("curves.json", "{}", r"curves\.json: 'by_limit' must hold the lists 'limits' and 'AR'"),
-    "short": (
-        "curves.json",
-        json.dumps(curves(0.5) | {"by_iou": {"thresholds": [0.5], "recall@1000": []}}),
-        r"curves\.json: 'by_iou' must hold",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_is_named_in_one_line(tmp_path: Path, kind: str) -> None:
-    file, content, message = BROKEN[kind]
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", '{"table": "tab', r"run\.json: not JSON"),
+        ("run.json", "[]", r"run\.json: a JSON object is expected"),
+        ("run.json", '{"table": "table1"}', r"run\.json: 'row' is missing"),
+        ("scores.json", "\udcff", r"scores\.json: not JSON"),
+    ],
+)
+def test_a_broken_file_is_named_in_one_line(tmp_path: Path, file: str, content: str, message: str) -> None:
     folder = run(tmp_path / "run", ar(0.5), curves=curves(0.5))
     (folder / file).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=message) as caught:
@@ -353,7 +335,39 @@ def test_a_broken_file_is_named_in_one_line(tmp_path: Path, kind: str) -> None:
     assert str(folder) in str(caught.value)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_runs_of_a_table_that_is_not_known(tmp_path: Path) -> None:
+    run(tmp_path / "run", ar(0.5), table="table9")
+    with pytest.raises(InputError, match="its table 'table9' is unknown; there are table1"):
+        write_report([tmp_path], tmp_path / "out")
+
+
+def test_csv_files_hold_what_the_folders_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        scores = ar(0.1 + seed / 3) | {"proposal_AR@1000_large": None}
+        run(Path(f"runs/c/{seed}"), scores, seed=seed, anchors=7, curves=curves(1 / 3))
+    run(Path("runs/d"), None, row="d", name='one, "two"')
+    run(Path("runs/e"), {"seconds": 0.1}, table="fig1", setting="2 threads")
+    assert report(["runs", "--csv", "results"]) == 0
+    assert sorted(path.name for path in Path("results").iterdir()) == [
+        *("by_iou.csv", "by_limit.csv", "by_size.csv", "runs.csv")
+    ]
+    for folder_run, csv_run in zip(read_runs(["runs"]), read_runs(["results"]), strict=True):
+        assert folder_run[:-2] == csv_run[:-2]
+        for one, other in ((folder_run.scores, csv_run.scores), (folder_run.curves, csv_run.curves)):
+            assert flat(one) == pytest.approx(flat(other), nan_ok=True, rel=0, abs=0)
+    texts = [write_report([folder], f"{folder}_report").read_text() for folder in ("runs", "results")]
+    assert texts[0] == texts[1]
+
+
+def flat(numbers: Any) -> list[float]:
+    """All numbers of scores or curves, in an order of their names."""
+    if isinstance(numbers, dict):
+        return [number for _, part in sorted(numbers.items()) for number in flat(part)]
+    return [] if numbers is None else numbers if isinstance(numbers, list) else [numbers]
+
+
+def test_the_script(tmp_path: Path) -> None:
     run(tmp_path / "runs" / "c", ar(0.5), curves=curves(0.5))
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "runs"], capture_output=True, text=True, cwd=tmp_path, check=False
@@ -366,25 +380,22 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        (["nowhere"], "nowhere: no such folder; give folders of runs"),
-        (["empty"], "empty: no run.json in it or below it; give folders of runs"),
-        (["runs", "--out", "runs/c/run.json"], "runs/c/run.json: File exists"),
+        (["nowhere"], InputError, "nowhere: no such folder; give folders of runs"),
+        (["empty"], InputError, "empty: no run.json in it or below it; give folders of runs"),
+        (["runs", "--out", "runs/c/run.json"], FileExistsError, "runs/c/run.json"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_2(
+def test_mistakes(
     tmp_path: Path,
     arguments: list[str],
+    error: type[Exception],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run(Path("runs/c"), ar(0.5))
     Path("empty").mkdir()
-    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == f"report.py: {message}\n"
+    with pytest.raises(error, match=message):
+        report(arguments)

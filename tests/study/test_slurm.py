@@ -1,55 +1,61 @@
-"""Array jobs, with an sbatch that runs every index here and now."""
+"""Jobs on a cluster, with an sbatch that runs each here and now."""
 
 import json
 import os
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from fpn.errors import InputError
-from fpn.study.rows import TABLES
+from fpn.study import pool
+from fpn.study.commands import ablate
 from fpn.study.slurm import script, submit
+from fpn.study.tasks import Step, Task
 
 HERE = Path(__file__).resolve().parent
-ABLATE = HERE.parents[1] / "scripts" / "ablate.py"
 TIME_OUT = 60.0
 
+# Runs the script at once: what it needs was submitted before. Tells what it was given.
 SBATCH = f"""#!{sys.executable} -S
 import os, re, shlex, subprocess, sys
-text = open(sys.argv[1]).read()
-first, last = re.search(r"^#SBATCH --array=(\\d+)-(\\d+)$", text, re.M).groups()
-(logs,) = shlex.split(re.search(r"^#SBATCH --output=(.*)$", text, re.M)[1])
-for index in range(int(first), int(last) + 1):
-    output = logs.replace("%x", "name").replace("%A", "17").replace("%a", str(index))
-    environment = dict(os.environ, SLURM_ARRAY_JOB_ID="17", SLURM_ARRAY_TASK_ID=str(index), SLURM_NTASKS="1")
-    with open(output, "a") as file:
-        subprocess.run(["bash", sys.argv[1]], env=environment, stdout=file, stderr=file)
-print("Submitted batch job 17")
+number = len(open("calls.txt").readlines()) + 1 if os.path.exists("calls.txt") else 1
+open("calls.txt", "a").write(" ".join(sys.argv[1:]) + chr(10))
+(output,) = shlex.split(re.search(r"^#SBATCH --output=(.*)$", open(sys.argv[-1]).read(), re.M)[1])
+with open(output, "a") as file:
+    environment = dict(os.environ, SLURM_JOB_ID=str(number), SLURM_NTASKS="1")
+    environment.pop("FPN_IMPORT", None)
+    subprocess.run(["bash", sys.argv[-1]], env=environment, stdout=file, stderr=file)
+print(f"{{number}};cluster")
 """
 SCONTROL = """#!/bin/sh
 echo "$@" >> scontrol.txt
 """
-# One index's command: the tasks of its name and one that all need.
+SQUEUE = """#!/bin/sh
+case "$*" in *--jobs=7*) echo RUNNING ;; *) echo "Invalid job id" >&2; exit 1 ;; esac
+"""
+# A job's command: one of three tasks, of which two need the first.
 WORK = f"""
 import sys
-from fpn.study.runner import run
+from pathlib import Path
+from fpn.study.pool import run
 from fpn.study.tasks import Step, Task
 
 def task(name, *needs):
-    arguments = ("fit", "8", "0.2", "--folder", f"study/{{name}}/fit")
-    return Task(name, (Step("fit", arguments, resumable=True, collect=("last.ckpt",)),), needs)
+    words = ("fit", "8", "0.1", "--folder", f"study/{{name}}")
+    return Task(name, Path("study"), (Step("fit", words, resumable=True, results=("last.ckpt",)),), needs)
 
-tasks = [task("stage"), task(sys.argv[1], "stage")]
-sys.exit(run(tasks, "study", program=(sys.executable, "-S", {str(HERE / "fake_program.py")!r})))
+stage = task("stage")
+tasks = {{name: task(name, stage) for name in ("a", "b c")}} | {{"stage": stage}}
+if __name__ == "__main__":
+    sys.exit(run([tasks[sys.argv[1]]], program=(sys.executable, "-S", {str(HERE / "fake_program.py")!r})))
 """
 
 
@@ -59,14 +65,21 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, text in (("sbatch", SBATCH), ("scontrol", SCONTROL)):
+    for name, text in (("sbatch", SBATCH), ("scontrol", SCONTROL), ("squeue", SQUEUE)):
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    torch.save({}, "template.ckpt")
-    monkeypatch.setenv("TEMPLATE", str(tmp_path / "template.ckpt"))
     Path("work.py").write_text(WORK)
     return tmp_path
+
+
+def tasks() -> dict[str, Task]:
+    found: dict[str, Task] = runpy.run_path("work.py")["tasks"]
+    return {name: found[name] for name in ("stage", "a", "b c")}
+
+
+def work(task: Task) -> list[str]:
+    return [sys.executable, "work.py", task.name]
 
 
 def steps(name: str) -> list[str]:
@@ -82,173 +95,173 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def lines_of(text: str) -> dict[str, str]:
+def a_task() -> Task:
+    return Task("t/a", Path("study"), (Step("fit", ("fit",)),))
+
+
+def lines_of(*given: str, devices: int = 1) -> dict[str, str]:
     """The #SBATCH lines."""
+    text = script(a_task(), ["x"], given, devices)
     lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH --")]
     keys = [line.partition("=")[0] for line in lines]
     assert len(set(keys)) == len(keys)
     return {line.partition("=")[0]: line.partition("=")[2] for line in lines}
 
 
-def test_every_index_runs_its_command_and_what_they_share_is_run_once(cluster: Path) -> None:
-    commands = [[sys.executable, "work.py", name] for name in ("a b", "c")]
-    text = script("table1", commands, "study/slurm")
-    assert submit(text, "study/slurm/table1.sh") == "Submitted batch job 17"
-    for name in ("stage", "a b", "c"):
+def test_each_task_is_a_job_that_starts_after_those_it_needs(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(list(tasks().values()), work)
+    for name in ("stage", "a", "b c"):
         assert steps(name) == [f"step {i}" for i in range(8)]
-    logs = [Path(f"study/slurm/name-17_{index}.txt").read_text() for index in range(2)]
-    assert "stage: finished (" in logs[0]
-    assert "a b: finished (" in logs[0]
-    assert "stage: finished earlier" in logs[1]
-    assert "c: finished (" in logs[1]
+        assert f"{name}: finished in " in Path("study", name, "slurm.txt").read_text()
+    waits = "--parsable --dependency=afterok:1 --kill-on-invalid-dep=yes study/"
+    calls = ["--parsable study/stage/job.sh", f"{waits}a/job.sh", f"{waits}b c/job.sh"]
+    assert Path("calls.txt").read_text().splitlines() == calls
+    assert "b c: job 3, afterok:1" in capsys.readouterr().out
+    submit(list(tasks().values()), work)
+    assert len(Path("calls.txt").read_text().splitlines()) == 3, "all are finished"
+    assert "stage: finished earlier" in capsys.readouterr().out
+
+
+def test_a_job_that_is_in_the_queue_is_waited_for(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, job in (("stage", "7"), ("a", "6")):  # the second is there no more
+        Path("study", name).mkdir(parents=True)
+        Path("study", name, "job.txt").write_text(job)
+    submit([tasks()["stage"], tasks()["a"]], work)
+    printed = capsys.readouterr().out
+    assert "stage: in the queue as job 7" in printed
+    assert "a: job 1, afterok:7" in printed
+
+
+def test_only_some_run_at_a_time(cluster: Path) -> None:
+    Path("bin/sbatch").write_text('#!/bin/sh\necho "$@" >> calls.txt; wc -l < calls.txt\n')
+    submit(list(tasks().values()), work, at_once=2)
+    last = Path("calls.txt").read_text().splitlines()[-1]
+    assert "--dependency=afterok:1,afterany:1 " in last
 
 
 def test_preempted_or_out_of_time_a_job_goes_on_where_it_was(cluster: Path) -> None:
-    path = cluster / "job.sh"
-    path.write_text(script("table1", [[sys.executable, "work.py", "a"]], "."))
-    environment = os.environ | {"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "0", "SLURM_NTASKS": "1"}
-    for number, requeued in ((signal.SIGTERM, []), (signal.SIGUSR1, ["requeue 17_0"])):
+    stage = tasks()["stage"]
+    Path("job.sh").write_text(script(stage, work(stage)))
+    environment = os.environ | {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1"}
+    for number, requeued in ((signal.SIGTERM, []), (signal.SIGUSR1, ["requeue 17"])):
         so_far = len(steps("stage"))
-        job = subprocess.Popen(["bash", str(path)], env=environment, start_new_session=True)
-        eventually(lambda n=so_far: len(steps("stage")) > n + 1)  # type: ignore[misc]
+        job = subprocess.Popen(["bash", "job.sh"], env=environment, start_new_session=True)
+        eventually(lambda n=so_far: len(steps("stage")) > n)  # type: ignore[misc]
         job.send_signal(number)
         assert job.wait(TIME_OUT) == 143
         asked = Path("scontrol.txt").read_text().splitlines() if Path("scontrol.txt").exists() else []
         assert asked == requeued
-        assert not Path("study/stage/fit.done").exists()
-    assert subprocess.run(["bash", str(path)], env=environment, check=False).returncode == 0
-    for name in ("stage", "a"):
-        assert steps(name) == [f"step {i}" for i in range(8)]
-    assert Path("scontrol.txt").read_text().splitlines() == ["requeue 17_0"]
+        assert stage.next_step() is not None
+    assert subprocess.run(["bash", "job.sh"], env=environment, check=False).returncode == 0
+    assert steps("stage") == [f"step {i}" for i in range(8)]
+    assert Path("scontrol.txt").read_text().splitlines() == ["requeue 17"]
 
 
-def test_defaults_follow_the_number_of_gpus_and_give_way_to_options(tmp_path: Path) -> None:
-    eight = lines_of(script("t", [["x"]] * 3, tmp_path, ["partition=long", "exclusive"], 8, at_once=2))
+def test_defaults_follow_the_number_of_gpus_and_give_way_to_options() -> None:
+    eight = lines_of("partition=long", "exclusive", devices=8)
     assert eight["gpus-per-node"] == "8"
     assert eight["partition"] == "long"
-    assert eight["exclusive"] == ""
-    assert eight["array"] == "0-2%2"
-    own = lines_of(script("t", [["x"]], tmp_path, ["gres=gpu:a100:2", "cpus-per-task=3", "signal=B:USR1@9"]))
+    assert eight["exclusive"] == eight["requeue"] == ""
+    own = lines_of("gres=gpu:a100:2", "cpus-per-task=3", "signal=B:USR1@9")
     assert own["gres"] == "gpu:a100:2"
     assert own["cpus-per-task"] == "3"
     assert own["signal"] == "B:USR1@9"
     assert "gpus-per-node" not in own
-    assert "gpus-per-node" not in lines_of(script("t", [["x"]], tmp_path, devices=0))
-    for option in ("array=0-3", "=x", "partition gpu"):
+    assert "gpus-per-node" not in lines_of(devices=0)
+    for option in ("array=0-3", "dependency=singleton", "=x", "partition gpu"):
         with pytest.raises(InputError, match="sbatch option"):
-            script("t", [["x"]], tmp_path, [option])
+            lines_of(option)
 
 
 def test_without_sbatch_and_refused_by_it(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (cluster / "bin" / "sbatch").write_text(
-        "#!/bin/sh\necho 'sbatch: error: no such partition' >&2; exit 1\n"
-    )
-    with pytest.raises(InputError, match=r"sbatch refused job\.sh: sbatch: error: no such partition"):
-        submit("text", "job.sh")
+    Path("bin/sbatch").write_text("#!/bin/sh\necho 'sbatch: error: no such partition' >&2; exit 1\n")
+    with pytest.raises(InputError, match=r"refused study/t/a/job\.sh: sbatch: error: no such partition"):
+        submit([a_task()], work)
     monkeypatch.setenv("PATH", str(cluster / "none"))
-    with pytest.raises(InputError, match=r"submit on the cluster: sbatch new/job\.sh"):
-        submit("text", "new/job.sh")
-    assert Path("new/job.sh").read_text() == "text"
+    with pytest.raises(InputError, match="no sbatch on this machine"):
+        submit([a_task()], work)
 
 
-def ablate(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """The exit status of scripts/ablate.py."""
-    monkeypatch.setattr(sys, "argv", [str(ABLATE), *words])
-    try:
-        status: int = runpy.run_path(str(ABLATE))["main"]()
-    except SystemExit as ending:
-        return int(ending.code or 0)
-    return status
+def told(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> list[list[str]]:
+    """The calls of jobs that `fpn ablate` submits; each only tells what it was asked to run."""
+    program = Path("fpn")
+    program.write_text(
+        f"#!{sys.executable} -S\nimport json, os, sys\n"
+        "print(json.dumps([os.environ.get('FPN_IMPORT'), *sys.argv[1:]]), file=open('told.txt', 'a'))\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(pool, "PROGRAM", (str(program.resolve()),))
+    assert ablate(words) == 0
+    return [json.loads(line) for line in Path("told.txt").read_text().splitlines()]
 
 
-def test_ablate_submits_an_index_for_each_row_and_seed(
+def test_ablate_submits_the_words_that_plan_the_same_task(
     cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Each index tells what it was asked to run instead of running it.
-    told = '#!/bin/sh\nfor word in "$@"; do printf \'%s\\n\' "$word"; done >> told.txt; echo . >> told.txt\n'
-    Path("python").write_text(told)
-    Path("python").chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(cluster / "python"))
-    words = ["table3", "--rows", "star", "c", "--seeds", "0", "4", "--data", "shapes", "--out", "my study"]
-    words += ["--devices_per_run", "2", "--wandb", "--slurm", "partition=gpu"]
+    monkeypatch.setenv("FPN_IMPORT", "my_necks")
+    Path("mine.yaml").write_text("# My own\nmodel: {detector: {neck: {channels: 128}}}\n")
+    words = ["table3", "--rows", "star", "./mine.yaml", "--seeds", "0", "4", "--data", "shapes"]
+    words += ["--out", "my study", "--devices_per_run", "2", "--wandb", "--slurm", "partition=gpu"]
     given = ["--", "--trainer.max_epochs", "1", "--dry-run"]  # the last, too, is for fpn
-    assert ablate(monkeypatch, *words, *given) == 0
-    printed = capsys.readouterr().out
-    assert "Submitted batch job 17: 4 runs by my study/slurm/table3-" in printed
-    calls = [call.split("\n") for call in Path("told.txt").read_text().removesuffix("\n.\n").split("\n.\n")]
-    assert [(c[c.index("--rows") + 1], c[c.index("--seeds") + 1]) for c in calls] == [
-        (row, seed) for seed in ("0", "4") for row in ("star", "c")
+    calls = told(monkeypatch, [*words, *given])
+    names = [
+        f"table3/{row}/seed_{seed}{stage}"
+        for seed in (0, 4)
+        for row in ("star", "mine")
+        for stage in ("/1_rpn", "")
     ]
-    for call in calls:
-        assert call[:2] == [str(ABLATE), "table3"]
-        assert call[call.index("--") :] == given
-        asked = dict(pairwise(call))
-        assert (asked["--out"], asked["--data"], asked["--devices_per_run"]) == ("my study", "shapes", "2")
-        assert "--wandb" in call
-        assert "--slurm" not in call
+    assert [call[call.index("--task") + 1] for call in calls] == names
+    capsys.readouterr()
+    for (modules, command, *again), name in zip(calls, names, strict=True):
+        assert (modules, command) == ("my_necks", "ablate")
+        assert again[again.index("--") :] == given
+        own = again.index("--")
+        assert ablate([*again[:own], "--dry-run", *again[own:]]) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith(name)
+        assert "--trainer.max_epochs 1" in printed
+        assert "fpn.lit.wandb.Dashboard" in printed
 
 
-def test_ablate_submits_several_tables_at_once(
-    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert ablate(monkeypatch, "table2", "table3", "table2", "--seeds", "3", "--slurm", "--dry-run") == 0
-    text = capsys.readouterr().out
-    rows = re.findall(r"(table\d) --rows (\w+) --seeds 3 ", text)
-    assert sorted(rows) == sorted((table, row) for table in ("table2", "table3") for row in TABLES[table])
-
-
-def test_ablate_told_to_do_nothing_does_nothing(
-    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ablate_told_to_do_nothing_does_nothing(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(cluster.rglob("*"))
-    assert ablate(monkeypatch, "table1", "--rows", "c", "--data", "shapes", "--slurm", "--dry-run") == 0
-    assert lines_of(capsys.readouterr().out)["array"] == "0-0"
-    assert ablate(monkeypatch, "table1", "--rows", "c", "--data", "shapes", "--dry-run") == 0
+    words = ["table2", "--rows", "c", "--data", "shapes", "--dry-run"]
+    assert ablate([*words, "--slurm", "time=1:00:00"]) == 0
+    text = capsys.readouterr().out
+    calls = [shlex.split(line) for line in text.splitlines() if line.startswith("sbatch")]
+    assert calls == [
+        ["sbatch", "--parsable", "runs/study/table1/c/seed_0/job.sh"],
+        [
+            *("sbatch", "--parsable", "--dependency=afterok:JOB(table1/c/seed_0)"),
+            *("--kill-on-invalid-dep=yes", "runs/study/table2/c/seed_0/job.sh"),
+        ],
+    ]
+    assert len(re.findall("^#SBATCH --time=1:00:00$", text, re.M)) == 2
+    assert ablate(words) == 0
     assert "table1/c/seed_0\n  fit: would start\n" in capsys.readouterr().out
     assert sorted(cluster.rglob("*")) == before
 
 
-def test_ablate_refuses_in_one_line(
-    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for words, part in (
-        (["table1", "--rows", "z"], "no row 'z'"),
-        (["table1", "--jobs", "0"], "--jobs must be at least 1"),
-        (["table1", "--jobs", "-1", "--slurm"], "--jobs must be at least 1"),
-        (["table1", "--devices_per_run", "-1", "--slurm", "--dry-run"], "--devices_per_run at least 0"),
-        (["table1", "--seeds", "0", "-1"], "seed -1: give 0 or more"),
-        (["table1", "--slurm", "array=3"], "sbatch option array"),
-    ):
-        assert ablate(monkeypatch, *words) == 2
-        message = capsys.readouterr().err
-        assert part in message
-        assert message.startswith("ablate.py: ")
-        assert message.count("\n") == 1
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--rows", "z"], "no row 'z'"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--devices_per_run", "-1", "--slurm", "--dry-run"], "--devices_per_run at least 0"),
+        (["--seeds", "0", "-1"], "seed -1: give 0 or more"),
+        (["--slurm", "array=3"], "sbatch option array"),
+        (["--task", "table1/z/seed_0"], "no task 'table1/z/seed_0' among these rows"),
+    ],
+)
+def test_ablate_refuses(cluster: Path, words: list[str], part: str) -> None:
+    with pytest.raises(InputError, match=part):
+        ablate(["table1", *words])
 
 
-@pytest.mark.parametrize("more", [[], ["--slurm"], ["--dry-run"]])
-def test_ablate_names_an_out_that_cannot_be_written(
-    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str]
-) -> None:
+def test_the_script_refuses_in_one_line(cluster: Path) -> None:
     Path("file").write_text("")
-    words = ["table1", "--rows", "c", "--data", "shapes", "--out", "file/study"]
-    assert ablate(monkeypatch, *words, *more) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("ablate.py: file/study")
-    assert message.endswith(": Not a directory\n")
-    assert message.count("\n") == 1
-
-
-def test_a_finished_row_is_not_run_again_by_ablate(
-    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from fpn.study.rows import plan
-
-    (task,) = plan(["table1"], rows=["c"], data="shapes")
-    folder = Path("runs/study") / task.name
-    folder.mkdir(parents=True)
-    for step in task.steps:
-        (folder / f"{step.name}.done").write_text(json.dumps({"arguments": step.arguments}))
-    (folder / "scores.json").write_text('{"proposal_AR@1000": 0.5634}')
-    assert ablate(monkeypatch, "table1", "--rows", "c", "--data", "shapes") == 0
-    assert "table1/c/seed_0: finished earlier (AR@1000 56.3)" in capsys.readouterr().out
+    command = [sys.executable, str(HERE.parents[1] / "scripts" / "ablate.py"), "table1", "--rows", "c"]
+    done = subprocess.run([*command, "--out", "file/study"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "ablate.py: file/study: Not a directory\n")

@@ -10,7 +10,7 @@ import pytest
 from fpn.errors import InputError
 from fpn.models.detectors import Inference, ProposalNetwork
 from fpn.study import timing
-from fpn.study.paper import table
+from fpn.study.paper import paper_table
 from fpn.study.results import read_runs
 from fpn.types import Batch
 
@@ -53,7 +53,7 @@ def test_figure_1_of_proposals_times_networks_without_a_second_stage(monkeypatch
 
 
 def test_the_papers_models_are_timed() -> None:
-    assert list(timing.TABLES["running_time"]) == list(table("running_time").rows)
+    assert list(timing.TABLES["running_time"]) == list(paper_table("running_time").rows)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The paper's tables as data, from `paper_results.yaml` beside this file."""
 
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -26,7 +26,7 @@ class PaperTable(NamedTuple):
     """By the paper's letters, or a short key where it has none, in the paper's order."""
 
 
-def table(name: str) -> PaperTable:
+def paper_table(name: str) -> PaperTable:
     """One of the paper's tables: table1 … table6, or running_time.
 
     Raises InputError for any other name.
@@ -34,18 +34,17 @@ def table(name: str) -> PaperTable:
     tables = _tables()
     if name not in tables:
         raise InputError(f"the paper has no table {name!r}; use one of {', '.join(tables)}")
-    return tables[name]
+    title, columns, rows = (tables[name][key] for key in ("title", "columns", "rows"))
+    values = {
+        key: PaperRow(row["name"], dict(zip(columns, row["values"], strict=True)))
+        for key, row in rows.items()
+    }
+    return PaperTable(title, tuple(columns), values)
 
 
 @cache
-def _tables() -> dict[str, PaperTable]:
-    content = yaml.safe_load(files("fpn.study").joinpath("paper_results.yaml").read_text(encoding="utf-8"))
-    return {name: _table(**entry) for name, entry in content.items()}
-
-
-def _table(title: str, columns: list[str], rows: dict[str, Any]) -> PaperTable:
-    return PaperTable(title, tuple(columns), {key: _row(columns, **entry) for key, entry in rows.items()})
-
-
-def _row(columns: list[str], name: str, values: list[float | None]) -> PaperRow:
-    return PaperRow(name, dict(zip(columns, values, strict=True)))
+def _tables() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(
+        Path(__file__).with_name("paper_results.yaml").read_text(encoding="utf-8")
+    )
+    return content

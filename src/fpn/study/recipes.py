@@ -6,19 +6,16 @@ A row's file says what the detector is, the files of a family (`paper`, `modern`
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import yaml
-
-from fpn.study.given import Settings, altered, part_of, settings_of
+from fpn.shipped import config_file
+from fpn.study.settings import Settings, part_of, result_settings, settings_of, told
 from fpn.study.tasks import Step, Task
 from fpn.types import precision_named
-
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 class Recipe(Protocol):
@@ -33,7 +30,7 @@ class Row(NamedTuple):
 
     name: str
     file: str
-    """Below configs/."""
+    """Below configs/, or a file of the user's."""
     recipe: Recipe
     modern: Recipe | None = None
     """The modern family's, where it is another."""
@@ -42,7 +39,8 @@ class Row(NamedTuple):
 class Study(NamedTuple):
     """What all runs of a plan have in common."""
 
-    tables: Mapping[str, Mapping[str, Row]]
+    rows: Mapping[str, Row]
+    """By their names, as table1/c."""
     scale: tuple[Path, ...]
     """The configuration files between base and row."""
     family: str
@@ -50,17 +48,10 @@ class Study(NamedTuple):
     out: Path
     wandb: bool
     given: tuple[str, ...]
-    settings: Settings
-    """What `given` sets."""
-
-    def row(self, name: str) -> Row:
-        """By its name, as table1/c."""
-        table, _, key = name.partition("/")
-        return self.tables[table][key]
 
     def tasks(self, name: str, seed: int, proposes: bool = False) -> list[Task]:
         """The tasks of a row, its own last; `proposes` has its RPN write the proposals that others read."""
-        row = self.row(name)
+        row = self.rows[name]
         recipe = row.modern if self.family == "modern" and row.modern else row.recipe
         return recipe.tasks(Making(self, name, row, seed, proposes))
 
@@ -75,7 +66,7 @@ class RPN:
 
 
 @dataclass(frozen=True)
-class FastRCNN:
+class OnProposals:
     """A Fast R-CNN on the proposals of another row's RPN."""
 
     proposals: str
@@ -121,9 +112,9 @@ class FourSteps:
         *others, two = making.study.tasks(self.begin, making.seed)
         three = making.fit("rpn", "frozen_features", stage="/3_rpn", start=two, proposes=True)
         four = making.fit("fast_rcnn", "frozen_features", stage="/4_fast_rcnn", start=two, proposals=three)
-        joined = f"{making.folder}/joined.ckpt"
-        join = Step("join", ("join", making.last(three), making.last(four), joined))
-        return [*others, two, three, four, making.task(join, making.test(joined), needs=(four.name,))]
+        joined = str(making.study.out / making.name / "joined.ckpt")
+        join = Step("join", ("join", last_of(three), last_of(four), joined))
+        return [*others, two, three, four, making.task([join, making.test(joined)], four)]
 
 
 @dataclass(frozen=True)
@@ -137,9 +128,8 @@ class DetectorOf:
     def tasks(self, making: "Making") -> list[Task]:
         """That row's, and a test."""
         others = making.study.tasks(self.row, making.seed)
-        files = (CONFIGS / making.row.file,) if self.by_own_file else ()
-        test = making.test(making.last(others[-1]), *files)
-        return [*others, making.task(test, needs=(others[-1].name,))]
+        files = [config_file(making.row.file)] if self.by_own_file else []
+        return [*others, making.task([making.test(last_of(others[-1]), files=files)], others[-1])]
 
 
 class Making(NamedTuple):
@@ -157,18 +147,11 @@ class Making(NamedTuple):
         """Of its last task."""
         return f"{self.row_name}/seed_{self.seed}"
 
-    @property
-    def folder(self) -> Path:
-        """Of its last task."""
-        return self.study.out / self.name
-
-    def last(self, task: Task) -> str:
-        """The checkpoint that a task leaves."""
-        return f"{self.study.out / task.name}/last.ckpt"
-
-    def task(self, *steps: Step, needs: tuple[str, ...]) -> Task:
-        """Its last task, where that is no training."""
-        return Task(self.name, steps, needs, self._about())
+    def task(self, steps: Sequence[Step], *needs: Task | None, stage: str = "") -> Task:
+        """A task of the row, its last one if it is no stage; what is None is not needed."""
+        needed = tuple(task for task in needs if task is not None)
+        about = None if stage else self._about()
+        return Task(self.name + stage, self.study.out, tuple(steps), needed, about)
 
     def fit(
         self,
@@ -187,121 +170,108 @@ class Making(NamedTuple):
             start: the task from whose checkpoint the weights start.
             proposes: whether proposals are to be written.
         """
-        study, name = self.study, f"{self.name}{stage}"
-        about = None if stage else self._about()
-        folder = study.out / name
-        words = ["fit", *self._configs(protocols)]
+        study, folder = self.study, self.study.out / f"{self.name}{stage}"
+        files = [config_file("base"), *study.scale, config_file(self.row.file)]
+        files += [config_file(f"{study.family}/{name}") for name in protocols]
+        words = ["fit", *_config_words(files)]
         words += ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
-        words += ["--trainer.default_root_dir", str(folder), *self._loggers(name)]
+        words += ["--trainer.default_root_dir", str(folder)]
+        words += ["--trainer.logger", json.dumps(self._loggers(f"{self.name}{stage}"))]
         if start is not None:
-            words += ["--model.start_from", self.last(start)]
+            words += ["--model.start_from", last_of(start)]
         if proposals is not None:
             for split in ("train", "val"):
-                file = f"{study.out / proposals.name}/{split}/proposals.safetensors"
-                words += [f"--data.{split}_proposals", file]
+                file = proposals.folder / split / "proposals.safetensors"
+                words += [f"--data.{split}_proposals", str(file)]
+        last = str(folder / "last.ckpt")
         steps = [
-            Step("fit", (*words, *study.given), resumable=True, collect=("last.ckpt",)),
-            self._test(name, f"{folder}/last.ckpt"),
+            Step("fit", (*words, *study.given), resumable=True, results=("last.ckpt",)),
+            self.test(last, stage),
         ]
         if proposes:
             for split, selection in (("train", "training"), ("val", "testing")):
-                words = ["predict", "--ckpt_path", f"{folder}/last.ckpt", *self._machine()]
-                words += ["--split", split, "--selection", selection, "--out", f"{folder}/{split}"]
+                words = ["predict", "--ckpt_path", last, *self._machine()]
+                words += ["--split", split, "--selection", selection, "--out", str(folder / split)]
                 steps.append(Step(f"propose_{split}", tuple(words)))
-        needs = tuple(dict.fromkeys(task.name for task in (proposals, start) if task is not None))
-        return Task(name, tuple(steps), needs, about)
+        return self.task(steps, proposals, start if start is not proposals else None, stage=stage)
 
-    def test(self, checkpoint: str, *configs: Path) -> Step:
-        """A test, in the folder of its last task."""
-        return self._test(self.name, checkpoint, *configs)
-
-    def _test(self, name: str, checkpoint: str, *configs: Path) -> Step:
-        words = ["test", *_config_words(configs), "--ckpt_path", checkpoint]
+    def test(self, checkpoint: str, stage: str = "", files: Sequence[Path] = ()) -> Step:
+        """A test, in the folder of a task."""
+        name = f"{self.name}{stage}"
+        words = ["test", *_config_words(files), "--ckpt_path", checkpoint]
         words += ["--trainer.default_root_dir", str(self.study.out / name)]
-        words += ["--trainer.logger", json.dumps(self._csv(name))]
-        return Step("test", (*words, *self.study.given), collect=("scores.json", "curves.json"))
+        words += ["--trainer.logger", json.dumps(self._loggers(name)[0])]
+        return Step("test", (*words, *self.study.given), results=("scores.json", "curves.json"))
 
     def _machine(self) -> list[str]:
         """What was given of how a machine is used, as `fpn predict` takes it."""
-        files = [word for file in self.study.scale for word in ("--config", str(file))]
-        given = settings_of(files) | dict(self.study.settings)
-        cpu = ["--device", "cpu"] if given.get("trainer.accelerator") == "cpu" else []
-        precision = given.get("trainer.precision")
+        settings = settings_of([*_config_words(self.study.scale), *self.study.given])
+        cpu = ["--device", "cpu"] if settings.get("trainer.accelerator") == "cpu" else []
+        precision = settings.get("trainer.precision")
         return cpu + (["--precision", precision_named(precision)] if precision is not None else [])
 
-    def _configs(self, protocols: Iterable[str]) -> list[str]:
-        """The configuration files of a training, from the general to the particular."""
-        files = [CONFIGS / "base.yaml", *self.study.scale, CONFIGS / self.row.file]
-        return _config_words([*files, *(CONFIGS / self.study.family / f"{name}.yaml" for name in protocols)])
-
-    def _csv(self, name: str) -> dict[str, Any]:
-        return {
-            "class_path": "fpn.lit.metrics_file.MetricsFile",
-            "init_args": {"save_dir": str(self.study.out), "name": name},
-        }
-
-    def _loggers(self, name: str) -> list[str]:
-        loggers = [self._csv(name)]
+    def _loggers(self, name: str) -> list[dict[str, Any]]:
+        """A file in the task's folder, and for a training the dashboard if there is to be one."""
+        out = str(self.study.out)
+        file = {"save_dir": out, "name": name}
+        loggers = [{"class_path": "fpn.lit.metrics_file.MetricsFile", "init_args": file}]
         if self.study.wandb:
             table, row, *_ = name.split("/")
-            tags = [table, f"{table} {row}", self.study.family, Path(self.study.data).stem]
-            arguments = {
-                "name": name.replace("/", " "),
-                "group": f"{table}/{row}",
-                "tags": tags + [name if on else f"no {name}" for name, on in self._toggles().items()],
-                "save_dir": str(self.study.out),
-            }
-            loggers.append({"class_path": "fpn.lit.wandb.Dashboard", "init_args": arguments})
-        return ["--trainer.logger", json.dumps(loggers)]
+            tags = [table, f"{table} {row}", self.study.family, Path(self.study.data).stem, *self._toggles()]
+            run = {"name": name.replace("/", " "), "group": f"{table}/{row}", "tags": tags, "save_dir": out}
+            loggers.append({"class_path": "fpn.lit.wandb.Dashboard", "init_args": run})
+        return loggers
 
-    def _toggles(self) -> dict[str, bool]:
-        """Whether each is on, of those that the row has."""
-        detector = self._detector()
-        neck, rpn, roi_head = (
-            detector.get(part, {}) | part_of(self.study.settings, f"model.detector.{part}")
-            for part in ("neck", "rpn", "roi_head")
+    def _settings(self) -> Settings:
+        """What the row's file sets, and what was given."""
+        return settings_of(["--config", str(config_file(self.row.file)), *self.study.given])
+
+    def _toggles(self) -> list[str]:
+        """The paper's toggles, each as it is; those of a neck only where it is FPN's."""
+        settings = self._settings()
+        neck, detector = "model.detector.neck", "model.detector"
+        toggles = {}
+        if not {neck, f"{neck}.class_path"} & settings.keys():
+            for name in ("lateral", "top_down", "smooth", "nonlinearity"):
+                toggles[name] = settings.get(f"{neck}.{name}", name != "nonlinearity")
+        toggles["shared"] = all(
+            settings.get(f"{detector}.{part}.shared", True) for part in ("rpn", "roi_head")
         )
-        another = "class_path" in neck or "model.detector.neck" in self.study.settings
-        toggles = {} if another else {name: neck.get(name, name != "nonlinearity") for name in _TOGGLES}
-        return toggles | {"shared": rpn.get("shared", True) and roi_head.get("shared", True)}
+        return [name if on else f"no {name}" for name, on in toggles.items()]
 
     def _about(self) -> dict[str, Any]:
-        """What a report has to know."""
+        """What a report has to know; no report may pass over what makes another row than the paper's."""
         study = self.study
         table, key = self.row_name.split("/")
-        about: dict[str, Any] = {
+        given = settings_of(study.given)
+        altered = [f"with --{name} {told(value)}" for name, value in result_settings(given).items()]
+        about = {
             "table": table,
             "row": key,
             "name": self.row.name,
             "seed": self.seed,
             "family": study.family,
-            "data": ", ".join([study.data, *(f"with {one}" for one in altered(study.settings))]),
+            "data": ", ".join([study.data, *altered]),
         }
-        rpn = part_of(study.settings, "model.detector.rpn")
-        others = study.scale or any(key.startswith(("sizes", "ratios")) for key in rpn)
-        if isinstance(self.row.recipe, RPN) and not others:
-            sizes = self._detector().get("rpn", {}).get("sizes", {k: [0] for k in range(2, 7)})
-            about["anchors"] = _anchors(sizes)
+        rpn = "model.detector.rpn"
+        others = study.scale or any(name.startswith((f"{rpn}.sizes", f"{rpn}.ratios")) for name in given)
+        shipped = not Path(self.row.file).is_file()
+        if isinstance(self.row.recipe, RPN) and shipped and not others:
+            sizes = part_of(self._settings(), f"{rpn}.sizes") or {str(k): [0] for k in range(2, 7)}
+            about["anchors"] = sum(
+                3 * len(areas) * ceil(800 / 2 ** int(k)) * ceil(1000 / 2 ** int(k))
+                for k, areas in sizes.items()
+            )
         return about
 
-    def _detector(self) -> dict[str, Any]:
-        """What the row's file says of it."""
-        detector: dict[str, Any] = yaml.safe_load((CONFIGS / self.row.file).read_text())["model"]["detector"]
-        return detector
+
+def last_of(task: Task) -> str:
+    """The checkpoint that a task leaves."""
+    return str(task.folder / "last.ckpt")
 
 
-_TOGGLES = ("lateral", "top_down", "smooth", "nonlinearity")
-
-
-def _anchors(sizes: Mapping[int, list[float]]) -> int:
-    """Anchors of three ratios on the paper's input of 800 × 1000 pixels."""
-    return sum(3 * len(areas) * ceil(800 / 2**k) * ceil(1000 / 2**k) for k, areas in sizes.items())
-
-
-def _config_words(files: Iterable[Path]) -> list[str]:
-    return [word for file in files for word in ("--config", _shown(file))]
-
-
-def _shown(file: Path) -> str:
-    """Relative where it lies below the working directory, so that commands read as in the README."""
-    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+def _config_words(files: Sequence[Path]) -> list[str]:
+    """Relative where a file lies below the working directory, so that commands read as in the README."""
+    here = Path.cwd()
+    shown = (file.relative_to(here) if file.is_relative_to(here) else file for file in files)
+    return [word for file in shown for word in ("--config", str(file))]

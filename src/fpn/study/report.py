@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fpn.console import say
 from fpn.errors import InputError
-from fpn.study import paper
+from fpn.study.paper import paper_table
 from fpn.study.plots import draw_curves, same_axes
 from fpn.study.results import read_runs
-from fpn.study.sections import PLAIN, Row, Section, sections_of
+from fpn.study.sections import PLAIN, Compared, Section, sections_of
 
 LEGEND = """\
 AP and AR are in percent. Ours are means over the finished seeds, n of them, ± the standard deviation
@@ -48,11 +49,11 @@ def write_report(folders: Sequence[str | Path], out: str | Path = "report") -> P
         parts += _markdown(section, figure)
         console.print(_brief(section))
         for line in _order_lines(section):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(line)
         console.print()
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    console.print(f"written to {path}", highlight=False, markup=False, soft_wrap=True)
+    say(f"written to {path}")
     return path
 
 
@@ -61,7 +62,7 @@ def _markdown(section: Section, figure: Path | None) -> list[str]:
     layout = section.layout
     blocks = [f"## {_escaped(section.heading)}"]
     if layout.papers:
-        blocks.append(f"The paper's: {_escaped(paper.table(section.table).title)}.")
+        blocks.append(f"The paper's: {_escaped(paper_table(section.table).title)}.")
     lines = [["row", "name", "", "n", *(_escaped(_title(column)) for column in layout.columns)]]
     lines.append(["---"] * 4 + ["--:"] * len(layout.columns))
     for row in section.rows:
@@ -79,7 +80,7 @@ def _markdown(section: Section, figure: Path | None) -> list[str]:
     return blocks
 
 
-def _lines(section: Section, row: Row) -> list[list[str]]:
+def _lines(section: Section, row: Compared) -> list[list[str]]:
     """The cells of a row from the third on: the paper's, ours, and how far apart they are."""
     columns = section.layout.columns
     ours = ["ours", row.seeds, *(_ours(section, row, column) for column in columns)]
@@ -90,7 +91,7 @@ def _lines(section: Section, row: Row) -> list[list[str]]:
     return [theirs, ours, *distances]
 
 
-def _distances(section: Section, row: Row) -> list[list[str]]:
+def _distances(section: Section, row: Compared) -> list[list[str]]:
     """Ours from the paper's; on other data than the paper's, each from its own reference row."""
 
     def line(
@@ -103,7 +104,7 @@ def _distances(section: Section, row: Row) -> list[list[str]]:
             *("" if column in PLAIN else _difference(one(column), other(column)) for column in columns),
         ]
 
-    def ours(of: Row) -> Callable[[str], float | None]:
+    def ours(of: Compared) -> Callable[[str], float | None]:
         return lambda column: section.ours(of, column)
 
     if section.data == "coco":
@@ -118,7 +119,7 @@ def _distances(section: Section, row: Row) -> list[list[str]]:
     ]
 
 
-def _ours(section: Section, row: Row, column: str) -> str:
+def _ours(section: Section, row: Compared, column: str) -> str:
     if not row.runs:
         return "no run"
     values = section.values(row, column)
@@ -191,17 +192,15 @@ def _brief(section: Section) -> Table:
 
 def _draw(section: Section, folder: Path, taken: Sequence[str]) -> Path | None:
     """The section's figure, None where no run has curves."""
-    curves = {
-        run.folder: run.curves for row in section.rows for run in row.finished if run.curves is not None
-    }
+    curves = {run.folder: run.curves for row in section.rows for run in row.finished if run.curves}
     if not curves:
         return None
     first = next(iter(curves))
     for run, its in curves.items():
         if not same_axes(curves[first], its):
             raise InputError(
-                f"{run / 'curves.json'}: limits, sizes or thresholds are not those of "
-                f"{first / 'curves.json'}; test the older run again"
+                f"the curves of {run} are over other limits, sizes or thresholds than those of {first}; "
+                "test the older run again"
             )
     slug = _slug(section)
     path = folder / f"{slug}{f'-{taken.count(slug) + 1}' if slug in taken else ''}.png"

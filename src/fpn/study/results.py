@@ -1,36 +1,34 @@
-"""Runs as their folders tell: run.json what they are, scores.json and curves.json what came out."""
+"""Runs as their folders tell: run.json what they are, scores.json and curves.json what came out.
 
+Many runs also fit into four CSV files, which a folder of results keeps: runs.csv has a row a run;
+by_limit.csv, by_size.csv and by_iou.csv a row a point.
+"""
+
+import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from fpn.errors import InputError
+from fpn.files import replacing
 
+Curves = Mapping[str, Mapping[str, Sequence[float]]]
+"""Recall of a run's proposals, from 0 to 1, as `fpn test` writes it to curves.json.
 
-class Curve(NamedTuple):
-    """Recall, in [0, 1], over something; NaN where there is no object."""
-
-    x: tuple[float, ...]
-    recall: tuple[float, ...]
-
-
-class Curves(NamedTuple):
-    """Recall of a run's proposals, as `fpn test` writes it to curves.json."""
-
-    by_limit: Curve
-    """Average recall over the number of proposals."""
-    by_size: Curve
-    """Average recall of 1000 proposals over octaves of objects' size, x their lower ends in pixels."""
-    by_iou: Curve
-    """Recall of 1000 proposals over IoU thresholds."""
+by_limit has AR over `limits`, numbers of proposals. by_size has AR@100 and AR@1000 over octaves of objects'
+√area, `from` and `to` pixels, with the number of `objects`. by_iou has recall@100 and recall@1000 over IoU
+`thresholds`. NaN stands where there is no object.
+"""
+_CURVES = ("by_limit", "by_size", "by_iou")
 
 
 class Run(NamedTuple):
     """One row of one table, trained from one seed."""
 
     folder: Path
+    """Of a run that was read from CSV files, the name it has there."""
     table: str
     row: str
     name: str
@@ -38,14 +36,22 @@ class Run(NamedTuple):
     family: str
     data: str
     anchors: int | None
-    """How many anchors an image of 800 × 1000 pixels has, None where run.json does not say."""
+    """How many anchors an image of 800 × 1000 pixels has, None where it is not known."""
+    setting: str
+    """The machine, of times; else empty."""
     scores: dict[str, float] | None
     """The numbers of scores.json, NaN where there is no object; None for an unfinished run."""
     curves: Curves | None
 
 
+_ABOUT = ("run", "table", "row", "name", "seed", "family", "data", "anchors", "setting")
+
+
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     """All runs in these folders and below them, by path.
+
+    Args:
+        folders: each with a runs.csv, as `write_csv` makes it, or with a run.json at any depth.
 
     Raises:
         InputError: a folder is missing or holds no run, a file cannot be read or lacks something, or two
@@ -55,14 +61,96 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give folders of runs")
+        if (folder / "runs.csv").is_file():
+            found |= {folder.resolve() / run.folder: run for run in _from_csv(folder)}
+            continue
         paths = sorted(folder.rglob("run.json"))
         if not paths:
             raise InputError(f"{folder}: no run.json in it or below it; give folders of runs")
         for path in paths:
-            found.setdefault(path.resolve(), _run(path))
-    runs = list(found.values())
-    _refuse_doubles(runs)
-    return runs
+            found.setdefault(path.parent.resolve(), _from_folder(path.parent))
+    _refuse_doubles(found.values())
+    return list(found.values())
+
+
+def write_csv(runs: Iterable[Run], folder: Path) -> None:
+    """Write what is known of some runs into the four CSV files of a folder."""
+    runs = list(runs)
+    names = sorted({name for run in runs for name in run.scores or {}})
+    rows = [dict(zip(_ABOUT, run[:-2], strict=True)) | (run.scores or {}) for run in runs]
+    _write(folder / "runs.csv", (*_ABOUT, *names), rows)
+    for curve in _CURVES:
+        points = [
+            {"run": run.folder} | dict(zip(run.curves[curve], point, strict=True))
+            for run in runs
+            if run.curves is not None
+            for point in zip(*run.curves[curve].values(), strict=True)
+        ]
+        _write(folder / f"{curve}.csv", list(points[0]) if points else ("run",), points)
+
+
+def _from_folder(folder: Path) -> Run:
+    about = _object(folder / "run.json")
+    scores, curves = folder / "scores.json", folder / "curves.json"
+    numbers = _object(scores) if scores.exists() else None
+    try:
+        return Run(
+            folder,
+            **{key: about[key] for key in ("table", "row", "name", "seed", "family", "data")},
+            anchors=about.get("anchors"),
+            setting=about.get("setting", ""),
+            scores=None if numbers is None else {k: v for k, v in numbers.items() if k != "by_category"},
+            curves=_object(curves) if curves.exists() else None,
+        )
+    except KeyError as error:
+        raise InputError(f"{folder / 'run.json'}: {error} is missing; every run.json needs it") from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); remove it or run again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a JSON object is expected; remove it or run again")
+    numbers: dict[str, Any] = _with_nan(content)
+    return numbers
+
+
+def _with_nan(content: Any) -> Any:
+    """With NaN for null, which JSON has in its place."""
+    if isinstance(content, dict):
+        return {key: _with_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_with_nan(value) for value in content]
+    return math.nan if content is None else content
+
+
+def _from_csv(folder: Path) -> Iterator[Run]:
+    curves: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for curve in _CURVES:
+        for point in _read(folder / f"{curve}.csv"):
+            columns = curves.setdefault(point.pop("run"), {}).setdefault(curve, {})
+            for name, value in point.items():
+                columns.setdefault(name, []).append(float(value))
+    for row in _read(folder / "runs.csv"):
+        run, table, key, name, seed, family, data, anchors, setting = (row.pop(column) for column in _ABOUT)
+        scores = {name: float(value) for name, value in row.items() if value}
+        number = int(anchors) if anchors else None
+        about = (Path(run), table, key, name, int(seed), family, data, number, setting)
+        yield Run(*about, scores or None, curves.get(run))
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    with replacing(path) as new, new.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _refuse_doubles(runs: Iterable[Run]) -> None:
@@ -75,87 +163,3 @@ def _refuse_doubles(runs: Iterable[Run]) -> None:
                 f"({run.family}, {run.data}); leave one of them out"
             )
         seen[key] = run.folder
-
-
-def _run(path: Path) -> Run:
-    about, folder = _object(path), path.parent
-    scores, curves = folder / "scores.json", folder / "curves.json"
-    anchors = about.get("anchors")
-    if anchors is not None and not _is_int(anchors):
-        raise InputError(f"{path}: 'anchors' must be an integer; correct it or leave it out")
-    text = {key: _text(about, key, path) for key in ("table", "row", "name", "family", "data")}
-    return Run(
-        folder,
-        seed=_seed(about, path),
-        anchors=anchors,
-        scores=_scores(scores) if scores.exists() else None,
-        curves=_curves(curves) if curves.exists() else None,
-        **text,
-    )
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file") from None
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not JSON ({reason}); remove it or run again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a JSON object is expected; remove it or run again")
-    return content
-
-
-def _text(about: Mapping[str, Any], key: str, path: Path) -> str:
-    value = about.get(key)
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{path}: {key!r} is missing or no text; every run.json needs it")
-    return value
-
-
-def _seed(about: Mapping[str, Any], path: Path) -> int:
-    value = about.get("seed")
-    if not _is_int(value):
-        raise InputError(f"{path}: 'seed' is missing or no integer; every run.json needs it")
-    return value
-
-
-def _scores(path: Path) -> dict[str, float]:
-    content = _object(path)
-    content.pop("by_category", None)
-    scores = {key: math.nan if value is None else value for key, value in content.items()}
-    for key, value in scores.items():
-        if not _is_number(value):
-            raise InputError(f"{path}: {key!r} is no number; test the run again")
-    return {key: float(value) for key, value in scores.items()}
-
-
-def _curves(path: Path) -> Curves:
-    content = _object(path)
-    return Curves(
-        _curve(content, "by_limit", "limits", "AR", path),
-        _curve(content, "by_size", "from", "AR@1000", path),
-        _curve(content, "by_iou", "thresholds", "recall@1000", path),
-    )
-
-
-def _curve(content: Mapping[str, Any], name: str, x: str, recall: str, path: Path) -> Curve:
-    part = content.get(name)
-    across, up = (part.get(key) if isinstance(part, dict) else None for key in (x, recall))
-    if isinstance(across, list) and isinstance(up, list) and len(across) == len(up):
-        values = [math.nan if value is None else value for value in up]
-        if all(map(_is_number, [*across, *values])):
-            return Curve(tuple(map(float, across)), tuple(map(float, values)))
-    raise InputError(
-        f"{path}: {name!r} must hold the lists {x!r} and {recall!r}, equally long; test the run again"
-    )
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    """Whether this is a number or NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpn.errors import InputError
-from fpn.study.given import refuse_own, settings_of
-from fpn.study.recipes import CONFIGS, RPN, DetectorOf, FastRCNN, FourSteps, Jointly, Row, Study, TwoSteps
+from fpn.shipped import config_file
+from fpn.study.recipes import RPN, DetectorOf, FourSteps, Jointly, OnProposals, Recipe, Row, Study, TwoSteps
+from fpn.study.settings import refuse_own, settings_of
 from fpn.study.tasks import Task
 
 
@@ -18,7 +19,7 @@ def _table5(depth: int) -> dict[str, Row]:
     }
 
 
-_ON_FPNS = FastRCNN("table1/c")
+_ON_FPNS = OnProposals("table1/c")
 TABLES: dict[str, dict[str, Row]] = {
     "table1": {
         "a": Row("baseline on conv4", "table1/a_conv4.yaml", RPN()),
@@ -50,8 +51,8 @@ TABLES: dict[str, dict[str, Row]] = {
     },
     "table3": {
         "star": Row("baseline of He et al. 2016", "table3/star_he_et_al.yaml", TwoSteps(), Jointly()),
-        "a": Row("baseline on conv4", "table3/a_conv4.yaml", FastRCNN("table1/a"), Jointly()),
-        "b": Row("baseline on conv5", "table3/b_conv5.yaml", FastRCNN("table1/b"), Jointly()),
+        "a": Row("baseline on conv4", "table3/a_conv4.yaml", OnProposals("table1/a"), Jointly()),
+        "b": Row("baseline on conv5", "table3/b_conv5.yaml", OnProposals("table1/b"), Jointly()),
         # FPN on proposals of its own kind is Table 2 (c), and has its numbers in the paper.
         "c": Row("FPN", "table3/c_fpn.yaml", DetectorOf("table2/c"), Jointly()),
     },
@@ -63,12 +64,19 @@ TABLES: dict[str, dict[str, Row]] = {
     "table5": _table5(50) | _table5(101),
 }
 
+OF_FILES: dict[str, tuple[Recipe, Recipe | None]] = {
+    "table1": (RPN(), None),
+    "table2": (_ON_FPNS, None),
+    "table3": (TwoSteps(), Jointly()),
+    "table4": (Jointly(("double_schedule",)), None),
+}
+"""The recipes, the paper's and the modern one, by which a user's file makes a row of a table."""
+
 FAMILIES = ("paper", "modern")
-_POCKET = CONFIGS / "scale" / "pocket.yaml"
-SCALES: dict[str, tuple[Path, ...]] = {
+SCALES: dict[str, tuple[str, ...]] = {
     "coco": (),
-    "shapes": (_POCKET,),
-    "framed": (_POCKET, CONFIGS / "scale" / "framed.yaml"),
+    "shapes": ("scale/pocket",),
+    "framed": ("scale/pocket", "scale/framed"),
 }
 """The files between base and row, by data set."""
 
@@ -79,7 +87,7 @@ def plan(
     seeds: Sequence[int] = (0,),
     family: str = "paper",
     data: str = "coco",
-    out: str = "runs/study",
+    out: str | Path = "runs/study",
     wandb: bool = False,
     given: Sequence[str] = (),
 ) -> list[Task]:
@@ -90,7 +98,8 @@ def plan(
 
     Args:
         tables: as table1.
-        rows: as c, of one table; none for all.
+        rows: of one table; none for all. As c, or a configuration file of the user's own, as ./c_panet.yaml:
+            the file says what the detector is, its stem is the row's key, its first comment line the name.
         seeds: one run of each row for each.
         family: paper or modern.
         data: coco, shapes, framed, or a configuration file of the user's own between base and row.
@@ -107,37 +116,47 @@ def plan(
         raise InputError(
             f"rows are of one table, not of {', '.join(tables)}: leave out --rows or all but one"
         )
-    for table in tables:
-        _require_known(table, rows, family)
+    if unknown := [table for table in tables if table not in TABLES]:
+        raise InputError(f"no table {unknown[0]!r}; there are {', '.join(TABLES)}")
+    if family not in FAMILIES:
+        raise InputError(f"no family {family!r}; there are {', '.join(FAMILIES)}")
+    if family == "modern" and (steps := {"table2", "table5"}.intersection(tables)):
+        raise InputError(
+            f"{min(steps)} is about training in steps, which the modern family does not: leave out --family"
+        )
     if min(seeds, default=0) < 0:
         raise InputError(f"seed {min(seeds)}: give 0 or more")
-    scale = SCALES.get(data, (Path(data),))
-    if not all(file.is_file() for file in scale):
-        raise InputError(f"data {data!r} is none of {', '.join(SCALES)}, nor a configuration file")
-    settings = settings_of(given)
-    refuse_own(settings)
-    study = Study(TABLES, scale, family, data, Path(out), wandb, tuple(given), settings)
+    refuse_own(settings_of(given))
+    known = {f"{table}/{key}": row for table, of_table in TABLES.items() for key, row in of_table.items()}
+    asked = [f"{table}/{key}" for table in tables for key in TABLES[table]]
+    if rows:
+        chosen = dict(_row(tables[0], word) for word in rows)
+        known, asked = known | chosen, list(chosen)
+    scale = tuple(map(config_file, SCALES.get(data, (data,))))
+    study = Study(known, scale, family, data, Path(out), wandb, tuple(given))
     tasks: dict[str, Task] = {}
     for seed in dict.fromkeys(seeds):
-        for table in tables:
-            for row in rows or TABLES[table]:
-                for task in study.tasks(f"{table}/{row}", seed):
-                    # A row that another table needs too has more steps there, to write its proposals.
-                    if task.name not in tasks or len(task.steps) > len(tasks[task.name].steps):
-                        tasks[task.name] = task
+        for name in asked:
+            for task in study.tasks(name, seed):
+                # A row that another table needs too has more steps there, to write its proposals.
+                if task.name not in tasks or len(task.steps) > len(tasks[task.name].steps):
+                    tasks[task.name] = task
     return list(tasks.values())
 
 
-def _require_known(table: str, rows: Sequence[str], family: str) -> None:
-    known = TABLES.get(table)
-    if known is None:
-        raise InputError(f"no table {table!r}; there are {', '.join(TABLES)}")
-    for row in rows:
-        if row not in known:
-            raise InputError(f"{table} has no row {row!r}; it has {', '.join(known)}")
-    if family not in FAMILIES:
-        raise InputError(f"no family {family!r}; there are {', '.join(FAMILIES)}")
-    if family == "modern" and table in ("table2", "table5"):
+def _row(table: str, word: str) -> tuple[str, Row]:
+    """A row by its key, or of a file, with its name as table1/c."""
+    if word in TABLES[table]:
+        return f"{table}/{word}", TABLES[table][word]
+    path = Path(word)
+    if not path.is_file():
+        known = ", ".join(TABLES[table])
         raise InputError(
-            f"{table} is about training in steps, which the modern family does not: leave out --family"
+            f"{table} has no row {word!r}; it has {known}; or give a file of your own, as ./mine.yaml"
         )
+    if table not in OF_FILES:
+        raise InputError(f"{table} compares ways of training: a file can be a row of {', '.join(OF_FILES)}")
+    if path.stem in TABLES[table]:
+        raise InputError(f"{table} has a row {path.stem!r} of its own: give {word} another name")
+    comments = (line.lstrip("# ").strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    return f"{table}/{path.stem}", Row(next(filter(None, comments), path.stem), word, *OF_FILES[table])

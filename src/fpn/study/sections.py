@@ -2,13 +2,50 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from statistics import mean
 from typing import NamedTuple
 
+import torch
+from torchmetrics.functional.regression import kendall_rank_corrcoef
+
 from fpn.errors import InputError
-from fpn.study import paper
-from fpn.study.order import Order, compare_order
+from fpn.study.paper import paper_table
 from fpn.study.results import Run
+
+
+class Order(NamedTuple):
+    """How the order of some rows agrees with the paper's."""
+
+    rows: int
+    """How many there are to compare."""
+    tau: float
+    """Kendall's tau-b, in [-1, 1]: 1 for the same order, less where rows are equal in one side alone;
+    NaN with fewer than two rows, or where all rows of a side are equal."""
+    inverted: tuple[tuple[str, str], ...]
+    """Pairs (better, worse) by the paper of which ours has the first below the second."""
+    tied: tuple[tuple[str, str], ...]
+    """Pairs (better, worse) by the paper that are equal in ours."""
+
+
+def compare_order(paper: Mapping[str, float], ours: Mapping[str, float]) -> Order:
+    """Compares the rows that both have, by one number of each, the higher the better."""
+    rows = [row for row in paper if row in ours]
+    tau = math.nan
+    if len(rows) > 1:
+        one, other = (
+            torch.tensor([side[row] for row in rows], dtype=torch.float64) for side in (ours, paper)
+        )
+        tau = float(torch.as_tensor(kendall_rank_corrcoef(one, other, variant="b")))
+    pairs = [
+        (x, y) if paper[x] > paper[y] else (y, x) for x, y in combinations(rows, 2) if paper[x] != paper[y]
+    ]
+    return Order(
+        len(rows),
+        tau,
+        tuple((better, worse) for better, worse in pairs if ours[better] < ours[worse]),
+        tuple(pair for pair in pairs if ours[pair[0]] == ours[pair[1]]),
+    )
 
 
 class Layout(NamedTuple):
@@ -58,7 +95,7 @@ PLAIN = {"anchors": "{:,.0f}", "seconds": "{:.3f}", "peak_memory_mb": "{:,.0f}"}
 """The columns that are no percentages, and how they are written."""
 
 
-class Row(NamedTuple):
+class Compared(NamedTuple):
     """A row of a section: the paper's numbers and our runs."""
 
     key: str
@@ -85,7 +122,7 @@ class Section(NamedTuple):
     table: str
     family: str
     data: str
-    rows: Sequence[Row]
+    rows: Sequence[Compared]
     """In the paper's order, then those that the paper does not have, by key."""
 
     @property
@@ -99,7 +136,7 @@ class Section(NamedTuple):
         recipe = "" if self.layout.columns == COST else f", {self.family} recipe"
         return f"{self.layout.heading} on {self.data}{recipe}"
 
-    def values(self, row: Row, column: str) -> list[float]:
+    def values(self, row: Compared, column: str) -> list[float]:
         """The column's numbers of the runs that have it, in its own unit; NaN for no object."""
         if column == "anchors":
             return [float(run.anchors) for run in row.runs if run.anchors is not None]
@@ -107,7 +144,7 @@ class Section(NamedTuple):
         scores = [_curve_scores(run) | (run.scores or {}) for run in row.finished]
         return [factor * its[key] for its in scores if key in its]
 
-    def ours(self, row: Row, column: str) -> float | None:
+    def ours(self, row: Compared, column: str) -> float | None:
         """The mean over the runs, None where there is none."""
         known = [value for value in self.values(row, column) if not math.isnan(value)]
         return mean(known) if known else None
@@ -126,7 +163,7 @@ def _curve_scores(run: Run) -> dict[str, float]:
     """Recall of another number of proposals than scores.json has, under the name that it would have there."""
     if run.curves is None:
         return {}
-    limits = zip(run.curves.by_limit.x, run.curves.by_limit.recall, strict=True)
+    limits = zip(run.curves["by_limit"]["limits"], run.curves["by_limit"]["AR"], strict=True)
     return {f"proposal_AR@{limit:g}": recall for limit, recall in limits}
 
 
@@ -139,7 +176,7 @@ def sections_of(runs: Iterable[Run]) -> list[Section]:
     for run in runs:
         if run.table not in LAYOUTS:
             raise InputError(
-                f"{run.folder / 'run.json'}: table {run.table!r} is unknown; use one of {', '.join(LAYOUTS)}"
+                f"{run.folder}: its table {run.table!r} is unknown; there are {', '.join(LAYOUTS)}"
             )
         groups.setdefault((run.table, run.family, run.data), []).append(run)
 
@@ -150,12 +187,12 @@ def sections_of(runs: Iterable[Run]) -> list[Section]:
     return [Section(*key, _rows(key[0], groups[key])) for key in sorted(groups, key=place)]
 
 
-def _rows(table: str, runs: Sequence[Run]) -> list[Row]:
-    known = paper.table(table).rows if LAYOUTS[table].papers else {}
+def _rows(table: str, runs: Sequence[Run]) -> list[Compared]:
+    known = paper_table(table).rows if LAYOUTS[table].papers else {}
     of_row = {
         key: sorted((r for r in runs if r.row == key), key=lambda r: r.seed) for key in {r.row for r in runs}
     }
-    rows = [Row(key, row.name, row.values, of_row.get(key, [])) for key, row in known.items()]
+    rows = [Compared(key, row.name, row.values, of_row.get(key, [])) for key, row in known.items()]
     return rows + [
-        Row(key, of_row[key][0].name, {}, of_row[key]) for key in sorted(of_row.keys() - known.keys())
+        Compared(key, of_row[key][0].name, {}, of_row[key]) for key in sorted(of_row.keys() - known.keys())
     ]

@@ -1,69 +1,53 @@
-"""A study on a SLURM cluster: one array job, each index of which runs one of several commands."""
+"""A study on a SLURM cluster: a job for each task, started when the tasks it needs have ended well."""
 
+import os
 import shlex
-import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fpn.console import say
 from fpn.errors import InputError
-
-_GPUS = {"gres", "gpus", "gpus-per-node", "gpus-per-task"}
-_CPUS = {"cpus-per-task", "cpus-per-gpu"}
+from fpn.study.tasks import Task
 
 # SIGTERM comes with a preemption, after which SLURM itself puts the job back in the queue, and with scancel,
 # after which nobody must. SIGUSR1 is asked for ahead of the time limit, after which SLURM does not do it.
 _BODY = """
 cd {directory} || exit
-case "$SLURM_ARRAY_TASK_ID" in
-{cases}
-  *) echo "no command for index $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;
-esac
-
+{modules}
 time_is_up=
 trap 'kill -TERM "$runner"' TERM
 trap 'time_is_up=yes; kill -TERM "$runner"' USR1
-"${{command[@]}}" &
+{command} &
 runner=$!
 wait "$runner"; status=$?
 while kill -0 "$runner" 2> /dev/null; do wait "$runner"; status=$?; done
 if [ -n "$time_is_up" ] && [ "$status" -gt 128 ]; then
-  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
 """
 
 
-def script(
-    name: str,
-    commands: Sequence[Sequence[str]],
-    logs: str | Path,
-    options: Sequence[str] = (),
-    devices: int = 1,
-    at_once: int | None = None,
-    directory: str | Path | None = None,
-) -> str:
-    """The sbatch script of an array job.
+def script(task: Task, command: Sequence[str], options: Sequence[str] = (), devices: int = 1) -> str:
+    """The sbatch script of a task.
 
-    Two minutes ahead of the time limit, or when it is preempted, a command gets a SIGTERM, and it is
+    Two minutes ahead of the time limit, or when it is preempted, the command gets a SIGTERM, and it is
     started again when the job is back from the queue; so it must be one that goes on where it was.
 
     Args:
-        name: of the job.
-        commands: one for each index, as words.
-        logs: folder, which must exist, for the output of each index.
+        task: gives the job its name and the folder of its output.
+        command: what runs the task, as words, in the current directory.
         options: of sbatch, as "partition=gpu" or "exclusive"; they win over what is set here.
-        devices: GPUs of each index, on one node.
-        at_once: indices that may run at a time; None for all.
-        directory: where the commands are run; by default the current one.
+        devices: GPUs, on one node.
 
     Raises:
         InputError: an option cannot be given.
     """
     given = dict(_option(option) for option in options)
     wanted = {
-        "job-name": name,
-        "output": f"{Path(logs).resolve()}/%x-%A_%a.txt",
+        "job-name": task.name.replace("/", "-"),
+        "output": str(task.folder.resolve() / "slurm.txt"),
         "open-mode": "append",
         "nodes": "1",
         "ntasks": "1",
@@ -72,46 +56,103 @@ def script(
         "requeue": "",
         "signal": "B:USR1@120",
     }
-    if devices == 0 or _GPUS & given.keys():
+    if devices == 0 or {"gres", "gpus", "gpus-per-node", "gpus-per-task"} & given.keys():
         del wanted["gpus-per-node"]
-    if _CPUS & given.keys():
+    if {"cpus-per-task", "cpus-per-gpu"} & given.keys():
         del wanted["cpus-per-task"]
-    array = f"0-{len(commands) - 1}" + (f"%{at_once}" if at_once else "")
-    lines = {**wanted, **given, "array": array}
+    lines = {**wanted, **given}
     head = [f"#SBATCH --{key}" + (f"={shlex.quote(value)}" if value else "") for key, value in lines.items()]
-    cases = [f"  {index}) command=({shlex.join(command)}) ;;" for index, command in enumerate(commands)]
-    body = _BODY.format(directory=shlex.quote(str(Path(directory or "").resolve())), cases="\n".join(cases))
+    modules = os.environ.get("FPN_IMPORT")
+    body = _BODY.format(
+        directory=shlex.quote(str(Path.cwd())),
+        modules=f"export FPN_IMPORT={shlex.quote(modules)}" if modules else "",
+        command=shlex.join(command),
+    )
     return "\n".join(["#!/usr/bin/env bash", *head, body])
 
 
-def submit(text: str, path: str | Path) -> str:
-    """Write a script and give it to sbatch.
+def submit(
+    tasks: Sequence[Task],
+    command: Callable[[Task], Sequence[str]],
+    options: Sequence[str] = (),
+    devices: int = 1,
+    at_once: int | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Give sbatch a job for each task that is neither finished nor in the queue.
 
     Args:
-        text: the script.
-        path: where it is written; its folder is made if it is missing.
-
-    Returns:
-        What sbatch answered.
+        tasks: each after those that it needs.
+        command: what runs a task, which may rely on those that it needs.
+        options: see `script`.
+        devices: see `script`.
+        at_once: of these jobs, how many may run at a time; None for all.
+        dry_run: only print the calls of sbatch and the scripts.
 
     Raises:
-        InputError: there is no sbatch here, or it refused the script.
+        InputError: there is no sbatch here, it refused a script, or a task was begun with other settings.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    if shutil.which("sbatch") is None:
-        raise InputError(f"there is no sbatch on this machine; submit on the cluster: sbatch {path}")
-    answer = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
+    jobs: dict[str, str] = {}
+    submitted: list[str] = []
+    for task in tasks:
+        if task.next_step() is None:
+            say(f"{task.name}: finished earlier{task.score}")
+            continue
+        if (job := _in_queue(task)) is not None:
+            jobs[task.name] = job
+            say(f"{task.name}: in the queue as job {job}")
+            continue
+        after = [f"afterok:{jobs[need.name]}" for need in task.needs if need.name in jobs]
+        if at_once and len(submitted) >= at_once:
+            after.append(f"afterany:{submitted[-at_once]}")
+        path = task.folder / "job.sh"
+        waits = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+        call = ["sbatch", "--parsable", *waits, str(path)]
+        text = script(task, command(task), options, devices)
+        if dry_run:
+            job = f"JOB({task.name})"
+            say(f"{shlex.join(call)}\n{text}")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            job = _answer(call)
+            (task.folder / "job.txt").write_text(job)
+            say(f"{task.name}: job {job}" + (f", {', '.join(after)}" if after else ""))
+        jobs[task.name] = job
+        submitted.append(job)
+
+
+def _in_queue(task: Task) -> str | None:
+    """The job that was submitted for a task, if it waits or runs."""
+    path = task.folder / "job.txt"
+    if not path.is_file():
+        return None
+    job = path.read_text()
+    try:
+        call = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+        told = subprocess.run(call, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return None
+    return job if told.strip() else None
+
+
+def _answer(call: Sequence[str]) -> str:
+    """The number of the job that sbatch made."""
+    try:
+        answer = subprocess.run(call, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise InputError("there is no sbatch on this machine: give this command on the cluster") from None
     if answer.returncode:
-        raise InputError(f"sbatch refused {path}: {' '.join(answer.stderr.split())}")
-    return answer.stdout.strip()
+        raise InputError(f"sbatch refused {call[-1]}: {' '.join(answer.stderr.split())}")
+    return answer.stdout.strip().partition(";")[0]
 
 
 def _option(text: str) -> tuple[str, str]:
     key, _, value = text.removeprefix("--").partition("=")
-    if key == "array":
-        raise InputError("sbatch option array cannot be given: its indices are the runs; see --jobs")
+    if key in ("array", "dependency"):
+        raise InputError(
+            f"sbatch option {key} cannot be given: each task is a job that waits for what it needs"
+        )
     if not key or any(letter.isspace() for letter in key):
         raise InputError(f"sbatch option {text!r} is not KEY=VALUE or KEY; give them as words of their own")
     return key, value

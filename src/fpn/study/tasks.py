@@ -1,7 +1,23 @@
-"""What the runner runs: tasks of some steps each, every one a folder of its own."""
+"""What a study runs: tasks of some steps each, and what the folder of a task tells of them.
 
+A task's folder holds what its steps write, `run.json` (what a report has to know), `log.txt`, links to the
+results of the steps, and for each step a NAME.json: what it is made from, and once it has ended well, when.
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from fpn.errors import InputError
+from fpn.files import replacing
+from fpn.study.settings import difference, result_settings, settings_of
 
 
 @dataclass(frozen=True)
@@ -10,16 +26,15 @@ class Step:
 
     Args:
         name: unique within its task, as fit.
-        arguments: what follows `fpn` on the command line.
-        resumable: started again with `--ckpt_path` of the newest last.ckpt below its task's folder, if any.
-        collect: files, as last.ckpt, to be linked into the task's folder from where the step has just
-            written them below it, and removed from there when the step is begun again.
+        words: what follows `fpn` on the command line.
+        resumable: started again with `--ckpt_path` of the newest last.ckpt of its task, if any.
+        results: names of files, as last.ckpt, to be linked into the task's folder from the folder of the run.
     """
 
     name: str
-    arguments: tuple[str, ...]
+    words: tuple[str, ...]
     resumable: bool = False
-    collect: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,13 +43,135 @@ class Task:
 
     Args:
         name: also the folder below the root of the study, as table1/c/seed_0.
+        root: folder of the study.
         steps: in order.
-        needs: names of the tasks that must be finished first; this one's result counts only with theirs.
-        about: what a report has to know, written to the folder's run.json; None for what is only a stage of
-            another task's run.
+        needs: the tasks that must be finished first; this one's result counts only with theirs.
+        about: what a report has to know; None for what is only a stage of another task's run.
     """
 
     name: str
+    root: Path
     steps: tuple[Step, ...]
-    needs: tuple[str, ...] = ()
-    about: dict[str, Any] | None = field(default=None, hash=False)
+    needs: tuple["Task", ...] = ()
+    about: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where it is run."""
+        return self.root / self.name
+
+    def next_step(self) -> Step | None:
+        """The first step that is not finished, None after the last.
+
+        Raises:
+            InputError: a step has been begun with other settings, or on a result of another task that is
+                no longer there.
+        """
+        for step in self.steps:
+            record = self._record(step)
+            if record is not None:
+                self._refuse_another(step, record)
+            if record is None or "finished" not in record:
+                return step
+        return None
+
+    def words(self, step: Step) -> tuple[str, ...]:
+        """The words of a step, with the checkpoint it goes on from if there is one."""
+        last = self._newest("last.ckpt") if step.resumable else None
+        return step.words + (() if last is None else ("--ckpt_path", str(last)))
+
+    def begin(self, step: Step) -> None:
+        """Write down that a step starts now. Earlier results of it and of the steps after it are removed."""
+        for later in self.steps[self.steps.index(step) :]:
+            for name in (f"{later.name}.json", *later.results):
+                (self.folder / name).unlink(missing_ok=True)
+        if self.about is not None:
+            _write(self.folder / "run.json", self.about)
+        _write(self._record_path(step), {**self._made_from(step), "started": _now()})
+
+    def finish(self, step: Step) -> None:
+        """Link the results of a step that has just ended well, and mark it as finished.
+
+        Raises:
+            InputError: a result was not written.
+        """
+        for name in step.results:
+            newest = self._newest(name)
+            if newest is None:
+                raise InputError(f"{step.name} ended well but has written no {name} below {self.folder}")
+            with replacing(self.folder / name) as new:
+                new.symlink_to(newest.relative_to(self.folder))
+        _write(self._record_path(step), {**(self._record(step) or {}), "finished": _now()})
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Nobody else may be at the task meanwhile.
+
+        Yields:
+            A file descriptor: the lock lasts until it is closed in every process that inherited it.
+
+        Raises:
+            InputError: somebody is.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError("another command is at it") from None
+            except OSError:
+                pass  # a file system without locks
+            yield lock.fileno()
+
+    @property
+    def score(self) -> str:
+        """The main score in percent, as " (AP 36.1)"; empty without scores."""
+        scores = _read(self.folder / "scores.json") or {}
+        for name in ("AP", "proposal_AR@1000"):
+            if name in scores:
+                value = math.nan if scores[name] is None else 100 * scores[name]
+                return f" ({name.removeprefix('proposal_')} {value:.1f})"
+        return ""
+
+    def _record_path(self, step: Step) -> Path:
+        return self.folder / f"{step.name}.json"
+
+    def _record(self, step: Step) -> dict[str, Any] | None:
+        return _read(self._record_path(step))
+
+    def _newest(self, name: str) -> Path | None:
+        """The newest file of a name in the folders of runs, of which Lightning makes one a start."""
+        found = self.folder.glob(f"version_*/**/{name}")
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+    def _made_from(self, step: Step) -> dict[str, Any]:
+        """What the result of a step depends on, as things stand now."""
+        needs = {need.name: (need._record(need.steps[-1]) or {}).get("finished") for need in self.needs}
+        return {"settings": result_settings(settings_of(step.words)), "needs": needs}
+
+    def _refuse_another(self, step: Step, record: Mapping[str, Any]) -> None:
+        now = self._made_from(step)
+        gone = [name for name, when in record["needs"].items() if now["needs"].get(name) != when]
+        reason = difference(record["settings"], now["settings"]) or (
+            f"it was made from a result of {gone[0]} that is no longer there" if gone else None
+        )
+        if reason is not None:
+            raise InputError(
+                f"{self.folder}: of its {step.name}, {reason}; remove the folder or choose another --out"
+            )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    with suppress(FileNotFoundError):
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    return None
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as new:
+        new.write_text(json.dumps(content, indent=2) + os.linesep)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -20,7 +20,7 @@ from fpn.errors import InputError
 from fpn.files import strict_json
 from fpn.models.optimized import optimized
 from fpn.models.rpn import RPNHead
-from fpn.study.recipes import CONFIGS
+from fpn.shipped import CONFIGS
 from fpn.types import Batch
 
 CLASSES = 80
