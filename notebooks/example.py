@@ -1,16 +1,21 @@
 """What the notebooks begin with: the project's root as working directory, a detector, and its data."""
 
 import os
+import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from fpn.analysis.aliasing import smooths_a_sum
 from fpn.checkpoints import load
 from fpn.lit.cli import main
 from fpn.models.detectors import FasterRCNN
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))  # the measures of `scripts/questions.py`
+
+from aliasing import smooths_a_sum  # noqa: E402
+
 SHORT = "--data.train_count 500 --data.val_count 60 --model.schedule.steps 240 --trainer.limit_val_batches 0"
 LOGGER = "{class_path: fpn.lit.metrics_file.MetricsFile, init_args: {save_dir: runs, name: notebooks}}"
 
@@ -18,7 +23,8 @@ LOGGER = "{class_path: fpn.lit.metrics_file.MetricsFile, init_args: {save_dir: r
 def begin() -> None:
     """Work from the project's root; figures are JPEG, which keeps the notebooks small."""
     os.chdir(ROOT)
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75, "optimize": True})
+    plt.rcParams["figure.dpi"] = 60
 
 
 def detector_and_data() -> tuple[Path, Path]:

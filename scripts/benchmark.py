@@ -3,44 +3,37 @@
     python scripts/benchmark.py infer                              # also train, roi, data, score, scaling
     python scripts/benchmark.py infer --images val2017 --number 8 --json infer.json
     python scripts/benchmark.py train --device cuda --precision bf16 --batch 8
-    python scripts/benchmark.py scaling --plot scaling.png
 
-Prints Markdown: median, least and greatest time, ratio, share of the machine's measured peak, and memory.
+Prints Markdown: median, least and greatest time, memory, and how many times faster ours is.
 Exit status 1: the outputs disagree, which a line tells in place of times; 2: bad arguments.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures.process import BrokenProcessPool
 
 from jsonargparse import auto_cli
 
-from fpn.benchmark.data import data
-from fpn.benchmark.infer import infer
-from fpn.benchmark.report import markdown
-from fpn.benchmark.roi import roi
-from fpn.benchmark.scaling import scaling
-from fpn.benchmark.score import score
-from fpn.benchmark.train import train
-from fpn.benchmark.work import BenchmarkError
+from benchmarks.comparison import DisagreementError
+from benchmarks.infer import infer
+from benchmarks.parts import data, roi, score
+from benchmarks.scaling import scaling
+from benchmarks.train import train
 from fpn.console import mistakes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark that the arguments name, print it, and write it to the JSON file they name."""
+    """Run the benchmark that the arguments name, and print what it finds."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     with mistakes("benchmark.py"):
         try:
-            report = auto_cli([infer, train, roi, data, score, scaling], args=given, as_positional=False)
-        except BenchmarkError as error:
-            print(f"benchmark.py: {error}", file=sys.stderr)
-            sys.exit(1)
-        content = {"command": shlex.join(["python", "scripts/benchmark.py", *given])} | report.as_dict()
-        print(markdown(content))
-        if report.json is not None:
-            Path(report.json).write_text(json.dumps(content, indent=2) + "\n")
+            run = auto_cli([infer, train, roi, data, score, scaling], args=given, as_positional=False)
+        except DisagreementError as error:
+            sys.exit(f"benchmark.py: the outputs disagree, so no times are given: {error}")
+        except BrokenProcessPool:
+            sys.exit("benchmark.py: the process of a side ended; is memory short?")
+        print(run.report(shlex.join(["python", "scripts/benchmark.py", *given])))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ from PIL import Image
 
 from fpn.allocator import keep_freed_memory
 from fpn.data.datamodule import CocoDataModule
+from fpn.data.options import ImageOptions
 from fpn.data.results import write_results
-from fpn.evaluation import ProposalRecall
-from fpn.types import Detections
+from fpn.evaluation import ProposalRecall, Truth
+from fpn.types import Batch, Categories, Detections, Inference
 
 MIB = 2**20
 SIZES = ((320, 240), (240, 320), (300, 200), (200, 280))
@@ -73,7 +74,9 @@ def loading(folder: Path, epochs: int, batches: int) -> None:
     """Print the private memory of two workers after each epoch."""
     for split, images, boxes in (("train", 118_287, 860_001), ("val", 20, 100)):
         draw_set(folder, split, images, boxes)
-    data = CocoDataModule(root=str(folder), short_side=256, max_side=341, batch_size=2, num_workers=2)
+    data = CocoDataModule(
+        root=str(folder), images=ImageOptions(short_side=256, max_side=341), batch_size=2, num_workers=2
+    )
     data.setup("fit")
     loader: Any = data.train_dataloader()
     pids: list[int] = []
@@ -94,15 +97,18 @@ def scoring(folder: Path, images: int, proposals: int) -> None:
     """Print the peak of collecting, scoring and writing proposals."""
     draw_set(folder, "val", images, 7 * images)
     annotations = folder / "annotations" / "instances_val2017.json"
-    metric = ProposalRecall(annotations)
+    metric = ProposalRecall()
+    metric.score_on(Truth(annotations, Categories((), ())))
     generator = torch.Generator().manual_seed(0)
     print(f"before: {peak() / MIB:,.0f} MiB at most")
     for image_id in range(1, images + 1):
         corners = torch.rand(proposals, 2, 2, generator=generator).mul(240).sort(dim=1).values.flatten(1)
         scores = torch.rand(proposals, generator=generator).sort(descending=True).values
-        metric.update([image_id], [Detections(corners, scores, torch.ones(proposals, dtype=torch.int64))])
+        found = Detections(corners, scores, torch.ones(proposals, dtype=torch.int64))
+        metric.update(Batch(torch.empty(0), [], [], [image_id]), Inference([found], None))
     print(f"collected: {peak() / MIB:,.0f} MiB at most")
-    print(f"AR@1000 {100 * metric.compute()['AR@1000']:.2f}; scored: {peak() / MIB:,.0f} MiB at most")
+    recall = metric.compute()["proposal_AR@1000"]
+    print(f"AR@1000 {100 * recall:.2f}; scored: {peak() / MIB:,.0f} MiB at most")
     metric.curves()
     print(f"curves drawn: {peak() / MIB:,.0f} MiB at most")
     number = write_results(folder / "proposals.json", metric.results())

@@ -61,9 +61,9 @@ def test_an_empty_list(predictor: Predictor) -> None:
     assert predictor([]) == []
 
 
-def test_one_short_side_as_a_pyramid_is_the_plain_predictor(predictor: Predictor) -> None:
+def test_one_scale_as_a_pyramid_is_the_plain_predictor(predictor: Predictor) -> None:
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((48, 70), (33, 20))]
-    pyramid = Predictor(predictor.detector, short_side=64, max_side=100, short_sides=[64])
+    pyramid = Predictor(predictor.detector, short_side=64, max_side=100, scales=[1])
     for one, other in zip(predictor(images), pyramid(images), strict=True):
         assert len(one.boxes) > 0
         # Merging suppresses nothing that is left, but may order what has the same score otherwise.
@@ -73,7 +73,7 @@ def test_one_short_side_as_a_pyramid_is_the_plain_predictor(predictor: Predictor
 
 def test_a_pyramid_is_all_scales_merged(predictor: Predictor) -> None:
     image = torch.randint(0, 256, (3, 48, 70), dtype=torch.uint8)
-    pyramid = Predictor(predictor.detector, short_side=64, max_side=100, short_sides=[32, 64])
+    pyramid = Predictor(predictor.detector, short_side=64, max_side=100, scales=[0.5, 1])
     assert [(scale.short_side, scale.max_side) for scale in pyramid.scales] == [(32, 50), (64, 100)]
     found = pyramid([image])[0]
     parts = [
@@ -123,13 +123,13 @@ def test_a_detector_of_given_proposals_is_refused(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(predictor.detector), "reads_proposals", True)
-    with pytest.raises(InputError, match=r"finds objects in given proposals: use fpn test with data\.test_"):
+    with pytest.raises(InputError, match=r"finds objects in given proposals: use fpn test with data\.test\."):
         Predictor(predictor.detector)
 
 
 def test_sides_are_positive(predictor: Predictor) -> None:
-    for sides in ({"short_side": 0}, {"max_side": -1}, {"short_sides": [64, 0]}):
-        with pytest.raises(InputError, match="sides are pixels"):
+    for sides in ({"short_side": 0}, {"max_side": -1}, {"scales": [1, 0]}):
+        with pytest.raises(InputError, match=r"sides are pixels|scales are factors"):
             Predictor(predictor.detector, **sides)
 
 

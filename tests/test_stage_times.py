@@ -287,7 +287,7 @@ def test_validate_and_test(checkpoint: tuple[Path, str], shown: Callable[..., st
     given = ["--ckpt_path", checkpoint[1]]
     check(shown("validate", "--stage_times", *given))
     Path("timed.yaml").write_text("stage_times: true\n")
-    page = shown("test", *given, "--config", "timed.yaml", "--data.test_size_factors", "[0.5, 1]")
+    page = shown("test", *given, "--config", "timed.yaml", "--data.images.test_scales", "[0.5, 1]")
     check(page)
     assert page.index("scores.json") < page.index("Time by stage")
     assert "Time by stage" not in shown(
@@ -301,7 +301,7 @@ def test_predict(checkpoint: tuple[Path, str], shown: Callable[..., str]) -> Non
     page = shown(*given, "--images", str(shapes / "val2017"), "--stage_times", "--batch_size", "2")
     check(page, batches=3)
     assert page.index("boxes in 5 of 5 images") < page.index("Time by stage")
-    check(shown(*given, "--split", "val", "--stage_times", "true", "--short_sides", "[64, 96]"))
+    check(shown(*given, "--split", "val", "--stage_times", "true", "--scales", "[0.67, 1]"))
     assert "Time by stage" not in shown(*given, "--split", "val", "--stage_times", "false")
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from fpn.benchmark.peer import peer
+from benchmarks.inputs import peer
 from fpn.types import Batch, Targets
 
 __all__ = ["as_batch", "peer", "peer_targets"]

@@ -1,27 +1,69 @@
 """Feature Pyramid Networks for Object Detection, reproduced."""
 
-from fpn.checkpoints import load
-from fpn.errors import InputError
-from fpn.models.detectors import FasterRCNN, FastRCNN, ProposalNetwork
-from fpn.peers.detectron2 import DETECTRON2_IMAGES, load_detectron2
-from fpn.peers.torchvision import load_torchvision, to_torchvision
-from fpn.predictor import Predictor
-from fpn.types import Batch, Categories, Detections, Features, Targets
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "DETECTRON2_IMAGES",
-    "Batch",
-    "Categories",
-    "Detections",
-    "FastRCNN",
-    "FasterRCNN",
-    "Features",
-    "InputError",
-    "Predictor",
-    "ProposalNetwork",
-    "Targets",
-    "load",
-    "load_detectron2",
-    "load_torchvision",
-    "to_torchvision",
-]
+if TYPE_CHECKING:
+    from fpn.checkpoints import load as load
+    from fpn.errors import InputError as InputError
+    from fpn.evaluation.metric import Metric as Metric
+    from fpn.interop.detectron2 import DETECTRON2_IMAGES as DETECTRON2_IMAGES
+    from fpn.interop.detectron2 import load_detectron2 as load_detectron2
+    from fpn.interop.torchvision import load_torchvision as load_torchvision
+    from fpn.interop.torchvision import to_torchvision as to_torchvision
+    from fpn.models.bottom_up import BottomUp as BottomUp
+    from fpn.models.detectors import FasterRCNN as FasterRCNN
+    from fpn.models.detectors import FastRCNN as FastRCNN
+    from fpn.models.detectors import ProposalNetwork as ProposalNetwork
+    from fpn.models.losses import BoxLoss as BoxLoss
+    from fpn.models.necks import Neck as Neck
+    from fpn.models.resnet import ResNet as ResNet
+    from fpn.models.roi_head import HeadInput as HeadInput
+    from fpn.models.timm_bottom_up import TimmBottomUp as TimmBottomUp
+    from fpn.predictor import Predictor as Predictor
+    from fpn.types import Batch as Batch
+    from fpn.types import Categories as Categories
+    from fpn.types import Detections as Detections
+    from fpn.types import Features as Features
+    from fpn.types import Targets as Targets
+
+    __version__: str
+
+_HOMES = {
+    "load": "fpn.checkpoints",
+    "InputError": "fpn.errors",
+    "Metric": "fpn.evaluation.metric",
+    "BottomUp": "fpn.models.bottom_up",
+    "FasterRCNN": "fpn.models.detectors",
+    "FastRCNN": "fpn.models.detectors",
+    "ProposalNetwork": "fpn.models.detectors",
+    "BoxLoss": "fpn.models.losses",
+    "Neck": "fpn.models.necks",
+    "ResNet": "fpn.models.resnet",
+    "HeadInput": "fpn.models.roi_head",
+    "TimmBottomUp": "fpn.models.timm_bottom_up",
+    "DETECTRON2_IMAGES": "fpn.interop.detectron2",
+    "load_detectron2": "fpn.interop.detectron2",
+    "load_torchvision": "fpn.interop.torchvision",
+    "to_torchvision": "fpn.interop.torchvision",
+    "Predictor": "fpn.predictor",
+    "Batch": "fpn.types",
+    "Categories": "fpn.types",
+    "Detections": "fpn.types",
+    "Features": "fpn.types",
+    "Targets": "fpn.types",
+}
+"""The module of each name, which is imported when the name is first used: PyTorch alone takes seconds."""
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+    from importlib.metadata import version
+
+    if name == "__version__":
+        return version("fpn")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value

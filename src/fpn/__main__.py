@@ -2,4 +2,5 @@
 
 from fpn.lit.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,27 +1,28 @@
 """Detectors from files: our own checkpoints, and whole ones or parts to start from."""
 
 import copy
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
 from fpn.files import replacing
-from fpn.models.detectors import Detector
-from fpn.peers import TrainedWeights, from_peer
-from fpn.peers.files import read_weights
-from fpn.peers.settings import differences, settings_of
-from fpn.trust import check_classes, check_remembered
+from fpn.interop.files import read_weights
+from fpn.interop.peers import TrainedWeights, from_peer
+from fpn.interop.settings import differences, settings_of
+from fpn.models.detectors import Detector, FasterRCNN
+from fpn.parsing import Parser, as_word
+from fpn.trust import check_classes, check_remembered, only_installed
 from fpn.types import Categories
+from fpn.upgrade import upgraded
 from fpn.weights import check_weights, read_checkpoint
 
+_SPLITS = ("train", "val", "test")
 _PREFIX = "detector."
 """Of the detector's weights in our checkpoints."""
 
@@ -58,29 +59,26 @@ def load(path: str | Path) -> Trained:
     return Trained(detector.eval(), categories, _image(kept, path))
 
 
-def remembered_config(path: str | Path, kinds: Mapping[str, type], asked: str = "") -> str | None:
-    """The model and data that a checkpoint was trained with, as a JSON configuration for the command line.
+def remembered_config(path: str | Path, parts: Sequence[str] = ("model", "data")) -> dict[str, Any] | None:
+    """What a checkpoint was trained with, as a configuration for the command line.
 
     Args:
         path: the `.ckpt` file.
-        kinds: the parts to take, model or data, and their classes; the checkpoint may name others of that
-            kind. Whatever else it holds is left out.
-        asked: texts of the user's own, whose names are allowed to be the checkpoint's.
+        parts: what to take of it; whatever else it holds is left out.
 
     Returns:
         None where the checkpoint was not trained from the command line.
 
     Raises:
-        InputError: no such file, not a checkpoint of this project, or one that names strange classes or
-            files.
+        InputError: no such file, not a checkpoint of this project, or one that names what it may not
+            (`fpn.trust`).
     """
     config = _kept(read_checkpoint(path), path)["config"]
     if not config:
         return None
-    parts = {name: _part(config, name, path) for name in kinds}
-    for name, kind in kinds.items():
-        check_remembered(parts[name], kind, str(path), asked)
-    return json.dumps(parts)
+    remembered = {name: _part(config, name, path) for name in parts}
+    check_remembered(remembered, str(path))
+    return remembered
 
 
 def remembered_categories(kept: Mapping[str, Any], path: str | Path) -> Categories:
@@ -105,21 +103,6 @@ def remembered_version(path: str | Path, logger: str) -> str | None:
     kept = _kept(read_checkpoint(path), path)
     version = _part({"loggers": {}} | kept, "loggers", path).get(logger)
     return None if version is None else str(version)
-
-
-def forget_initial_weights(model: Namespace) -> None:
-    """Take out of a model's configuration what it starts from: a checkpoint's weights replace it anyway."""
-    forget_imagenet(model)
-    for key in ("start_from", "start_parts"):
-        if model.get(key) is not None:
-            model[key] = None
-
-
-def forget_imagenet(model: Namespace) -> None:
-    """Take the bottom-up's weights out of a model's configuration, where others replace them anyway."""
-    key = "detector.init_args.bottom_up.init_args.weights"
-    if model.get(key) is not None:
-        model[key] = None
 
 
 class Start(NamedTuple):
@@ -228,15 +211,15 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
         kept[rpn]["config"]["model"]["detector"]["init_args"],
     )
     parts = {key: value for key, value in mine.items() if not key.endswith("_top_n")}
-    of_rpn = {key: value for key, value in theirs["loss"].items() if key.startswith("rpn_")}
-    loss = {"loss": mine["loss"] | of_rpn}
     selection = theirs["testing_proposals"]
     number = min(selection["post_nms_top_n"], mine["testing_top_n"])
     parts["testing_proposals"] = selection | {"post_nms_top_n": number}
-    config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts | loss}
+    config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts}
     config["model"] |= {"start_from": None, "start_parts": None, "frozen_parts": []}
     settings = config["data"].get("init_args", config["data"])
-    settings |= {key: None for key in settings if key.endswith("_proposals")}
+    settings |= {
+        key: split | {"proposals": None} for key, split in settings.items() if key in _SPLITS and split
+    }
     # Not to be resumed: there is no state of an optimiser that fits the whole.
     joined = {
         key: value
@@ -301,7 +284,8 @@ def _kept(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     needed = {"config", "categories", "image"}
     if not isinstance(kept, dict) or not needed <= kept.keys() or "state_dict" not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of this project: `fpn fit` did not write it")
-    return kept
+    config = kept["config"]
+    return kept | {"config": upgraded(config) if isinstance(config, dict) else config}
 
 
 def _image(kept: Mapping[str, Any], path: str | Path) -> ImageSettings:
@@ -313,8 +297,17 @@ def _image(kept: Mapping[str, Any], path: str | Path) -> ImageSettings:
         raise InputError(f"{path} does not tell how its images are prepared: {error}") from error
 
 
+class _Given:
+    """Takes a detector as the command line's module does."""
+
+    def __init__(self, detector: Callable[[int], Detector] = FasterRCNN) -> None:
+        self.detector = detector
+
+
 def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detector:
-    """The detector of some configurations, without weights to start from.
+    """The detector of some configurations, with random weights.
+
+    It is read as `fpn fit` reads it.
 
     Args:
         configs: what configuration files have under `model.detector`, each a difference to those before.
@@ -323,12 +316,9 @@ def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detect
     Raises:
         jsonargparse.ArgumentError: they do not make a detector.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--detector", type=Callable[[int], Detector])
-    # What the command line assumes too: a detector without a class is a Faster R-CNN.
-    words = ["fpn.FasterRCNN", *map(json.dumps, configs)]
-    config = parser.parse_args([f"--detector={word}" for word in words])
-    forget_initial_weights(config)
+    parser = Parser(exit_on_error=False)
+    parser.add_class_arguments(_Given, fail_untyped=False, sub_configs=True)
+    config = parser.parse_args([f"--detector={as_word(config)}" for config in configs])
     check_classes(config.as_dict())
     factory: Callable[[int], Detector] = parser.instantiate(config).detector
     return factory(classes)
@@ -343,9 +333,10 @@ def _part(config: Any, name: str, path: str | Path) -> Mapping[str, Any]:
 
 def _detector(config: Any, classes: int, path: str | Path) -> Detector:
     part = _part(_part(config, "model", path), "detector", path)
-    check_remembered(part, Detector, str(path))
+    check_remembered(part, str(path))
     try:
-        return build_detector([part], classes)
+        with only_installed():
+            return build_detector([part], classes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:

@@ -4,6 +4,8 @@ import errno
 import os
 import stat
 import sys
+import traceback
+from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -22,12 +24,38 @@ def mistakes(program: str) -> Iterator[None]:
     """End the program with one line and exit status 2 where a mistake of its user's comes through."""
     try:
         yield
-    except (InputError, OSError) as error:
-        line = str(error) if isinstance(error, InputError) else refused(error)
+    except Exception as error:
+        line = _mistake(error)
         if line is None:
             raise
         print(f"{program}: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+
+
+def _mistake(error: BaseException | None) -> str | None:
+    """The message of a user's mistake, wherever in a chain of errors it lies; None if it is our fault."""
+    while error is not None:
+        if isinstance(error, InputError):
+            # From a loading process comes that process's traceback; its last line is the message.
+            line = str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
+            return "; ".join([line, *getattr(error, "__notes__", [])])
+        if isinstance(error, ArgumentError):
+            # What the parser got is a long listing, and no news to who gave it.
+            return " ".join(str(error).partition("Got value:")[0].split())
+        if _refused_by_lightning(error):
+            return " ".join(str(error).split())
+        if isinstance(error, OSError) and (told := refused(error)) is not None:
+            return told
+        error = error.__cause__
+    return None
+
+
+def _refused_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised it, for a setting that cannot be."""
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ValueError) and frames[-1].f_globals["__name__"].startswith("lightning.")
 
 
 def refused(error: OSError) -> str | None:

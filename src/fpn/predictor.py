@@ -32,9 +32,8 @@ class Predictor:
         max_side: … unless the long side would exceed this.
         device: where it runs; None for the detector's own.
         settings: further settings of image preparation; the sides above take precedence.
-        short_sides: several short sides, for a featurized image pyramid (Fig. 1 (a) of the paper):
-            boxes are looked for at all of them, the long side's limit being in proportion, and
-            merged.
+        scales: factors of this size, for a featurized image pyramid (Fig. 1 (a) of the paper): boxes
+            are looked for at all of them, and merged.
         categories: what the labels mean; boxes of classes that have no category are left out.
         precision: of the network's layers; boxes are float32 in any.
 
@@ -53,25 +52,27 @@ class Predictor:
         max_side: int = 1333,
         device: torch.device | str | None = None,
         settings: ImageSettings = ImageSettings(),
-        short_sides: Sequence[int] = (),
+        scales: Sequence[float] = (),
         categories: Categories | None = None,
         precision: Precision = "32-true",
     ) -> None:
         if detector.reads_proposals:
             raise InputError(
                 f"{type(detector).__name__} finds objects in given proposals: use fpn test with "
-                "data.test_proposals"
+                "data.test.proposals"
             )
-        if min(short_side, max_side, *short_sides) < 1:
-            raise InputError(f"sides are pixels, not {min(short_side, max_side, *short_sides)}")
+        if min(short_side, max_side) < 1:
+            raise InputError(f"sides are pixels, not {min(short_side, max_side)}")
+        if min(scales, default=1) <= 0:
+            raise InputError(f"scales are factors above 0, not {min(scales)}")
         if precision not in PRECISIONS:
             raise InputError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
         self.device = device_named(device) if device is not None else next(detector.parameters()).device
         self.detector = optimized(detector.to(self.device))
         settings = replace(settings, short_side=short_side, max_side=max_side)
-        self.scales = [settings.at(side) for side in short_sides] or [settings]
+        self.scales = [settings.scaled(scale) for scale in scales] or [settings]
         self.categories = categories if detector.finds_objects else None
-        self._pyramid = len(short_sides) > 0
+        self._pyramid = len(scales) > 0
         self._half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
 
     @classmethod
@@ -79,7 +80,7 @@ class Predictor:
         cls,
         trained: Trained,
         device: torch.device | str | None = None,
-        short_sides: Sequence[int] = (),
+        scales: Sequence[float] = (),
         precision: Precision = "32-true",
     ) -> "Predictor":
         """A predictor of a loaded checkpoint, with the image size it was trained for.
@@ -87,7 +88,7 @@ class Predictor:
         Args:
             trained: the checkpoint.
             device: as for a new predictor.
-            short_sides: as for a new predictor.
+            scales: as for a new predictor.
             precision: as for a new predictor.
 
         Raises:
@@ -95,7 +96,7 @@ class Predictor:
         """
         image = trained.image
         sides = (image.short_side, image.max_side)
-        return cls(trained.detector, *sides, device, image, short_sides, trained.categories, precision)
+        return cls(trained.detector, *sides, device, image, scales, trained.categories, precision)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Picture]) -> list[Detections]:

@@ -1,7 +1,10 @@
-"""The configuration files that travel with the package, by short names: `base`, `table1/d`, `scale/pocket`."""
+"""The configuration files that come with the package, by short names: `base`, `table1/d`, `scale/pocket`."""
 
+import shutil
+from itertools import groupby
 from pathlib import Path
 
+from fpn.console import say
 from fpn.errors import InputError
 
 _CLONE, _WHEEL = Path(__file__).parents[2] / "configs", Path(__file__).parent / "configs"
@@ -38,3 +41,30 @@ def config_file(name: str) -> Path:
 
 def _is_variation(path: Path) -> bool:
     return ", varied" in path.read_text().partition("\n")[0]
+
+
+def configs(copy: str | None = None, out: str | None = None) -> None:
+    """List the configurations that come with this package, or copy one to change it.
+
+      fpn configs
+      fpn configs --copy table1/d
+      fpn fit --config d_bottom_up_pyramid.yaml
+
+    Args:
+        copy: the name of one, which is written to the working directory.
+        out: the file to write it to, instead.
+    """
+    if copy is not None:
+        source = config_file(copy)
+        target = Path(out or source.name)
+        if target.exists():
+            raise InputError(f"{target} exists already: give another --out")
+        shutil.copyfile(source, target)
+        say(f"{source} copied to {target}")
+        return
+    width = max(map(len, config_names()))
+    for group, names in groupby(config_names(), lambda name: name.rpartition("/")[0]):
+        say(f"\n{group or 'to begin with'}:")
+        for name in names:
+            first = config_file(name).read_text().partition("\n")[0]
+            say(f"  {name:{width}}  {first.removeprefix('# ') if first.startswith('#') else ''}".rstrip())

@@ -18,11 +18,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 
-from fpn.data.audit import Audit, audit
+from fpn.data.audit import Audit, look_at
 from fpn.data.coco import CocoDataset, read_annotations
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.image_files import inspect
 from fpn.data.object_sizes import best_overlaps, input_sizes
+from fpn.data.options import ImageOptions, Split
 from fpn.data.samplers import Pick
 from fpn.data.transforms import as_stored, resized_size
 from fpn.errors import InputError
@@ -99,12 +100,12 @@ def written(folder: Path, data: Any) -> Path:
 
 
 def audited(path: Path, folder: Path | None = None, **options: Any) -> Audit:
-    return audit(path, folder, anchor_sizes=ANCHOR_SIZES, num_workers=0, **options)
+    return look_at(path, folder, anchor_sizes=ANCHOR_SIZES, num_workers=0, **options)
 
 
 def found(report: Audit, section: str) -> dict[str, list[Any]]:
     """What was found, less what was looked for and not found."""
-    return {key: one.items for key, one in getattr(report, section).findings.items() if one.items}
+    return {key: one.items for key, one in report.findings[section].items() if one.items}
 
 
 NAN, INF = float("nan"), float("inf")
@@ -161,13 +162,13 @@ BAD: Json = {
 
 def test_all_that_is_wrong_is_found(tmp_path: Path) -> None:
     report = audited(written(tmp_path, BAD))
-    assert (report.images.listed, report.annotations.listed, report.categories.listed) == (12, 24, 5)
+    assert report.listed == {"images": 12, "annotations": 24, "categories": 5}
     images = found(report, "images")
     assert images.pop("malformed") == [
         "'width' of entry 7 is '40', not an integer",
+        "image 9 cannot be of 40 × 0 pixels",
         "entry 10 is a string, not an object",
         "'height' of entry 11 is missing, not an integer",
-        "entry 8 is of 40 × 0 pixels",
     ]
     assert images == {
         "outside_folder": ["../4.jpg"],
@@ -302,9 +303,10 @@ def test_a_file_that_breaks_off_is_found_by_decoding(files: Path) -> None:
 
 def trained(path: Path, folder: Path, share: float) -> str:
     """The line that ends an epoch of training; empty if it goes through."""
-    where = {f"{split}_annotations": str(path) for split in ("train", "val")}
-    where |= {f"{split}_images": str(folder) for split in ("train", "val")}
-    data = CocoDataModule(**where, batch_size=1, num_workers=0, short_side=30, max_unreadable=share)
+    split, images = Split(str(folder), str(path)), ImageOptions(30)
+    data = CocoDataModule(
+        train=split, val=split, images=images, batch_size=1, num_workers=0, max_unreadable=share
+    )
     try:
         data.setup("fit")
         batches: Any = data.train_dataloader()
@@ -457,11 +459,11 @@ def test_sizes_of_objects(tmp_path: Path) -> None:
 @pytest.mark.coco_mini
 def test_real_data(coco_mini: Path) -> None:
     path = coco_mini / "annotations" / "instances_val2017.json"
-    report = audit(path, coco_mini / "val2017", anchor_sizes=ANCHOR_SIZES, decode=True, num_workers=2)
+    report = look_at(path, coco_mini / "val2017", anchor_sizes=ANCHOR_SIZES, decode=True, num_workers=2)
     assert report.refusal == report.validation_refusal == ""
     truth = COCO(str(path))
     singles = [one for one in truth.anns.values() if not one["iscrowd"]]
-    assert len(report.annotations.findings["crowds"].items) == len(truth.anns) - len(singles)
+    assert len(report.findings["annotations"]["crowds"].items) == len(truth.anns) - len(singles)
     objects = Counter(one["category_id"] for one in singles)
     images = Counter(category for category, _ in {(one["category_id"], one["image_id"]) for one in singles})
     for one in report.by_category:
@@ -469,7 +471,7 @@ def test_real_data(coco_mini: Path) -> None:
     assert report.sizes.by_area["small"] == sum(one["area"] < 32**2 for one in singles)
     assert report.sizes.by_area["large"] == sum(one["area"] >= 96**2 for one in singles)
     grey = [name for name in sorted((coco_mini / "val2017").iterdir()) if Image.open(name).mode == "L"]
-    assert sorted(report.images.findings["grey"].items) == [name.name for name in grey]
+    assert sorted(report.findings["images"]["grey"].items) == [name.name for name in grey]
     assert not {"missing", "unreadable", "unsupported", "other_size"} & found(report, "images").keys()
 
 
@@ -488,11 +490,12 @@ def test_the_command(
     out = tmp_path / "made" / "audit.json"
     assert ended("--annotations", path, "--images", str(files), "--num_workers", "0", "--json", str(out)) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith(f"Training would refuse this: {path}: ")
+    assert lines[0].startswith(f"Training would refuse this: {path}: ")
     assert len(lines) <= 45
-    assert max(map(len, lines[:-1])) <= 100
+    assert max(map(len, lines[1:])) <= 100
+    assert sum(line.startswith("none: ") for line in lines) == 1
     written_out = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert written_out["refusal"] in lines[-1]
+    assert written_out["refusal"] in lines[0]
     assert written_out["images"]["missing"]["count"] == 7  # 1, 2 (twice), 5, 6, 7 and 10.jpg
     assert written_out["annotations"]["negative"] == {
         "what": "boxes of negative width or height",
@@ -504,30 +507,30 @@ def test_the_command(
     path = str(written(tmp_path, fine | {"images": [image(1, "fine.jpg")]}))
     main(["audit", "--annotations", path])
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-1].startswith("Training would take this")
+    assert printed.splitlines()[0].startswith("Training would take this")
     assert "[red]a?b[/red] 1 (1)" in printed
 
     # A file that breaks off: only --decode finds it, bare or with its value.
     path = str(written(tmp_path, fine | {"images": [image(1, "cut.jpg")]}))
     given_files = ["--annotations", path, "--images", str(files), "--num_workers", "0"]
     main(["audit", *given_files])
-    assert "--decode reads whole files" in capsys.readouterr().out.splitlines()[-1]
+    assert "--decode reads whole files" in capsys.readouterr().out.splitlines()[0]
     for switch in (["--decode"], ["--decode", "true"], ["--decode=true"]):
         assert ended(*given_files, *switch) == 1
-        assert "cut.jpg: cannot be decoded" in capsys.readouterr().out.splitlines()[-1]
+        assert "cut.jpg: cannot be decoded" in capsys.readouterr().out.splitlines()[0]
     # In place of one in two images another is taken.
     two = {"annotations": [box(1, 1, [1, 2, 3, 4]), box(2, 2, [1, 2, 3, 4])]}
     written(tmp_path, fine | two | {"images": [image(1, "cut.jpg"), image(2, "fine.jpg")]})
     main(["audit", *given_files, "--decode", "--max_unreadable", "0.5"])
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("Training would take this")
-    assert f"validation would refuse it: {files}/cut.jpg" in last
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("Training would take this")
+    assert f"validation would refuse it: {files}/cut.jpg" in first
 
     for arguments, message in (
         (["--annotations", "none.json"], "none.json: no such annotation file"),
         (["--annotations", path, "--images", "none"], "none: no such image folder"),
-        (["--annotations", path, "--short_side", "0"], "short_side 0"),
-        (["--annotations", path, "--num_workers", "-1"], "num_workers -1"),
+        (["--annotations", path, "--short_side", "0"], "short_side"),
+        (["--annotations", path, "--num_workers", "-1"], "num_workers"),
         (["--annotations", path, "--decoded"], "decoded"),
         ([], "annotations"),
     ):

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import CocoDataset, read_annotations, read_image
-from fpn.data.coco_json import read_json, uncollected
+from fpn.data.coco_file import read_json, uncollected
 from fpn.data.samplers import ExactShards, Pick
 from fpn.data.transforms import EvalTransform, ImageSettings, Sample
 from fpn.errors import InputError

@@ -16,20 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 
 from fpn.data.datamodule import CocoDataModule, ShapesDataModule
+from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Stamp, file_hash, write_proposals
 from fpn.data.shapes import CATEGORIES
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
 from fpn.types import Batch
 
-SMALL: dict[str, Any] = {"short_side": 32, "max_side": 48, "num_workers": 0}
+SMALL: dict[str, Any] = {"images": ImageOptions(32, 48), "num_workers": 0}
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "devices": 1,
@@ -225,7 +226,7 @@ def test_testing_takes_the_validation_set_unless_told_otherwise(root: Path) -> N
     assert data.test_annotations_path == data.val_annotations_path
     folder = root / "train2017"
     annotations = root / "annotations" / "instances_train2017.json"
-    other = CocoDataModule(str(root), test_images=str(folder), test_annotations=str(annotations), **SMALL)
+    other = CocoDataModule(str(root), test=Split(str(folder), str(annotations)), **SMALL)
     other.setup("test")
     assert [batch.image_ids for batch in batches(other.test_dataloader())] == [[i] for i in range(1, 15)]
     assert other.test_annotations_path == annotations
@@ -238,7 +239,7 @@ def test_categories_need_no_setup_and_no_training_file(root: Path) -> None:
     assert data.categories == ((2, 7), ("dog", "cat"))
     data.setup("validate")
     assert len(data.val_dataloader()) == 5
-    with pytest.raises(InputError, match=r"instances_train2017\.json: no such .* train_annotations"):
+    with pytest.raises(InputError, match=r"instances_train2017\.json: no such .* data\.train\.annotations"):
         data.setup("fit")
 
 
@@ -252,40 +253,34 @@ def test_splits_of_different_categories_are_an_error(tmp_path: Path) -> None:
 
 
 def test_missing_things_are_named_with_their_argument(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none: no such image folder; root or val_images"):
-        CocoDataModule(str(root), val_images=str(tmp_path / "none"), **SMALL).setup("validate")
-    with pytest.raises(InputError, match=r"no such annotation file; root or val_annotations"):
+    with pytest.raises(InputError, match=r"none: no such image folder; data\.root or data\.val\.images"):
+        CocoDataModule(str(root), val=Split(str(tmp_path / "none")), **SMALL).setup("validate")
+    with pytest.raises(InputError, match=r"no such annotation file; data\.root or data\.val\.annotations"):
         _ = CocoDataModule(str(tmp_path / "none")).categories
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("option", "value"),
     [
-        {"batch_size": 0},
-        {"eval_batch_size": 0},
-        {"num_workers": -1},
-        {"flip_probability": 1.5},
-        {"max_unreadable": 1.0},
-        {"max_unreadable": -0.1},
-        {"short_side": 0},
-        {"train_short_sides": [600, -1]},
-        {"seed": -1},
-        {"std": (1.0, 0.0, 1.0)},
-        {"size_factor": 0.0},
-        {"size_factor": float("inf")},
-        {"size_factor": 1e-4},
-        {"test_size_factors": []},
-        {"test_size_factors": [0.5, 0.0]},
-        {"test_size_factors": [float("nan")]},
-        {"test_size_factors": [1e-4]},
-        {"train_size_factors": []},
-        {"train_size_factors": [1.0, -1.0]},
-        {"train_size_factors": [float("inf")]},
+        ("batch_size", "0"),
+        ("eval_batch_size", "0"),
+        ("num_workers", "-1"),
+        ("max_unreadable", "1.1"),
+        ("max_unreadable", "-0.1"),
+        ("seed", "-1"),
+        ("images.flip_probability", "1.5"),
+        ("images.short_side", "0"),
+        ("images.scale", "0"),
+        ("images.train_scales", "[1, 0]"),
+        ("images.test_scales", "[nan]"),
     ],
 )
-def test_impossible_values_are_named(arguments: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=next(iter(arguments))):
-        CocoDataModule(**arguments)
+@pytest.mark.parametrize("kind", [CocoDataModule, ShapesDataModule])
+def test_impossible_values_are_named(kind: type, option: str, value: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "data")
+    with pytest.raises(ArgumentError, match=f"data.{option}"):
+        parser.parse_args([f"--data.{option}={value}"])
 
 
 def test_too_few_images_for_a_step_is_an_input_error(root: Path) -> None:
@@ -296,7 +291,8 @@ def test_too_few_images_for_a_step_is_an_input_error(root: Path) -> None:
 
 
 def test_settings_reach_the_images(root: Path) -> None:
-    data = CocoDataModule(str(root), train_short_sides=[32, 64], flip_probability=0.0, batch_size=1, **SMALL)
+    images = ImageOptions(32, 48, train_scales=(1, 2), scale_max_side=False, flip_probability=0.0)
+    data = CocoDataModule(str(root), batch_size=1, **(SMALL | {"images": images}))
     data.setup("fit")
     assert data.image_settings.short_side == 32
     sides = {min(batch.sizes[0]) for batch in batches(data.train_dataloader())}
@@ -308,55 +304,61 @@ def test_settings_reach_the_images(root: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sides"),
     [
-        ({"size_factor": 0.75}, (600, 1000)),
-        ({"short_side": 101, "max_side": 203, "size_factor": 0.5}, (51, 102)),
-        ({"size_factor": 2.0}, (1600, 2666)),
+        ({"scale": 0.75}, (600, 1000)),
+        ({"short_side": 101, "max_side": 203, "scale": 0.5}, (51, 102)),
+        ({"scale": 2.0}, (1600, 2666)),
+        ({"short_side": 600}, (600, 1000)),
+        ({"short_side": 500, "max_side": 1333}, (500, 1333)),
         ({}, (800, 1333)),
     ],
 )
-def test_a_factor_multiplies_all_sides(arguments: dict[str, Any], sides: tuple[int, int]) -> None:
-    assert CocoDataModule(**arguments).image_settings == ImageSettings(*sides)
+def test_a_size_in_pixels_and_its_scale(arguments: dict[str, Any], sides: tuple[int, int]) -> None:
+    assert CocoDataModule(images=ImageOptions(**arguments)).image_settings == ImageSettings(*sides)
+
+
+def test_detectron2s_training_sizes_are_exact() -> None:
+    images = ImageOptions(train_scales=(0.8, 0.84, 0.88, 0.92, 0.96, 1.0), scale_max_side=False)
+    found = [(scale.short_side, scale.max_side) for scale in images.training.scales]
+    assert found == [(short, 1333) for short in (640, 672, 704, 736, 768, 800)]
 
 
 def test_a_factor_reaches_the_images(root: Path) -> None:
-    sides = {"short_side": 64, "max_side": 200, "train_short_sides": [64, 90], "size_factor": 0.5}
-    data = CocoDataModule(str(root), batch_size=1, **(SMALL | sides))
+    images = ImageOptions(64, 200, scale=0.5, train_scales=(1, 1.5))
+    data = CocoDataModule(str(root), batch_size=1, **(SMALL | {"images": images}))
     data.setup("fit")
-    assert {min(batch.sizes[0]) for batch in batches(data.train_dataloader())} == {32, 45}
+    assert {min(batch.sizes[0]) for batch in batches(data.train_dataloader())} == {32, 48}
     assert {min(batch.sizes[0]) for batch in batches(data.val_dataloader())} == {32}
 
 
 def test_factors_are_drawn_for_each_training_image(root: Path) -> None:
     """They multiply the long side's limit too, which would hold a larger image back otherwise."""
-    sides: dict[str, Any] = {"short_side": 64, "max_side": 70, "train_size_factors": [0.5, 1.0, 2.0]}
-    data = CocoDataModule(str(root), batch_size=1, **(SMALL | sides))
+    images = ImageOptions(64, 70, train_scales=(0.5, 1.0, 2.0))
+    data = CocoDataModule(str(root), batch_size=1, **(SMALL | {"images": images}))
     data.setup("fit")
     found = [max(batch.sizes[0]) for _ in range(4) for batch in batches(data.train_dataloader())]
     assert set(found) == {35, 70, 140}
     assert {max(batch.sizes[0]) for batch in batches(data.val_dataloader())} == {70}
 
 
-def test_factors_multiply_the_side_that_is_drawn(root: Path) -> None:
-    sides: dict[str, Any] = {"max_side": 400, "train_short_sides": [60, 90], "train_size_factors": [0.5, 2.0]}
-    data = CocoDataModule(str(root), batch_size=1, **(SMALL | sides))
-    data.setup("fit")
-    found = [min(batch.sizes[0]) for _ in range(6) for batch in batches(data.train_dataloader())]
-    assert set(found) == {30, 45, 120, 180}
-
-
-def test_shapes_take_a_factor(tmp_path: Path) -> None:
-    folder = tmp_path / "shapes"
+@pytest.mark.parametrize(
+    ("images", "side"),
+    [(ImageOptions(), 64), (ImageOptions(scale=0.5), 32), (ImageOptions(max_side=48), 48)],
+)
+def test_shapes_keep_their_size_unless_told_otherwise(
+    images: ImageOptions, side: int, tmp_path: Path
+) -> None:
     arguments: dict[str, Any] = {"train_count": 2, "val_count": 2, "long_side": 64, "num_workers": 0}
-    data = ShapesDataModule(str(folder), size_factor=0.5, **arguments)
+    data = ShapesDataModule(str(tmp_path / "shapes"), images=images, **arguments)
     data.prepare_data()
     data.setup("test")
     for batch in batches(data.test_dataloader()):
-        assert max(batch.sizes[0]) == 32
+        assert max(batch.sizes[0]) == side
         assert max(batch.original_sizes[0]) == 64
 
 
 def test_an_image_pyramid_is_for_testing_only(root: Path) -> None:
-    data = CocoDataModule(str(root), test_size_factors=[0.5, 1.0, 2.0], eval_batch_size=2, **SMALL)
+    pyramid = {"images": ImageOptions(32, 48, test_scales=(0.5, 1.0, 2.0))}
+    data = CocoDataModule(str(root), eval_batch_size=2, **(SMALL | pyramid))
     data.setup("fit")
     data.setup("test")
     assert all(isinstance(batch, Batch) for batch in batches(data.val_dataloader()))
@@ -390,12 +392,12 @@ def write_proposal_file(root: Path, split: str, image_ids: range) -> str:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_proposals_come_with_their_images(root: Path, workers: int) -> None:
-    arguments = {
-        "train_proposals": write_proposal_file(root, "train", range(1, 15)),
-        "val_proposals": write_proposal_file(root, "val", range(1, 6)),
-        "flip_probability": 0.5,
-    } | (SMALL | {"num_workers": workers})
-    data = CocoDataModule(str(root), **arguments)
+    data = CocoDataModule(
+        str(root),
+        train=Split(proposals=write_proposal_file(root, "train", range(1, 15))),
+        val=Split(proposals=write_proposal_file(root, "val", range(1, 6))),
+        **(SMALL | {"num_workers": workers}),
+    )
     assert data.reads_proposals
     data.setup("fit")
     data.setup("test")
@@ -425,9 +427,8 @@ def test_proposals_come_with_their_images(root: Path, workers: int) -> None:
 
 def test_proposals_go_with_every_scale(root: Path) -> None:
     path = write_proposal_file(root, "val", range(1, 6))
-    data = CocoDataModule(
-        str(root), test_proposals=path, test_size_factors=[1.0, 2.0], **(SMALL | {"short_side": 30})
-    )
+    images = ImageOptions(30, 48, test_scales=(1.0, 2.0))
+    data = CocoDataModule(str(root), test=Split(proposals=path), **(SMALL | {"images": images}))
     data.setup("test")
     scales: Any
     for scales in data.test_dataloader():
@@ -439,11 +440,11 @@ def test_proposals_go_with_every_scale(root: Path) -> None:
 def test_only_the_same_annotations_pass_on_their_proposals(root: Path) -> None:
     path = write_proposal_file(root, "val", range(1, 6))
     train = root / "train2017", root / "annotations" / "instances_train2017.json"
-    other = {"test_images": str(train[0]), "test_annotations": str(train[1])}
-    data = CocoDataModule(str(root), val_proposals=path, **other, **SMALL)
+    other = Split(str(train[0]), str(train[1]))
+    data = CocoDataModule(str(root), val=Split(proposals=path), test=other, **SMALL)
     data.setup("test")
     assert all(batch.proposals is None for batch in batches(data.test_dataloader()))
-    data = CocoDataModule(str(root), test_proposals=path, **SMALL)
+    data = CocoDataModule(str(root), test=Split(proposals=path), **SMALL)
     data.setup("validate")
     assert all(batch.proposals is None for batch in batches(data.val_dataloader()))
     assert not CocoDataModule(str(root), **SMALL).reads_proposals
@@ -452,8 +453,11 @@ def test_only_the_same_annotations_pass_on_their_proposals(root: Path) -> None:
 @pytest.mark.parametrize(("given", "missing"), [("train", "val"), ("val", "train")])
 def test_training_needs_the_proposals_of_both_splits(root: Path, given: str, missing: str) -> None:
     path = write_proposal_file(root, given, range(1, 6))
-    data = CocoDataModule(str(root), **{f"{given}_proposals": path}, **SMALL)
-    with pytest.raises(InputError, match=f"{missing}_proposals is not given: .* train_proposals and val_"):
+    splits: dict[str, Any] = {given: Split(proposals=path)}
+    data = CocoDataModule(str(root), **splits, **SMALL)
+    with pytest.raises(
+        InputError, match=rf"data\.{missing}\.proposals is not given: .* data\.val\.proposals"
+    ):
         data.setup("fit")
 
 
@@ -465,7 +469,7 @@ def test_proposals_of_something_else_are_refused(root: Path) -> None:
         (some, r"train\.safetensors lacks 4 images of .*instances_train2017\.json, the first of id 9"),
         ("absent.safetensors", "absent.safetensors: no such proposal file"),
     ):
-        data = CocoDataModule(str(root), train_proposals=path, val_proposals=val, **SMALL)
+        data = CocoDataModule(str(root), train=Split(proposals=path), val=Split(proposals=val), **SMALL)
         with pytest.raises(InputError, match=message):
             data.setup("fit")
 
@@ -473,7 +477,7 @@ def test_proposals_of_something_else_are_refused(root: Path) -> None:
 def test_the_same_argument_has_the_same_default_in_both() -> None:
     """Where one class takes the other's place in a configuration, arguments of the same name keep values."""
     coco, shapes = (inspect.signature(kind).parameters for kind in (CocoDataModule, ShapesDataModule))
-    assert {name for name in coco if name in shapes} == set()
+    assert all(coco[name] == shapes[name] for name in coco if name in shapes)
 
 
 def test_shapes_are_drawn_once_and_loaded(tmp_path: Path) -> None:
@@ -496,11 +500,11 @@ def test_every_argument_shows_its_help(kind: type) -> None:
     text = " ".join(parser.format_help().split())
     described = {
         "batch_size": "Training images per process and step.",
-        "flip_probability": "mirrored left to right",
+        "images.flip_probability": "mirrored left to right",
         "keep_empty_images": "otherwise they are left out",
-        "train_proposals": "Proposal file of the training images",
-        "size_factor": "0.75 makes 600 of 800",
-        "test_size_factors": "a featurized image pyramid",
+        "train.proposals": "Proposal file of these images",
+        "images.scale": "0.75 makes 600 of 800",
+        "images.test_scales": "a featurized image pyramid",
     }
     for name, help_text in described.items():
         assert f"--data.{name}" in text

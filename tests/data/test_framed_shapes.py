@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from fpn.data import scene
-from fpn.data.datamodule import ShapesDataModule
 from fpn.data.shapes import FRAMED_CATEGORIES, generate_shapes, shapes_are_complete
 from fpn.errors import InputError
 
@@ -124,11 +123,6 @@ def test_a_set_of_before_there_was_a_choice_is_plain(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(content))
     assert shapes_are_complete(tmp_path / "set", train=1, val=1)
     assert not shapes_are_complete(tmp_path / "set", train=1, val=1, scene="framed")
-
-
-def test_a_module_names_the_scenes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no scene 'frames' of shapes; there are plain, framed"):
-        ShapesDataModule(str(tmp_path / "set"), scene="frames")  # type: ignore[arg-type]
 
 
 def test_the_sets_are_told_apart(tmp_path: Path) -> None:

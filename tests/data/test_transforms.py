@@ -121,10 +121,6 @@ def test_bytes_are_normalised_as_they_are_collated() -> None:
     torch.testing.assert_close(collated[0].images, collated[1].images, rtol=1e-6, atol=1e-6)
 
 
-def test_a_short_side_takes_the_place_of_the_settings() -> None:
-    assert prepare_image(torch.zeros(3, 40, 50), ImageSettings(), short_side=80).shape == (3, 80, 100)
-
-
 def test_a_flipped_box_frames_the_same_pixels() -> None:
     image = torch.zeros(3, 10, 21)
     image[:, 2:5, 3:9] = 1
@@ -163,7 +159,8 @@ def test_proposals_go_the_way_of_true_boxes(
 ) -> None:
     boxes = torch.rand((number, 4), generator=torch.Generator().manual_seed(seed)) * 60
     image = torch.zeros((3, *size), dtype=torch.uint8)
-    train = TrainTransform(ImageSettings(short_side, 120), (short_side, 30), flip_probability)
+    scales = [ImageSettings(short_side, 120), ImageSettings(30, 120)]
+    train = TrainTransform(scales, flip_probability)
     for transform in (train, EvalTransform(ImageSettings(short_side, 120))):
         sample = transform(stored(image, targets(boxes.tolist()), boxes), torch.Generator().manual_seed(seed))
         assert sample.proposals is not None
@@ -171,7 +168,7 @@ def test_proposals_go_the_way_of_true_boxes(
 
 
 def test_training_draws_from_the_generator_alone() -> None:
-    train = TrainTransform(ImageSettings(30, 100), (20, 30, 40), 0.5)
+    train = TrainTransform([ImageSettings(side, 100) for side in (20, 30, 40)], 0.5)
     image, target = torch.randint(0, 256, (3, 30, 37), dtype=torch.uint8), targets([[1, 2, 3, 4]])
     seen, flips = [], 0
     for seed in range(300):
@@ -189,14 +186,14 @@ def test_training_draws_from_the_generator_alone() -> None:
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 20)])
 def test_flip_probability_bounds_are_never_and_always(probability: float, expected: int) -> None:
-    train = TrainTransform(ImageSettings(30, 100), flip_probability=probability)
+    train = TrainTransform([ImageSettings(30, 100)], flip_probability=probability)
     sample = stored(torch.zeros(3, 30, 40), targets([[0, 0, 5, 5]]))
     boxes = [train(sample, torch.Generator().manual_seed(seed)).target.boxes for seed in range(20)]
     assert sum(bool(found[0, 0] == 35) for found in boxes) == expected
 
 
 def test_images_without_boxes_pass_through_everything() -> None:
-    train = TrainTransform(ImageSettings(30, 100), flip_probability=1)
+    train = TrainTransform([ImageSettings(30, 100)], flip_probability=1)
     raw = stored(torch.zeros(3, 1, 1, dtype=torch.uint8), targets([]), torch.zeros(0, 4))
     sample = train(raw, torch.Generator())
     assert sample.image.shape == (3, 30, 30)
@@ -238,10 +235,11 @@ def test_collate_with_divisor_one_pads_to_the_largest_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("short_side", "max_side"), [(800, 1333), (400, 667), (1, 2), (1200, 2000), (801, 1335), (3, 5)]
+    ("scale", "short_side", "max_side"),
+    [(1, 800, 1333), (0.5, 400, 667), (1e-9, 1, 1), (1.5, 1200, 2000), (0.84, 672, 1120)],
 )
-def test_another_short_side_keeps_the_proportion(short_side: int, max_side: int) -> None:
-    settings = ImageSettings(antialias=True).at(short_side)
+def test_a_scale_multiplies_both_sides(scale: float, short_side: int, max_side: int) -> None:
+    settings = ImageSettings(antialias=True).scaled(scale)
     assert settings == ImageSettings(short_side, max_side, antialias=True)
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from fpn.data.datamodule import CocoDataModule
+from fpn.data.options import ImageOptions
 from fpn.types import Batch
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     root, folder, epochs = sys.argv[1:]
     torch.set_num_threads(1)
     recorder = Recorder(Path(folder))
-    data = CocoDataModule(root, short_side=32, max_side=48, batch_size=2, eval_batch_size=2, num_workers=0)
+    data = CocoDataModule(root, images=ImageOptions(32, 48), batch_size=2, eval_batch_size=2, num_workers=0)
     trainer = Trainer(
         accelerator="cpu",
         devices=2,

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fpn.evaluation import BoxAP, ProposalRecall
-from fpn.types import Categories, Detections
+from fpn.evaluation import BoxAP, ProposalRecall, Truth
+from fpn.types import Batch, Categories, Detections, Inference
 
 
 def main(rank: int, folder: Path) -> None:
@@ -26,8 +26,8 @@ def main(rank: int, folder: Path) -> None:
     categories = Categories(tuple(case["category_ids"]), tuple(map(str, case["category_ids"])))
     metrics = {
         processes: {
-            "boxes": BoxAP(annotations, categories, process_group=group),
-            "proposals": ProposalRecall(annotations, process_group=group),
+            "boxes": BoxAP(process_group=group),
+            "proposals": ProposalRecall(process_group=group),
         }
         for processes, group in groups.items()
     }
@@ -37,10 +37,12 @@ def main(rank: int, folder: Path) -> None:
             continue
         for name, metric in metrics[len(image_ids)].items():
             metric.reset()
+            metric.score_on(Truth(annotations, categories))
             for image_id in image_ids[rank]:
                 boxes, scores, labels = case["found"][image_id]
                 kept = 0 if share == "nothing found" else None
-                metric.update([image_id], [Detections(boxes[:kept], scores[:kept], labels[:kept])])
+                found = [Detections(boxes[:kept], scores[:kept], labels[:kept])]
+                metric.update(Batch(torch.empty(1, 3, 1, 1), [], [], [image_id]), Inference(found, found))
             try:
                 said[f"{share}, {name}"] = {"scores": metric.compute(), "results": list(metric.results())}
                 if rank == 0 and isinstance(metric, ProposalRecall):

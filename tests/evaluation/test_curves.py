@@ -8,7 +8,7 @@ import torch
 
 from fpn.evaluation import ProposalRecall, evaluate_proposals, recall_curves, scoring
 from fpn.evaluation.engines import Engine
-from fpn.evaluation.inputs import read_annotations, read_results
+from fpn.evaluation.inputs import read_results, read_truth
 from fpn.types import Detections
 
 LIMITS = [1, 3, 10, 30, 100, 300, 1000]
@@ -97,7 +97,7 @@ def matched(
 
 
 def curves_of(truth: Any, proposals: Any, engine: Engine = "faster") -> dict[str, Any]:
-    ground = read_annotations(truth)
+    ground = read_truth(truth)
     curves = recall_curves(ground, read_results(proposals, ground, with_categories=False), engine)
     assert json.loads(json.dumps(curves, allow_nan=False)) == curves
     return curves

@@ -15,13 +15,14 @@ from fpn.errors import InputError
 from fpn.evaluation import (
     BoxAP,
     ProposalRecall,
+    Truth,
     evaluate_boxes,
     evaluate_categories,
     evaluate_proposals,
     recall_curves,
 )
-from fpn.evaluation.inputs import read_annotations, read_results
-from fpn.types import Categories, Detections
+from fpn.evaluation.inputs import read_results, read_truth
+from fpn.types import Batch, Categories, Detections, Inference
 
 CATEGORIES = Categories((2, 7, 90), ("two", "seven", "ninety"))
 IMAGES = [11, 4, 30, 8, 25, 3, 17]
@@ -72,11 +73,25 @@ def found(truth: dict[str, Any]) -> dict[int, Detections]:
     return detections
 
 
+def scored_on(metric: Any, truth: Any, categories: Categories = CATEGORIES) -> Any:
+    metric.score_on(Truth(truth, categories))
+    return metric
+
+
+def batch_of(images: list[int]) -> Batch:
+    return Batch(torch.empty(len(images), 3, 1, 1), [], [], images)
+
+
 def shown(metric: Any, found: dict[int, Detections], images: list[int], at_once: int = 2) -> Any:
     for start in range(0, len(images), at_once):
-        batch = images[start : start + at_once]
-        metric.update(batch, [found[image_id] for image_id in batch])
+        some = images[start : start + at_once]
+        boxes = [found[image_id] for image_id in some]
+        metric.update(batch_of(some), Inference(boxes, boxes))
     return metric
+
+
+def of_proposals(scores: dict[str, float]) -> dict[str, float]:
+    return {f"proposal_{name}": value for name, value in scores.items()}
 
 
 def entries(found: dict[int, Detections], images: list[int]) -> list[dict[str, Any]]:
@@ -95,8 +110,8 @@ def entries(found: dict[int, Detections], images: list[int]) -> list[dict[str, A
 
 def test_results_are_coco_entries(truth: dict[str, Any], found: dict[int, Detections]) -> None:
     expected = entries(found, sorted(IMAGES))
-    boxes = list(shown(BoxAP(truth, CATEGORIES), found, IMAGES).results())
-    proposals = list(shown(ProposalRecall(truth), found, IMAGES).results())
+    boxes = list(shown(scored_on(BoxAP(), truth), found, IMAGES).results())
+    proposals = list(shown(scored_on(ProposalRecall(), truth), found, IMAGES).results())
 
     assert boxes == expected
     assert proposals == [one | {"category_id": 1} for one in expected]
@@ -105,8 +120,8 @@ def test_results_are_coco_entries(truth: dict[str, Any], found: dict[int, Detect
 
 
 def test_numbers_are_those_of_the_images_seen(truth: dict[str, Any], found: dict[int, Detections]) -> None:
-    metric = BoxAP(truth, CATEGORIES)
-    recall = ProposalRecall(truth)
+    metric = scored_on(BoxAP(), truth)
+    recall = scored_on(ProposalRecall(), truth)
     for images in (IMAGES, IMAGES[:3]):
         metric.reset()
         recall.reset()
@@ -114,15 +129,14 @@ def test_numbers_are_those_of_the_images_seen(truth: dict[str, Any], found: dict
         scores = shown(metric, found, images).compute()
         assert scores == evaluate_boxes(truth, results, image_ids=images)
         assert metric.by_category == evaluate_categories(truth, results, image_ids=images)
-        assert shown(recall, found, images, at_once=1).compute() == evaluate_proposals(
-            truth, results, image_ids=images
-        )
+        recalls = evaluate_proposals(truth, results, image_ids=images)
+        assert shown(recall, found, images, at_once=1).compute() == of_proposals(recalls)
     assert 0.05 < scores["AP"] < 0.95
     assert scores["AP"] != evaluate_boxes(truth, results)["AP"]
 
 
 def test_numbers_follow_a_later_update(truth: dict[str, Any], found: dict[int, Detections]) -> None:
-    metric = shown(BoxAP(truth, CATEGORIES), found, IMAGES[:2])
+    metric = shown(scored_on(BoxAP(), truth), found, IMAGES[:2])
     metric.compute()
     shown(metric, found, IMAGES[2:])
 
@@ -131,13 +145,13 @@ def test_numbers_follow_a_later_update(truth: dict[str, Any], found: dict[int, D
 
 
 def test_annotations_are_read_late(tmp_path: Path, found: dict[int, Detections]) -> None:
-    metric = shown(ProposalRecall(tmp_path / "absent.json"), found, IMAGES)
+    metric = shown(scored_on(ProposalRecall(), tmp_path / "absent.json"), found, IMAGES)
     with pytest.raises(InputError, match=r"absent\.json: no such annotations file"):
         metric.compute()
 
 
 def test_an_image_seen_twice_is_an_error(truth: dict[str, Any], found: dict[int, Detections]) -> None:
-    metric = shown(BoxAP(truth, CATEGORIES), found, [*IMAGES, 8])
+    metric = shown(scored_on(BoxAP(), truth), found, [*IMAGES, 8])
     with pytest.raises(RuntimeError, match="of id 8"):
         metric.compute()
     metric.reset()
@@ -148,45 +162,45 @@ def test_images_and_categories_of_another_set_are_refused(
     truth: dict[str, Any], found: dict[int, Detections]
 ) -> None:
     with pytest.raises(InputError, match=r"1 \(12345\) not in annotations"):
-        shown(ProposalRecall(truth), {12345: found[8]}, [12345]).compute()
+        shown(scored_on(ProposalRecall(), truth), {12345: found[8]}, [12345]).compute()
     with pytest.raises(InputError, match=r"category ids \[91\]"):
-        shown(BoxAP(truth, Categories((2, 7, 91), ("a", "b", "c"))), found, IMAGES).compute()
+        shown(scored_on(BoxAP(), truth, Categories((2, 7, 91), ("a", "b", "c"))), found, IMAGES).compute()
 
 
 @pytest.mark.parametrize("label", [0, 4])
 def test_labels_out_of_range_are_refused(truth: dict[str, Any], label: int) -> None:
     wrong = {8: Detections(torch.ones(1, 4), torch.ones(1), torch.tensor([label]))}
     with pytest.raises(RuntimeError, match=rf"labels {label}…{label} found; they must be in 1…3"):
-        shown(BoxAP(truth, CATEGORIES), wrong, [8]).compute()
+        shown(scored_on(BoxAP(), truth), wrong, [8]).compute()
 
 
 def test_numbers_that_are_not_finite_are_refused(truth: dict[str, Any], found: dict[int, Detections]) -> None:
     boxes, scores, labels = found[8]
     for wrong in (Detections(boxes * math.nan, scores, labels), Detections(boxes, scores / 0, labels)):
         with pytest.raises(RuntimeError, match="not finite, the first in image 8"):
-            shown(ProposalRecall(truth), found | {8: wrong}, IMAGES).compute()
+            shown(scored_on(ProposalRecall(), truth), found | {8: wrong}, IMAGES).compute()
 
 
 def test_lists_of_unequal_lengths_are_refused(truth: dict[str, Any], found: dict[int, Detections]) -> None:
     with pytest.raises(ValueError, match="2 image ids, but detections of 1 images"):
-        ProposalRecall(truth).update([8, 4], [found[8]])
+        scored_on(ProposalRecall(), truth).update(batch_of([8, 4]), Inference([found[8]], None))
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_no_image_seen_is_nan(truth: dict[str, Any]) -> None:
-    for metric in (BoxAP(truth, CATEGORIES), ProposalRecall(truth)):
+    for metric in (scored_on(BoxAP(), truth), scored_on(ProposalRecall(), truth)):
         assert list(metric.results()) == []
         assert all(math.isnan(value) for value in metric.compute().values())
 
 
 def test_half_precision_counts_as_float32(truth: dict[str, Any], found: dict[int, Detections]) -> None:
     halves = {8: Detections(found[8].boxes.half(), found[8].scores.half(), found[8].labels)}
-    metric = shown(BoxAP(truth, CATEGORIES), halves, [8])
+    metric = shown(scored_on(BoxAP(), truth), halves, [8])
     assert metric.boxes[0].dtype == metric.scores[0].dtype == torch.float32
 
 
 def curves(truth: dict[str, Any], results: list[dict[str, Any]], images: list[int]) -> dict[str, Any]:
-    ground = read_annotations(truth)
+    ground = read_truth(truth)
     return recall_curves(ground.restricted_to(images), read_results(results, ground, with_categories=True))
 
 
@@ -255,7 +269,7 @@ def test_two_and_three_processes_equal_one(
             if name == "boxes":
                 expected = evaluate_boxes(truth, results, image_ids=images)
             else:
-                expected = evaluate_proposals(truth, results, image_ids=images)
+                expected = of_proposals(evaluate_proposals(truth, results, image_ids=images))
                 assert here["curves"] == curves(truth, results, images)
                 results = [one | {"category_id": 1} for one in results]
             for one in (here, *others):

@@ -3,10 +3,12 @@ import itertools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fpn.evaluation import evaluate_boxes, evaluate_categories, evaluate_proposals, scoring
 from fpn.evaluation.engines import Engine
@@ -286,3 +288,36 @@ def test_proposals_of_an_unknown_category_count() -> None:
     assert evaluate_proposals(data, [proposal])["AR@100"] == 1
     del proposal["category_id"]
     assert evaluate_proposals(data, [proposal])["AR@100"] == 1
+
+
+@settings(max_examples=30)
+@given(
+    images=st.sets(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3),
+    categories=st.sets(st.integers(2**53, 2**53 + 6), min_size=2, max_size=2),
+)
+def test_ids_are_names_whatever_their_size(images: set[int], categories: set[int]) -> None:
+    def scored(image_ids: list[int], category_ids: list[int], engine: Engine) -> list[float]:
+        objects = [(0, 0, 5), (0, 1, 40), (1, 1, 8), (2, 0, 100), (2, 1, 30)]
+        truth = {
+            "images": [{"id": id_} for id_ in image_ids],
+            "categories": [{"id": id_, "name": "thing"} for id_ in category_ids],
+            "annotations": [
+                {
+                    "image_id": image_ids[image],
+                    "category_id": category_ids[category],
+                    "bbox": [1, 2, side, side],
+                }
+                for image, category, side in objects
+            ],
+        }
+        found = [
+            {**one, "bbox": [1, 2, one["bbox"][2] + 1, one["bbox"][3]], "score": 0.9 - 0.3 * (place % 2)}
+            for place, one in enumerate(truth["annotations"][1:])
+        ]
+        found.append({**found[0], "image_id": image_ids[1]})
+        boxes = evaluate_boxes(truth, found, engine=engine)
+        return [*boxes.values(), *evaluate_proposals(truth, found, engine=engine).values()]
+
+    for engine in get_args(Engine):
+        expected = scored([1, 2, 3], [1, 2], engine)
+        assert scored(sorted(images), sorted(categories), engine) == pytest.approx(expected, nan_ok=True)

@@ -34,7 +34,7 @@ TINY = {
         },
         "schedule": {"steps": 4, "milestones": [3], "warmup_steps": 2, "reference_images": 2},
     },
-    "data": {"short_side": 96, "max_side": 96, "batch_size": 2, "num_workers": 0},
+    "data": {"images": {"short_side": 96, "max_side": 96}, "batch_size": 2, "num_workers": 0},
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fpn.evaluation import recall_curves
-from fpn.evaluation.inputs import read_annotations, read_results
+from fpn.evaluation.inputs import read_results, read_truth
 from fpn.lit.cli import main
 
 
@@ -28,7 +28,7 @@ def test_a_test_writes_the_curves_of_its_proposals(config: str, shapes: Path) ->
     folder = Path("runs/fpn/version_0")
     curves = json.loads((folder / "curves.json").read_text())
     scores = json.loads((folder / "scores.json").read_text())
-    truth = read_annotations(shapes / "annotations" / "instances_val2017.json")
+    truth = read_truth(shapes / "annotations" / "instances_val2017.json")
     proposals = read_results(folder / "proposals.json", truth, with_categories=False)
     assert curves == recall_curves(truth, proposals, engine="pycocotools")
     average = dict(zip(curves["by_limit"]["limits"], curves["by_limit"]["AR"], strict=True))

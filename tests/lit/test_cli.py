@@ -355,10 +355,10 @@ def test_mistakes_end_in_one_line(config: str, shapes: Path, capsys: pytest.Capt
     message = fit("--data.root", "nowhere")
     assert "nowhere/annotations/instances_" in message
     Path("no.json").write_text("[1, 2]")
-    message = fit("--data.train_annotations", "no.json")
+    message = fit("--data.train.annotations", "no.json")
     assert "no.json" in message
     Path("torn.json").write_text('{"images": [')
-    assert "torn.json" in fit("--data.val_annotations", "torn.json")
+    assert "torn.json" in fit("--data.val.annotations", "torn.json")
     assert "absent.ckpt" in fit("--ckpt_path", "absent.ckpt")
     assert "last" in fit("--ckpt_path", "last")
     assert "needs --ckpt_path" in refused(capsys, "test", "--config", config)
@@ -385,7 +385,7 @@ def test_a_checkpoint_for_other_categories(
     annotations = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())
     annotations["categories"][2]["name"] = "tesseract"
     Path("other.json").write_text(json.dumps(annotations))
-    given = ["--data.train_annotations", "other.json", "--data.val_annotations", "other.json"]
+    given = ["--data.train.annotations", "other.json", "--data.val.annotations", "other.json"]
     message = refused(capsys, "test", "--ckpt_path", checkpoint, *given)
     assert "is square / tesseract" in message
 

@@ -46,13 +46,9 @@ def test_four_images_are_learned_by_heart(
             "schedule": {"steps": 360, "milestones": [300], "warmup_steps": 20, "reference_images": 4},
         },
         "data": {
-            "train_images": images,
-            "train_annotations": file,
-            "val_images": images,
-            "val_annotations": file,
-            "short_side": 128,
-            "max_side": 192,
-            "flip_probability": 0.0,
+            "train": {"images": images, "annotations": file},
+            "val": {"images": images, "annotations": file},
+            "images": {"short_side": 128, "max_side": 192, "flip_probability": 0.0},
             "batch_size": 4,
             "num_workers": 0,
         },
@@ -69,7 +65,7 @@ def test_four_images_are_learned_by_heart(
 def test_resnet50_over_all_of_it(coco_mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = str(Path(__file__).resolve().parents[2] / "configs" / "base.yaml")
-    small = ["--data.short_side", "96", "--data.max_side", "160", "--data.num_workers", "0"]
+    small = ["--data.images.short_side", "96", "--data.images.max_side", "160", "--data.num_workers", "0"]
     few = ["--model.detector.roi_sampling.per_image", "64"]
     few += ["--model.detector.testing_proposals.post_nms_top_n", "100"]
     scratch = ["--model.detector.bottom_up.weights", "null", "--model.detector.bottom_up.frozen_stages", "0"]

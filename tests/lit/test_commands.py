@@ -17,6 +17,7 @@ from PIL import Image
 from fpn import Predictor, load
 from fpn.data.coco import read_annotations
 from fpn.data.datamodule import CocoDataModule
+from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals, file_hash
 from fpn.evaluation import evaluate_boxes, evaluate_proposals
 from fpn.lit.cli import main
@@ -108,12 +109,10 @@ def test_from_a_proposal_network_to_training_data(
     # The data hand it out …
     data = CocoDataModule(
         str(shapes),
-        train_proposals=str(files["train"]),
-        val_proposals=str(files["val"]),
-        short_side=96,
-        max_side=96,
+        train=Split(proposals=str(files["train"])),
+        val=Split(proposals=str(files["val"])),
+        images=ImageOptions(short_side=96, max_side=96, flip_probability=0.0),
         num_workers=0,
-        flip_probability=0.0,
     )
     data.setup("fit")
     for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
@@ -197,8 +196,8 @@ def test_training_images_that_cannot_be_read_have_no_proposals(
         del detector[key]
     content["model"]["detector"] = {"class_path": "fpn.FastRCNN", "init_args": detector}
     Path("fast.yaml").write_text(yaml.safe_dump(content))
-    data += ["--data.train_proposals", "predictions/proposals.safetensors"]
-    data += ["--data.val_proposals", "val/proposals.safetensors"]
+    data += ["--data.train.proposals", "predictions/proposals.safetensors"]
+    data += ["--data.val.proposals", "val/proposals.safetensors"]
     recwarn.clear()
     main(["fit", "--config", "fast.yaml", "--model.schedule", TEN_STEPS, *data, *HERE])
     assert Path("runs/tiny/version_1/checkpoints/best.ckpt").is_file()
@@ -265,7 +264,7 @@ def test_unlabelled_images_in_an_order_of_their_own(trained: Callable[[str], Pat
 def test_an_image_pyramid(trained: Callable[[str], Path], shapes: Path) -> None:
     checkpoint = trained("FasterRCNN")
     _, options = listed(shapes, "val")
-    sides = ["--short_sides", "[64, 96]", "--device", "cpu"]
+    sides = ["--scales", "[0.6666667, 1]", "--device", "cpu"]
     main(["predict", "--ckpt_path", str(checkpoint), *options, *sides])
     main(
         [
@@ -283,12 +282,12 @@ def test_an_image_pyramid(trained: Callable[[str], Path], shapes: Path) -> None:
         json.loads(Path(folder, "detections.json").read_text()) for folder in ("predictions", "plain")
     )
     assert found == plain
-    main(["test", "--ckpt_path", str(checkpoint), "--data.test_size_factors", "[0.6666667, 1]"])
+    main(["test", "--ckpt_path", str(checkpoint), "--data.images.test_scales", "[0.6666667, 1]"])
     tested = json.loads(Path("runs/fpn/version_0/detections.json").read_text())
     assert [d["score"] for d in found] == pytest.approx([d["score"] for d in tested], abs=6e-6)
     trained_again = load(checkpoint)
     assert trained_again.image.short_side == 96
-    predictor = Predictor.of(trained_again, short_sides=[64, 96])
+    predictor = Predictor.of(trained_again, scales=[0.6666667, 1])
     first = min((shapes / "val2017").iterdir())
     expected = predictor([first])[0].scores.tolist()
     scores = [d["score"] for d in found if d["image_id"] == int(first.stem)]
@@ -331,7 +330,9 @@ def test_mistakes_end_in_one_line(
     message = predict("--ckpt_path", detector, "--annotations", "other.json", *folder)
     assert "other.json lists other categories" in message
     assert "batch_size is 0" in predict("--ckpt_path", detector, *folder, "--batch_size", "0")
-    assert "sides are pixels, not 0" in predict("--ckpt_path", detector, *folder, "--short_sides", "[0]")
+    assert "0 does not conform to restriction v>0" in predict(
+        "--ckpt_path", detector, *folder, "--scales", "[0]"
+    )
     for device in ("cuda:99", "nonsense"):
         message = predict("--ckpt_path", detector, *folder, "--device", device)
         assert f"device '{device}' cannot be used" in message

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fpn.data.options import ImageOptions
 from fpn.lit.cli import main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -42,7 +43,8 @@ def test_base_is_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
     schedule = config["model"]["schedule"]
     assert (schedule["steps"], schedule["milestones"], schedule["reference_images"]) == (80000, [60000], 16)
     data = config["data"]["init_args"]
-    assert (data["short_side"], data["max_side"], data["batch_size"]) == (800, 1333, 2)
+    images = ImageOptions(**data["images"]).settings
+    assert (images.short_side, images.max_side, data["batch_size"]) == (800, 1333, 2)
     assert config["trainer"]["use_distributed_sampler"] is False
 
 
@@ -61,7 +63,8 @@ def test_quickstart_draws_and_trains_at_the_same_size(capsys: pytest.CaptureFixt
     data = config["data"]["init_args"]
     assert config["data"]["class_path"].endswith("ShapesDataModule")
     # Nothing of the class whose place it takes is left behind.
-    assert not {"root", "short_side", "max_side"} & data.keys()
+    assert not {"root"} & data.keys()
+    assert (data["images"]["short_side"], data["images"]["max_side"]) == (None, None)
     assert (data["folder"], data["long_side"], data["batch_size"]) == ("datasets/shapes", 256, 8)
     assert config["model"]["optimizer"]["class_path"] == "torch.optim.AdamW"
     assert config["model"]["schedule"]["reference_images"] == data["batch_size"]

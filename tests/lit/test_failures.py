@@ -23,8 +23,10 @@ from fpn.errors import InputError
 from fpn.lit.callbacks import Scores
 from fpn.lit.checkpointing import LastCheckpoint, WholeCheckpoints
 from fpn.lit.cli import DetectionCLI, main
+from fpn.lit.guards.finite import first_non_finite
 from fpn.lit.metrics_file import MetricsFile
-from fpn.lit.module import DetectionModule, PaperSGD, first_non_finite
+from fpn.lit.module import DetectionModule
+from fpn.lit.optimizer import PaperSGD
 from fpn.models.detectors import FasterRCNN
 
 RUNS = Path("runs/tiny")

@@ -27,10 +27,10 @@ from fpn import (
 )
 from fpn.checkpoints import build_detector
 from fpn.data.coco import read_annotations, read_image
+from fpn.interop import detectron2
 from fpn.lit.cli import main
 from fpn.models.resnet import ResNet
 from fpn.models.targets import AnchorSampling, RoISampling
-from fpn.peers import detectron2
 from fpn.types import NO_CATEGORY
 from fpn.weights import read_checkpoint
 
@@ -65,7 +65,10 @@ def test_detectron2s_conventions_are_the_loaders() -> None:
         )
     assert settings(configured) == settings(loaders)
     data = given("conventions/detectron2")["data"]
-    assert (data["antialias"], data["rounding"]) == (DETECTRON2_IMAGES.antialias, DETECTRON2_IMAGES.rounding)
+    assert (data["images"]["antialias"], data["images"]["rounding"]) == (
+        DETECTRON2_IMAGES.antialias,
+        DETECTRON2_IMAGES.rounding,
+    )
 
 
 def test_torchvisions_conventions_are_its_own() -> None:
@@ -81,7 +84,11 @@ def test_torchvisions_conventions_are_its_own() -> None:
     )
     assert settings(ours) == settings(defaults)
     data = given("conventions/torchvision")["data"]
-    assert (data["antialias"], data["rounding"], data["label_gaps"]) == (False, "down", True)
+    assert (data["images"]["antialias"], data["images"]["rounding"], data["label_gaps"]) == (
+        False,
+        "down",
+        True,
+    )
     rpn, roi, pool = theirs.rpn, theirs.roi_heads, theirs.roi_heads.box_roi_pool
     assert isinstance(ours, FasterRCNN)
     assert ours.rpn.box_weights == rpn.box_coder.weights
@@ -133,7 +140,7 @@ def small(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
         "init_args": {"save_dir": ".", "name": "run"},
     }
     words = ["--data.root", str(shapes), "--data.num_workers", "0", "--trainer.accelerator", "cpu"]
-    words += ["--data.short_side", "96", "--data.max_side", "128"]
+    words += ["--data.images.short_side", "96", "--data.images.max_side", "128"]
     return [*words, "--trainer.logger", json.dumps(logger)]
 
 
@@ -252,11 +259,11 @@ def test_a_fit_from_a_peers_weights_goes_on_and_is_used_without_them(
     detector = {"neck": {"channels": 256}, "roi_head": {"head": {"hidden": 1024}, "aligned": False}}
     detector["bottom_up"] = {"name": "resnet50", "norm": "frozen", "frozen_stages": 2}
     content["model"]["detector"] = detector
-    content["data"] |= {"short_side": 64, "max_side": 64}
+    content["data"]["images"] = {"short_side": 64, "max_side": 64}
     Path("from_peer.yaml").write_text(yaml.safe_dump(content))
     files = [str(CONFIGS / "conventions" / "detectron2.yaml"), "from_peer.yaml"]
     words = [word for file in files for word in ("--config", file)]
-    words += ["--data.train_short_sides", "null", "--model.start_from", "theirs.pth"]
+    words += ["--data.images.train_scales", "[]", "--model.start_from", "theirs.pth"]
     with pytest.warns(UserWarning, match=r"roi_head\.aligned False instead of True; configs/conventions/det"):
         main(["fit", *words, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"])
     last = "runs/tiny/version_0/checkpoints/last.ckpt"

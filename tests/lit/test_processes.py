@@ -24,9 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fpn.models.detectors
 from fpn.lit.cli import main
-from fpn.lit.module import DetectionModule, PaperSGD
+from fpn.lit.module import DetectionModule
+from fpn.lit.optimizer import PaperSGD
 from fpn.models.detectors import Detector, FasterRCNN, FastRCNN, ProposalNetwork
-from fpn.models.losses import LossSettings
 from fpn.models.necks import FeaturePyramid, SingleLevel
 from fpn.models.postprocess import ProposalSelection
 from fpn.models.resnet import ResNet
@@ -111,7 +111,7 @@ CASES = {
             ProposalNetwork,
             RPN,
             anchor_sampling=AnchorSampling(per_image=EVERYTHING, fg_fraction=1.0),
-            loss=LossSettings(rpn_per_image=256),
+            rpn_loss_per_image=256,
         ),
         lambda: [batch([0, 1]), batch([5, 6])],
         doubled=True,
@@ -233,7 +233,11 @@ def test_two_processes_learn_as_one(config: str, shapes: Path) -> None:
     empty = {image["id"] for image in train["images"][::2]}
     train["annotations"] = [one for one in train["annotations"] if one["image_id"] not in empty]
     Path("half_empty.json").write_text(json.dumps(train))
-    content["data"] |= {"train_annotations": "half_empty.json", "keep_empty_images": True, "batch_size": 1}
+    content["data"] |= {
+        "train": {"annotations": "half_empty.json"},
+        "keep_empty_images": True,
+        "batch_size": 1,
+    }
     content["data"]["seed"] = 4  # deals images with and without objects in all combinations
     content["model"]["schedule"]["steps"] = 5
     content["model"]["detector"]["testing_proposals"] = {"pre_nms_top_n": 500, "post_nms_top_n": 1000}
@@ -377,7 +381,7 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_a_seed_fixes_everything_and_another_changes_everything(
     config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ["--config", config, "--data.train_short_sides", "[64, 80, 96]"]
+    given = ["--config", config, "--data.images.train_scales", "[0.67, 0.83, 1]"]
     given += ["--trainer.limit_val_batches", "0", "--trainer.enable_checkpointing", "false"]
     first = run(monkeypatch, *given)
     assert len(first.order) == 8

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR, MultiStepLR, SequentialLR
 
-from fpn.lit.module import PaperSGD
+from fpn.lit.optimizer import PaperSGD
 from fpn.lit.schedule import Schedule
 
 

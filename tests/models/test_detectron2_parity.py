@@ -71,6 +71,12 @@ def ours(weights: State) -> FasterRCNN:
     return detector
 
 
+def loaded(name: Any, **settings: Any) -> ResNet:
+    resnet = ResNet(name, **settings)
+    resnet.load_weights()
+    return resnet
+
+
 def predictor(detector: ProposalNetwork, limits: Limits) -> Predictor:
     detector.testing_proposals = replace(
         detector.testing_proposals, pre_nms_top_n=limits.per_level, post_nms_top_n=limits.per_image
@@ -245,7 +251,7 @@ def caffe2_file(state: State, path: Path, blobs: bool = False) -> str:
 def test_msra_weights_give_the_same_maps(tmp_path: Path, depth: int, fuse: bool) -> None:
     state = peer.resnet_weights(depth, width=16)
     file = caffe2_file(fused(state) if fuse else state, tmp_path / f"R-{depth}.pkl", blobs=fuse)
-    resnet = ResNet(f"resnet{depth}", weights=file, stride_in_1x1=True, width=16).eval()  # type: ignore[arg-type]
+    resnet = loaded(f"resnet{depth}", weights=file, stride_in_1x1=True, width=16).eval()  # type: ignore[arg-type]
     limits = Limits(64, 128)
     image = picture((64, 96))
     x, _ = peer.prepare(image, limits)
@@ -271,10 +277,10 @@ def refused(function: Callable[[], object], *words: str) -> None:
 
 def test_msra_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     file = caffe2_file(peer.resnet_weights(50, width=8), tmp_path / "R-50.pkl")
-    refused(lambda: ResNet("resnet50", weights=file, width=8), "R-50.pkl", "stride_in_1x1")
+    refused(lambda: loaded("resnet50", weights=file, width=8), "R-50.pkl", "stride_in_1x1")
     file = caffe2_file(peer.resnet_weights(101, width=8), tmp_path / "R-101.pkl")
     refused(
-        lambda: ResNet("resnet50", weights=file, width=8, stride_in_1x1=True), "R-101.pkl", "layer3", "50"
+        lambda: loaded("resnet50", weights=file, width=8, stride_in_1x1=True), "R-101.pkl", "layer3", "50"
     )
 
 
@@ -284,8 +290,8 @@ def test_weights_converted_from_torchvisions_are_not_taken_for_msras(tmp_path: P
     file = tmp_path / "R-50.pkl"
     content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
     file.write_bytes(pickle.dumps(content))
-    refused(lambda: ResNet("resnet50", weights=str(file), width=8, stride_in_1x1=True), "R-50.pkl")
-    taken = ResNet("resnet50", weights=str(file), width=8)
+    refused(lambda: loaded("resnet50", weights=str(file), width=8, stride_in_1x1=True), "R-50.pkl")
+    taken = loaded("resnet50", weights=str(file), width=8)
     assert torch.equal(taken.conv1.weight, torch.from_numpy(arrays["stem.conv1.weight"]))
 
 
@@ -395,7 +401,7 @@ def test_pickles_that_want_to_run_code_are_refused(
             why = key if key == "objects" else named
             file.write_bytes(pickle.dumps(content, protocol=protocol))
             refused(lambda: load_detectron2(file), "bomb.pkl", why)
-            refused(lambda: ResNet("resnet18", weights=str(file), width=8), "bomb.pkl", why)
+            refused(lambda: loaded("resnet18", weights=str(file), width=8), "bomb.pkl", why)
             assert not trace.exists()
     pickle.loads(file.read_bytes())
     assert trace.exists()
@@ -520,7 +526,9 @@ def test_losses_by_hand(ours: FasterRCNN) -> None:
         AnchorTargets(torch.tensor([0]), torch.tensor([2]), torch.tensor([[0.0, 0, 0, 0.5]])),
         AnchorTargets(none, torch.tensor([1]), torch.zeros(0, 4)),
     ]
-    losses = rpn_losses(objectness, deltas, targets, ours.loss)
+    losses = rpn_losses(
+        objectness, deltas, torch.zeros(4, 4), targets, ours.rpn_box_loss, ours.rpn.box_weights, 256
+    )
     entropy = math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(2)
     assert losses["rpn_objectness"].item() == pytest.approx(entropy / (256 * 2))
     assert losses["rpn_box"].item() == pytest.approx((1 + 2 + 3 + 3.5) / (256 * 2))
@@ -529,7 +537,9 @@ def test_losses_by_hand(ours: FasterRCNN) -> None:
     predicted[0, 1] = torch.tensor([0.25, -0.25, 0, 2])
     rois = RoIs(torch.zeros(2, 4), torch.tensor([0, 1]))
     sampled = RoITargets(rois, torch.tensor([1, 0]), torch.tensor([0]), torch.zeros(1, 4))
-    losses = fast_rcnn_losses(torch.zeros(2, 2), predicted, sampled, ours.loss)
+    losses = fast_rcnn_losses(
+        torch.zeros(2, 2), predicted, sampled, ours.roi_box_loss, ours.roi_head.box_weights
+    )
     assert losses["roi_class"].item() == pytest.approx(math.log(2))
     assert losses["roi_box"].item() == pytest.approx((0.25 + 0.25 + 2) / 2)
 

@@ -1,21 +1,24 @@
 from functools import partial
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 from torchvision.models import resnet18
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+from fpn.models.bottom_up import BottomUp
 from fpn.models.detectors import FasterRCNN
-from fpn.models.necks import SingleLevel
-from fpn.models.norms import FrozenBatchNorm, NormedConv2d, absorb_norms, fold_norms
+from fpn.models.necks import FeaturePyramid, SingleLevel
+from fpn.models.norms import FrozenBatchNorm, NormedConv2d, fold_norms
 from fpn.models.optimized import optimized
 from fpn.models.resnet import ResNet
-from fpn.models.roi_head import Conv5Head, RoIHead
+from fpn.models.roi_head import Conv5Head, RoIHead, TwoFCHead
 from fpn.models.rpn import RegionProposalNetwork
-from fpn.types import Batch
+from fpn.types import Batch, Features
 
 
 def stir(network: nn.Module) -> None:
@@ -92,9 +95,8 @@ def test_finds_the_same_and_leaves_the_detector_alone(
     assert detector.bottom_up.conv1.weight.stride() == layout
     folded = [m for m in quick.modules() if isinstance(m, NormedConv2d | FrozenBatchNorm | nn.BatchNorm2d)]
     assert not folded
-    if not conv5:  # the greatest of its weights is not there twice
-        fc6 = "roi_head.head.shared.fc6.weight"
-        assert quick.state_dict()[fc6].data_ptr() == before[fc6][0]
+    own = {value.data_ptr() for value in quick.state_dict().values() if value.numel()}
+    assert own.isdisjoint(pointer for pointer, _ in before.values() if pointer)
 
 
 class Listener:
@@ -136,9 +138,119 @@ def test_shortcuts_and_their_norms_are_folded_too() -> None:
         torch.testing.assert_close(c, expected[level], rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_no_resnet_is_left_alone() -> None:
-    network = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1))
-    absorb_norms(network)
-    fold_norms(network)
-    assert isinstance(network[1], nn.Conv2d)
-    assert network[1].bias is not None
+class FoldableStages(BottomUp):
+    """torchvision's blocks, with settings of a convolution that the ResNet has not."""
+
+    def __init__(self) -> None:
+        wide = Bottleneck(8, 8, groups=2, base_width=128, dilation=2)
+        wide.conv1.bias = nn.Parameter(torch.randn(32))
+        wide.conv2.padding_mode = "reflect"
+        odd = BasicBlock(32, 32)
+        odd.bn2 = nn.BatchNorm2d(32, affine=False)
+        stem = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        shortcut = nn.Sequential(nn.Conv2d(8, 32, 1), nn.BatchNorm2d(32))
+        wide.downsample = shortcut
+        super().__init__({2: {"conv1": stem, "bn1": nn.BatchNorm2d(8), "wide": wide, "odd": odd}}, {2: 32})
+
+    def fold_norms(self) -> None:
+        fold_norms(self)
+
+
+def test_a_fold_respects_every_setting_of_a_convolution() -> None:
+    network = FoldableStages().double().eval()
+    stir(network.get_submodule("wide"))
+    stir(network.get_submodule("bn1"))
+    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    expected = network(image)[2]
+    quick = optimized(network)
+    torch.testing.assert_close(quick(image)[2], expected, rtol=1e-10, atol=1e-10)
+    kept = [name for name, module in quick.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert kept == ["odd.bn2"]
+
+
+class Twice(nn.Module):
+    """A convolution and its norm that two places share."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = self.conv1, nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In another order than their names say.
+        return self.bn1(self.bn2(self.conv2(torch.relu(self.conv1(x)))))
+
+
+def block(kind: str, c: int) -> nn.Module:
+    settings: dict[str, dict[str, Any]] = {
+        "bias": {"padding": 1},
+        "dilated": {"padding": 3, "dilation": 3},
+        "depthwise": {"padding": 1, "groups": c},
+        "reflecting": {"padding": 1, "padding_mode": "reflect"},
+    }
+    if kind == "shared":
+        return Twice(c)
+    if kind == "weight norm":
+        return nn.Sequential(weight_norm(nn.Conv2d(c, c, 3, padding=1)), nn.BatchNorm2d(c))
+    if kind == "transposed":
+        return nn.Sequential(nn.ConvTranspose2d(c, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(c, c, 3, **settings[kind]), nn.BatchNorm2d(c), nn.ReLU())
+
+
+class Foreign(FeaturePyramid):
+    """A neck of a user's, with a block behind each level."""
+
+    def __init__(self, *args: Any, kind: str = "bias", tied: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        one = block(kind, self.channels)
+        self.after = nn.ModuleList(one if tied else block(kind, self.channels) for _ in self.levels)
+
+    def forward(self, c: Features) -> Features:
+        return {k: after(p) for (k, p), after in zip(super().forward(c).items(), self.after, strict=True)}
+
+
+KINDS = ["bias", "dilated", "depthwise", "reflecting", "shared", "weight norm", "transposed"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [False, True])
+@torch.no_grad()
+def test_foreign_networks_do_what_they_did(kind: str, tied: bool) -> None:
+    torch.manual_seed(0)
+    detector = FasterRCNN(
+        3,
+        bottom_up=partial(ResNet, "resnet10", norm="batch", width=8),
+        neck=partial(Foreign, channels=8, kind=kind, tied=tied),
+        roi_head=partial(RoIHead, head=partial(TwoFCHead, hidden=8)),
+    ).eval()
+    stir(detector)
+    quick = optimized(detector)
+    images = batch().images
+    (c, p), (quick_c, quick_p) = ((c := d.bottom_up(images), d.neck(c)) for d in (detector, quick))
+    for level in c:
+        torch.testing.assert_close(quick_c[level], c[level], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(quick_p[level], p[level], rtol=1e-4, atol=1e-4)
+        # What is not folded has not changed at all.
+        for one in (detector, quick):
+            torch.testing.assert_close(one.neck(c)[level], p[level], rtol=1e-5, atol=1e-5)
+    assert [m for m in quick.neck.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
+@torch.no_grad()
+def test_weights_changed_afterwards_change_nothing(norm: Literal["frozen", "batch", "group"]) -> None:
+    detector = small(norm, conv5=False).eval()
+    expected = detector(batch()).detections
+    quick = optimized(detector)
+    for value in detector.state_dict().values():
+        value.copy_(torch.rand(value.shape))
+    detector.bottom_up.train()(batch().images)
+    for one, other in zip(quick(batch()).detections, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_gradients_are_not_copied() -> None:
+    detector = small("batch", conv5=False)
+    sum(p.sum() for p in detector.parameters()).backward()
+    assert all(p.grad is None for p in optimized(detector).parameters())
+    assert all(p.grad is not None for p in detector.parameters())

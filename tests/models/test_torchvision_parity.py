@@ -16,13 +16,13 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision_peer import as_batch, peer, peer_targets
 
 from fpn import FasterRCNN, InputError, Predictor
+from fpn.interop.torchvision import from_torchvision, load_torchvision, to_torchvision
 from fpn.models.necks import FeaturePyramid
 from fpn.models.postprocess import DetectionSelection, ProposalSelection
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
-from fpn.peers.torchvision import from_torchvision, load_torchvision, to_torchvision
 from fpn.types import Detections, RoIs, Targets
 
 SHORT, LONG = 200, 333

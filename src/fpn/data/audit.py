@@ -5,11 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fpn.data.coco import parse_annotations
-from fpn.data.coco_json import lists_of, read_json
-from fpn.data.findings import CategoryCount, DataSet, Section
+from fpn.data.coco import annotations_of
+from fpn.data.coco_file import CocoFile
+from fpn.data.findings import CategoryCount, Findings, Usable
 from fpn.data.image_files import ImageFiles
 from fpn.data.object_sizes import ObjectSizes, object_sizes
 from fpn.errors import InputError
@@ -22,9 +20,10 @@ class Audit:
     annotation_file: Path
     image_folder: Path | None
     decoded: bool
-    images: Section
-    annotations: Section
-    categories: Section
+    listed: dict[str, int]
+    """How many images, annotations and categories the file lists."""
+    findings: dict[str, Findings]
+    """What was found among them."""
     by_category: list[CategoryCount]
     """In the order of the file."""
     sizes: ObjectSizes
@@ -41,15 +40,20 @@ class Audit:
             "decoded": self.decoded,
             "refusal": self.refusal or None,
             "validation_refusal": self.validation_refusal or None,
-            "images": self.images.as_json(),
-            "annotations": self.annotations.as_json(),
-            "categories": self.categories.as_json(),
+            **{
+                name: {"listed": self.listed[name]}
+                | {
+                    key: {"what": one.what, "count": len(one.items), "items": one.items}
+                    for key, one in findings.items()
+                }
+                for name, findings in self.findings.items()
+            },
             "by_category": [one._asdict() for one in self.by_category],
             "sizes": asdict(self.sizes),
         }
 
 
-def audit(
+def look_at(
     annotation_file: Path,
     image_folder: Path | None = None,
     *,
@@ -77,49 +81,42 @@ def audit(
     """
     if image_folder is not None and not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such image folder")
-    content = read_json(annotation_file, "annotation")
-    taken, refusal = None, ""
+    file = CocoFile.read(annotation_file)
+    if flaw := file.images.flaw or file.annotations.flaw or file.categories.flaw:
+        raise InputError(f"{annotation_file}: {flaw}")
+    taken, refusal, not_scored = None, "", ""
     try:
-        taken = parse_annotations(annotation_file, content)
+        taken = annotations_of(file)
         taken.with_objects()
     except InputError as error:
         refusal = str(error)
-    lists = lists_of(annotation_file, content, lenient=True)
-    data = DataSet(*lists)
+    try:
+        file.annotations.refuse("bbox finite", "area finite")
+    except InputError as error:
+        not_scored = str(error)
+    usable = Usable(file)
     report = Audit(
         annotation_file,
         image_folder,
         decode and image_folder is not None,
-        Section(len(lists[0])),
-        Section(len(lists[1])),
-        Section(len(lists[2])),
-        data.by_category,
-        object_sizes(data, anchor_sizes, short_side, max_side),
+        {one.name: len(one) for one in (file.images, file.annotations, file.categories)},
+        {
+            "images": usable.of_images(),
+            "annotations": usable.of_annotations(),
+            "categories": usable.of_categories(),
+        },
+        usable.by_category,
+        object_sizes(usable, anchor_sizes, short_side, max_side),
         refusal,
-        refusal if taken is None else _not_scorable(annotation_file, content, data),
+        refusal if taken is None else not_scored,
     )
-    data.add_images(report.images)
-    data.add_annotations(report.annotations)
-    data.add_categories(report.categories)
     if image_folder is not None:
-        names, sizes = data.image_files(), data.sizes
-        del content, lists, data  # of which the processes that read images would have copies
+        names, sizes = usable.image_files(), file.sizes
+        del file, usable  # of which the processes that read images would have copies
         files = ImageFiles(image_folder, names, sizes, decode, num_workers)
-        files.add_to(report.images)
+        report.findings["images"] = files.findings() | report.findings["images"]
         if taken is not None and files.faults:
             report.refusal = report.refusal or files.refusal(taken, max_unreadable)
             first = f"{image_folder}/{next(iter(files.faults.values()))}"
             report.validation_refusal = report.validation_refusal or first
     return report
-
-
-def _not_scorable(path: Path, content: Any, data: DataSet) -> str:
-    """Why scoring would refuse what training takes; empty if it would not."""
-    if np.isfinite(data.bbox).all() and np.isfinite(data.areas).all():
-        return ""
-    annotations = lists_of(path, content)[1]
-    try:
-        annotations.areas(annotations.boxes(finite=True), finite=True)
-    except InputError as error:
-        return str(error)
-    return ""

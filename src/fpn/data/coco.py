@@ -7,11 +7,9 @@ process as their reference counts change.
 
 import math
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +18,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from fpn.data.coco_json import Entries, lists_of, read_json
+from fpn.data.coco_file import CocoFile
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
 from fpn.errors import InputError
 from fpn.types import Categories, Targets
-
-MIN_SIDE = 0.01
-"""Boxes with a side below this many pixels are degenerate: resized in float32 they may lose all area."""
 
 MAX_DEGENERATE = 0.001
 """Share of degenerate boxes above which the file, not a box, is at fault …"""
@@ -41,12 +36,6 @@ IN_A_ROW = 100
 
 MAX_LABEL = 1000
 """The greatest category id that may be a label as it is."""
-
-MAX_NAME = 1000
-"""The most characters of a file name: an array of names is as wide as the longest."""
-
-_NOT_INSIDE = re.compile(r"[\\/]|[A-Za-z]:|\.?[\\/.]*$|(.*[\\/])?\.\.([\\/]|$)|.*[\0-\x1f]", re.DOTALL)
-"""Paths from a root or a drive, of the folder itself, with a step up, or that no line could show."""
 
 
 @dataclass(frozen=True)
@@ -286,97 +275,42 @@ def read_annotations(path: Path, need_objects: bool = True) -> Annotations:
         InputError: if the file is missing, is not in the format, contradicts itself, or has so many
             degenerate boxes that they are probably written in another convention.
     """
-    path = Path(path)
-    content = read_json(path, "annotation")
-    if isinstance(content, dict) and content.get("annotations") is None and not need_objects:
-        content["annotations"] = []
-    return parse_annotations(path, content)
+    return annotations_of(CocoFile.read(Path(path), need_objects))
 
 
-def parse_annotations(path: Path, content: Any) -> Annotations:
-    """What `read_annotations` makes of what its file holds; the path is for messages, as are its errors."""
-    images, annotations, categories = lists_of(path, content)
-    for entries in (images, categories):
+def annotations_of(file: CocoFile) -> Annotations:
+    """What `read_annotations` makes of a file, with its errors."""
+    file.images.refuse("id", "height", "width", "size", "file_name", "outside")
+    file.annotations.refuse()
+    file.categories.refuse("id", "name")
+    for entries in (file.images, file.categories):
         if not len(entries):
-            raise InputError(f"{path}: the list {entries.name!r} is empty")
-    category_ids, names = categories.unique(), categories.strings("name")
-    by_id = np.argsort(category_ids)
-    image_ids = images.unique()
-    sizes = image_sizes(images)
-    possible = possible_sizes(sizes)
-    if not possible.all():
-        place = int(possible.argmin())
-        height, width = sizes[place]
-        raise InputError(f"{path}: image {image_ids[place]} cannot be of {width} × {height} pixels")
-    file_names = images.strings("file_name")
-    outside = [name for name in file_names if leaves_folder(name)]
-    if outside:
-        raise InputError(
-            f"{path}: file_name {reprlib.repr(outside[0])} is not a path inside the image folder"
-        )
-
-    ids = annotations.unique()
-    image = annotations.places("image_id", image_ids)
-    category = annotations.places("category_id", category_ids)
-    bbox, crowd = annotations.boxes(), annotations.crowd()
+            raise InputError(f"{file.source}: the list {entries.name!r} is empty")
     # Only scoring needs the areas: to refuse them then, after hours of training, would be late.
-    annotations.areas(bbox)
-    boxes, usable = clipped(bbox, sizes[image])
-    degenerate = ids[~usable]
-    if len(degenerate) >= FEW_DEGENERATE and len(degenerate) > MAX_DEGENERATE * len(ids):
+    file.annotations.refuse("id", "image_id", "category_id", "bbox", "iscrowd", "area")
+    boxes, usable = file.clipped
+    degenerate = file.ids[~usable]
+    if len(degenerate) >= FEW_DEGENERATE and len(degenerate) > MAX_DEGENERATE * len(usable):
         raise InputError(
-            f"{path}: {len(degenerate)} of {len(ids)} boxes are empty or lie outside their image (annotations"
-            f" {', '.join(map(str, degenerate[:5]))}, …); a bbox is [x, y, width, height] in pixels"
+            f"{file.source}: {len(degenerate)} of {len(usable)} boxes are empty or lie outside their image"
+            f" (annotations {', '.join(map(str, degenerate[:5]))}, …); "
+            "a bbox is [x, y, width, height] in pixels"
         )
-
-    order = np.argsort(image, kind="stable")
+    order = np.argsort(file.image, kind="stable")
     order = order[usable[order]]
-    counts = np.bincount(image[order], minlength=len(image_ids))
+    counts = np.bincount(file.image[order], minlength=len(file.image_ids))
+    by_id = np.argsort(file.category_ids)
     return Annotations(
-        path=path,
-        categories=Categories(tuple(category_ids[by_id].tolist()), tuple(names[place] for place in by_id)),
-        image_ids=image_ids,
-        file_names=np.array(file_names, dtype=np.str_),
-        sizes=sizes.astype(np.int32),
+        path=Path(file.source),
+        categories=Categories(
+            tuple(file.category_ids[by_id].tolist()), tuple(file.category_names[place] for place in by_id)
+        ),
+        image_ids=file.image_ids,
+        file_names=np.array(file.file_names, dtype=np.str_),
+        sizes=file.sizes.astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         boxes=boxes[order],
-        labels=np.argsort(by_id)[category[order]] + 1,
-        crowd=crowd[order],
+        labels=np.argsort(by_id)[file.category[order]] + 1,
+        crowd=file.crowd[order],
         degenerate=len(degenerate),
     )
-
-
-def image_sizes(images: Entries) -> NDArray[np.int64]:
-    """(I, 2) heights and widths in pixels."""
-    return np.stack([images.integers(side) for side in ("height", "width")], axis=1)
-
-
-def possible_sizes(sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(I,) whether heights and widths (I, 2) can be those of an image."""
-    return (sizes.min(axis=1) >= 1) & (sizes.max(axis=1) <= np.iinfo(np.int32).max)
-
-
-def leaves_folder(file_name: str) -> bool:
-    """Whether a name is no path inside the folder it starts from, on this system or another."""
-    return len(file_name) > MAX_NAME or _NOT_INSIDE.match(file_name) is not None
-
-
-def clipped(
-    bbox: NDArray[np.float64], sizes: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes within their images, and which can be learned from.
-
-    Args:
-        bbox: (B, 4) x, y, width, height as they are written.
-        sizes: (B, 2) heights and widths of their images.
-
-    Returns:
-        (B, 4) corners, clipped; (B,) whether the box is finite and not degenerate.
-    """
-    finite = np.isfinite(bbox).all(axis=1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1)
-    corners[~finite] = 0
-    limits = np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1)
-    boxes = np.clip(corners, 0, limits).astype(np.float32)
-    return boxes, finite & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= MIN_SIDE)

@@ -1,21 +1,18 @@
-"""What an annotation file holds, however bad it is.
+"""What is wrong or odd with the images, annotations and categories of a file in COCO's format.
 
-Fields are read by the rules of `coco_json`, but leniently: an entry with a field of another type is
-malformed, and counts as nothing else.
+An entry with a field of another type is malformed, and counts as nothing else.
 
 Symbols: I images, B annotations, K categories.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fpn.data.coco import MIN_SIDE, clipped, image_sizes, leaves_folder, possible_sizes
-from fpn.data.coco_json import Entries, repeated
+from fpn.data.coco_file import MIN_SIDE, CocoFile, leaves_folder, repeated
 
 
 class Finding(NamedTuple):
@@ -24,26 +21,12 @@ class Finding(NamedTuple):
     what: str
     items: list[Any]
     """Their ids or names of files, or a line on each."""
+    wrong: bool = True
+    """Whether it should not be; false for what is merely good to know."""
 
 
-@dataclass
-class Section:
-    """What was found among the images, the annotations or the categories."""
-
-    listed: int
-    findings: dict[str, Finding] = field(default_factory=dict)
-
-    def add(self, key: str, what: str, items: Sequence[Any] | NDArray[Any]) -> None:
-        """Note a finding, be it of nothing."""
-        self.findings[key] = Finding(what, items.tolist() if isinstance(items, np.ndarray) else list(items))
-
-    def as_json(self) -> dict[str, Any]:
-        """Counts and items by key."""
-        found = {
-            key: {"what": what, "count": len(items), "items": items}
-            for key, (what, items) in self.findings.items()
-        }
-        return {"listed": self.listed, **found}
+Findings = dict[str, Finding]
+"""By key; also of what there is none of."""
 
 
 class CategoryCount(NamedTuple):
@@ -57,136 +40,120 @@ class CategoryCount(NamedTuple):
     crowds: int
 
 
-class DataSet:
-    """The fields of an annotation file that could be read, from lenient readers of its lists."""
+class Usable:
+    """Which entries of a file could be read, and which training would use."""
 
-    def __init__(self, images: Entries, annotations: Entries, categories: Entries) -> None:
-        self.images, self.annotations, self.categories = images, annotations, categories
-        self.category_ids, self.category_names = categories.integers("id"), categories.strings("name")
-        self.image_ids, self.sizes = images.integers("id"), image_sizes(images)
-        self.file_names = images.strings("file_name")
-        self.possible = images.fine & possible_sizes(self.sizes)
-        """(I,) whether an image is well-formed, and its size is one that an image can have."""
-
-        self.ids = annotations.integers("id")
-        self.image = _places(annotations, "image_id", self.image_ids, self.possible)
-        self.category = _places(annotations, "category_id", self.category_ids, categories.fine)
-        self.bbox, self.crowd = annotations.boxes(), annotations.crowd()
-        self.areas = annotations.areas(self.bbox)
-        self.placed = annotations.fine & (self.image >= 0)
+    def __init__(self, file: CocoFile) -> None:
+        self.file = file
+        self.image = _fine_places(file.image, file.images.fine)
+        """(B,) the place of an annotation's image; -1 for none, or a malformed one."""
+        self.category = _fine_places(file.category, file.categories.fine)
+        """(B,) the place of its category, likewise."""
+        self.placed = file.annotations.fine & (self.image >= 0)
         """(B,) whether an annotation is well-formed, and of such an image."""
-        sizes = np.append(self.sizes, [[1, 1]], axis=0)[np.where(self.placed, self.image, -1)]
-        self.boxes, fits = clipped(self.bbox, sizes)
+        self.boxes, fits = file.clipped
         self.dropped = self.placed & ~fits
         """(B,) whether nothing is left of a box within its image."""
-        self.usable = self.placed & fits & (self.category >= 0)
-        self.objects = self.usable & ~self.crowd
+        self.taken = self.placed & fits & (self.category >= 0)
+        self.objects = self.taken & ~file.crowd
         """(B,) whether training learns from an annotation."""
 
     def image_files(self) -> dict[int, str]:
         """File names by place, but for those of malformed entries and such as leave the folder."""
-        names = ((place, self.file_names[place]) for place in np.flatnonzero(self.possible).tolist())
-        return {place: name for place, name in names if not leaves_folder(name)}
+        names, places = self.file.file_names, np.flatnonzero(self.file.images.fine).tolist()
+        return {place: names[place] for place in places if not leaves_folder(names[place])}
 
-    def add_images(self, section: Section) -> None:
-        """Note what there is about images."""
-        fine = np.flatnonzero(self.images.fine).tolist()
-        names, ids = [self.file_names[place] for place in fine], self.image_ids[fine]
-        section.add("outside_folder", "file names that leave the folder", [*filter(leaves_folder, names)])
-        section.add("duplicate_file_names", "files listed before", _again(names))
-        section.add("duplicate_ids", "ids listed before", ids[repeated(ids)])
-        annotated, usable, objects = (
-            np.bincount(self.image[kept], minlength=len(self.images)) > 0
-            for kept in (self.placed, self.usable, self.objects)
+    def of_images(self) -> Findings:
+        """What there is about images."""
+        file, fine = self.file, self.file.images.fine
+        names, ids = [file.file_names[place] for place in np.flatnonzero(fine)], file.image_ids[fine]
+        annotated, taken, objects = (
+            np.bincount(self.image[kept], minlength=len(fine)) > 0
+            for kept in (self.placed, self.taken, self.objects)
         )
-        for key, what, kept in (
-            ("unannotated", "without annotations", ~annotated),
-            ("only_crowds", "of crowd regions alone", usable & ~objects),
-            ("only_unusable", "of unusable annotations alone", annotated & ~usable),
-        ):
-            section.add(key, what, self.image_ids[self.possible & kept])
-        malformed = _faults(self.images)
-        for place in np.flatnonzero(self.images.fine & ~self.possible).tolist():
-            height, width = self.sizes[place]
-            malformed.append(f"entry {place} is of {width} × {height} pixels")
-        section.add("malformed", "malformed entries", malformed)
+        return {
+            "malformed": Finding("malformed entries", file.images.malformed()),
+            "outside_folder": Finding("file names that leave the folder", [*filter(leaves_folder, names)]),
+            "duplicate_ids": Finding("ids listed before", ids[repeated(ids)].tolist()),
+            "duplicate_file_names": Finding("files listed before", _again(names)),
+            "only_unusable": self._images("of unusable annotations alone", annotated & ~taken, wrong=True),
+            "unannotated": self._images("without annotations", ~annotated),
+            "only_crowds": self._images("of crowd regions alone", taken & ~objects),
+        }
 
-    def add_annotations(self, section: Section) -> None:
-        """Note what there is about annotations."""
-        fine, ids = self.annotations.fine, self.ids
-        finite: NDArray[np.bool_] = np.isfinite(self.bbox).min(axis=1)
-        lengths = np.where(finite[:, None], self.bbox[:, 2:], np.inf).min(axis=1)
-        for key, what, kept in (
-            ("crowds", "crowd regions", fine & self.crowd),
-            ("not_finite", "boxes of NaN or infinity", self.dropped & ~finite),
-            ("negative", "boxes of negative width or height", self.dropped & (lengths < 0)),
-            ("empty", "empty boxes", self.dropped & (lengths >= 0) & (lengths < MIN_SIDE)),
-            ("outside", "boxes outside their image", self.dropped & finite & (lengths >= MIN_SIDE)),
-            ("partly_outside", "boxes partly outside, which are clipped", self._partly_outside()),
-            ("area_not_finite", "areas of NaN or infinity", fine & ~np.isfinite(self.areas)),
-            ("unknown_image", "of an image that is not listed, or malformed", fine & (self.image < 0)),
-            (
-                "unknown_category",
-                "of a category that is not listed, or malformed",
-                fine & (self.category < 0),
+    def of_annotations(self) -> Findings:
+        """What there is about annotations."""
+        file, fine = self.file, self.file.annotations.fine
+        finite: NDArray[np.bool_] = np.isfinite(file.bbox).min(axis=1)
+        shorter = np.where(finite[:, None], file.bbox[:, 2:], np.inf).min(axis=1)
+        ids = file.ids[fine]
+
+        def those(what: str, kept: NDArray[Any], wrong: bool = True) -> Finding:
+            return Finding(what, file.ids[kept].tolist(), wrong)
+
+        return {
+            "malformed": Finding("malformed entries", file.annotations.malformed()),
+            "not_finite": those("boxes of NaN or infinity", self.dropped & ~finite),
+            "negative": those("boxes of negative width or height", self.dropped & (shorter < 0)),
+            "empty": those("empty boxes", self.dropped & (shorter >= 0) & (shorter < MIN_SIDE)),
+            "outside": those("boxes outside their image", self.dropped & finite & (shorter >= MIN_SIDE)),
+            "area_not_finite": those("areas of NaN or infinity", fine & ~np.isfinite(file.area)),
+            "unknown_image": those("of an image that is not listed, or malformed", fine & (self.image < 0)),
+            "unknown_category": those(
+                "of a category that is not listed, or malformed", fine & (self.category < 0)
             ),
-            ("duplicates", "of the image, category and box of one before", self._duplicates(finite)),
-        ):
-            section.add(key, what, ids[kept])
-        section.add("duplicate_ids", "ids listed before", ids[fine][repeated(ids[fine])])
-        section.add("malformed", "malformed entries", _faults(self.annotations))
+            "duplicate_ids": Finding("ids listed before", ids[repeated(ids)].tolist()),
+            "duplicates": those("of the image, category and box of one before", self._duplicates(finite)),
+            "partly_outside": those("boxes partly outside, which are clipped", self._partly_outside(), False),
+            "crowds": those("crowd regions", fine & file.crowd, False),
+        }
 
-    def add_categories(self, section: Section) -> None:
-        """Note what there is about categories."""
-        fine = np.flatnonzero(self.categories.fine).tolist()
-        ids = self.category_ids[fine]
+    def of_categories(self) -> Findings:
+        """What there is about categories."""
+        file, fine = self.file, self.file.categories.fine
+        names, ids = [file.category_names[place] for place in np.flatnonzero(fine)], file.category_ids[fine]
         without = [one.id for one in self.by_category if not one.objects]
-        section.add("without_objects", "without objects", without)
-        section.add("duplicate_ids", "ids listed before", ids[repeated(ids)])
-        section.add("duplicate_names", "names listed before", _again(self.category_names[k] for k in fine))
-        section.add("malformed", "malformed entries", _faults(self.categories))
+        return {
+            "malformed": Finding("malformed entries", file.categories.malformed()),
+            "duplicate_ids": Finding("ids listed before", ids[repeated(ids)].tolist()),
+            "duplicate_names": Finding("names listed before", _again(names)),
+            "without_objects": Finding("without objects", without, wrong=False),
+        }
 
     @cached_property
     def by_category(self) -> list[CategoryCount]:
         """What there is of each well-formed category, in the order of the file."""
-        count, images = len(self.categories), max(1, len(self.images))
-        of_image = np.sort((self.category * images + self.image)[self.objects])
-        of_image = of_image[np.diff(of_image, prepend=-1) > 0]
+        file, images = self.file, max(1, len(self.file.images))
+        of_image = np.unique((self.category * images + self.image)[self.objects])
+        crowds = self.category[self.taken & file.crowd]
         counts = [
-            np.bincount(categories, minlength=count).tolist()
-            for categories in (
-                self.category[self.objects],
-                of_image // images,
-                self.category[self.usable & self.crowd],
-            )
+            np.bincount(categories, minlength=len(file.categories)).tolist()
+            for categories in (self.category[self.objects], of_image // images, crowds)
         ]
-        rows = zip(self.category_ids.tolist(), self.category_names, *counts, strict=True)
-        return [CategoryCount(*row) for row, fine in zip(rows, self.categories.fine, strict=True) if fine]
+        rows = zip(file.category_ids.tolist(), file.category_names, *counts, strict=True)
+        return [CategoryCount(*row) for row, fine in zip(rows, file.categories.fine, strict=True) if fine]
+
+    def _images(self, what: str, kept: NDArray[np.bool_], wrong: bool = False) -> Finding:
+        return Finding(what, self.file.image_ids[self.file.images.fine & kept].tolist(), wrong)
 
     def _partly_outside(self) -> NDArray[np.bool_]:
+        bbox = self.file.bbox
         with np.errstate(over="ignore", invalid="ignore"):
-            ends = self.bbox[:, :2] + self.bbox[:, 2:]
-            moved = np.abs(np.concatenate((self.bbox[:, :2], ends), axis=1) - self.boxes).max(axis=1)
+            corners = np.concatenate((bbox[:, :2], bbox[:, :2] + bbox[:, 2:]), axis=1)
+            moved = np.abs(corners - self.boxes).max(axis=1)
         # Of a file that rounds to two decimals, x + width may be a hundredth of a pixel beyond the border.
-        return self.usable & (moved > 1.5 * MIN_SIDE)
+        return self.taken & (moved > 1.5 * MIN_SIDE)
 
     def _duplicates(self, finite: NDArray[np.bool_]) -> NDArray[np.intp]:
         places = np.flatnonzero(self.placed & (self.category >= 0) & finite)
-        columns = np.column_stack((self.bbox[places], self.category[places], self.image[places]))
+        columns = np.column_stack((self.file.bbox[places], self.category[places], self.image[places]))
         order = np.lexsort(columns.T)
         same: NDArray[np.bool_] = (columns[order[1:]] == columns[order[:-1]]).min(axis=1)
         return np.sort(places[order[1:][same]])
 
 
-def _places(
-    entries: Entries, key: str, known: NDArray[np.int64], fine: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """(B,) the place of the fine entry whose id is at `key`; -1 for none."""
-    return np.append(np.flatnonzero(fine), -1)[entries.places(key, known[fine])]
-
-
-def _faults(entries: Entries) -> list[str]:
-    return [entries.fault(place) for place in np.flatnonzero(~entries.fine).tolist()]
+def _fine_places(places: NDArray[np.int64], fine: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.where(np.append(fine, False)[places], places, -1)
 
 
 def _again(values: Iterable[Hashable]) -> list[Any]:

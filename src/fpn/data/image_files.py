@@ -15,7 +15,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from fpn.data.coco import Annotations, read_image, refuse_unreadable, tolerated
-from fpn.data.findings import Section
+from fpn.data.findings import Finding, Findings
 from fpn.devices import cpu_cores
 from fpn.errors import InputError
 
@@ -64,23 +64,25 @@ class ImageFiles:
         self.faults = {place: line for place, one in self.found.items() if (line := self._fault(place, one))}
         """By place, what of an image training cannot take."""
 
-    def add_to(self, section: Section) -> None:
-        """Note what was found, before what is there already."""
-        files = Section(len(self.names))
-        for fault, key, what in (
-            ("missing", "missing", "missing"),
-            ("unreadable", "unreadable", "unreadable"),
-            ("unsupported", "unsupported", "of more than 8 bits a colour, or several in a file"),
-            ("", "other_size", "of another size than stated"),
-        ):
-            files.add(key, what, [v for place, v in self.faults.items() if self.found[place].fault == fault])
+    def findings(self) -> Findings:
+        """What was found among the files."""
+        found = {
+            key: Finding(what, [v for place, v in self.faults.items() if self.found[place].fault == fault])
+            for fault, key, what in (
+                ("missing", "missing", "missing"),
+                ("unreadable", "unreadable", "unreadable"),
+                ("unsupported", "unsupported", "of more than 8 bits a colour, or several in a file"),
+                ("", "other_size", "of another size than stated"),
+            )
+        }
         for key, what in (
             ("turned", "with an EXIF orientation, which is not applied"),
             ("grey", "greyscale"),
             ("cmyk", "CMYK"),
         ):
-            files.add(key, what, [self.names[place] for place, v in self.found.items() if getattr(v, key)])
-        section.findings = files.findings | section.findings
+            names = [self.names[place] for place, one in self.found.items() if getattr(one, key)]
+            found[key] = Finding(what, names, wrong=False)
+        return found
 
     def refusal(self, annotations: Annotations, max_unreadable: float) -> str:
         """Why training, which reads the images with objects, would stop; empty if it would not."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fpn.data.findings import DataSet
+from fpn.data.findings import Usable
 from fpn.data.transforms import ImageSettings
 from fpn.ops.anchors import cell_anchors
 
@@ -42,17 +42,17 @@ class ObjectSizes:
 
 
 def object_sizes(
-    data: DataSet, anchor_sizes: Mapping[int, Sequence[float]], short_side: int, max_side: int
+    usable: Usable, anchor_sizes: Mapping[int, Sequence[float]], short_side: int, max_side: int
 ) -> ObjectSizes:
     """Measure the objects that training learns from, in images resized as `resized_size` does."""
-    image = data.image[data.objects]
-    sizes = data.sizes.clip(1)
+    image = usable.image[usable.objects]
+    sizes = usable.file.sizes.clip(1)
     at_input = input_sizes(sizes, short_side, max_side)
-    boxes = data.boxes[data.objects] * (at_input / sizes)[image][:, [1, 0, 1, 0]]
+    boxes = usable.boxes[usable.objects] * (at_input / sizes)[image][:, [1, 0, 1, 0]]
     octave = np.digitize(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)), EDGES)
     overlaps = best_overlaps(boxes, at_input[image], anchor_sizes)
     fittest, best = overlaps.argmax(axis=1), overlaps.max(axis=1)
-    areas = np.bincount(np.digitize(data.areas[data.objects], AREAS), minlength=3).tolist()
+    areas = np.bincount(np.digitize(usable.file.area[usable.objects], AREAS), minlength=3).tolist()
     return ObjectSizes(
         dict(zip(("small", "medium", "large"), areas, strict=True)),
         short_side,

@@ -15,9 +15,8 @@ import torch
 from torchvision.ops import box_convert
 
 from fpn.data.coco import read_annotations
-from fpn.data.coco_json import Entries, read_json
+from fpn.data.coco_file import Entries, read_json
 from fpn.data.proposals import Proposals, Stamp, file_hash, write_proposals
-from fpn.errors import InputError
 from fpn.files import replacing
 
 
@@ -58,27 +57,23 @@ def proposals_from_results(results: Path, annotations: Path, out: Path, top: int
             negative width or height, or of an image that is not listed.
     """
     image_ids = read_annotations(annotations, need_objects=False).image_ids
-    content = read_json(results, "results")
-    entries = Entries(results, "results", content)
+    entries = Entries(results, "results", read_json(results, "results"))
     of_image, bbox = entries.integers("image_id"), entries.boxes()
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
         scores = entries.numbers("score").astype(np.float32)
         corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1).astype(np.float32)
-    finite = np.isfinite(corners).all(axis=1)
-    for fine, key, what in (
-        (np.isfinite(scores), "score", "not a finite number"),
-        (finite, "bbox", "not four finite numbers"),
-        ((bbox[:, 2:] >= 0).all(axis=1), "bbox", "of negative width or height"),
+    entries.note("score", ~np.isfinite(scores), entries.tell_not("score", "a finite number"))
+    for bad, wanted in (
+        (~np.isfinite(corners).min(axis=1), "four finite numbers"),
+        ((bbox[:, 2:] < 0).max(axis=1), "of positive width and height"),
     ):
-        if not fine.all():
-            place = int(fine.argmin())
-            raise InputError(f"{results}: {key!r} of entry {place} is {content[place][key]}, {what}")
-    known = np.isin(of_image, image_ids)
-    if not known.all():
-        place = int(known.argmin())
-        raise InputError(
-            f"{results}: entry {place} is of image {of_image[place]}, which {annotations} does not list"
-        )
+        entries.note("bbox", bad, entries.tell_not("bbox", wanted))
+    entries.note(
+        "image_id",
+        ~np.isin(of_image, image_ids),
+        lambda place: f"entry {place} is of image {of_image[place]}, which {annotations} does not list",
+    )
+    entries.refuse("image_id", "score", "bbox")
 
     # By image in the annotations' order, and best first within one.
     rank = np.argsort(image_ids)

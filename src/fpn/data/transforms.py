@@ -42,14 +42,10 @@ class ImageSettings:
     divisor: int = 32
     """A batch is padded to multiples of this many pixels: the coarsest stride of the network."""
 
-    def at(self, short_side: int) -> "ImageSettings":
-        """The same for another short side, with the long side's limit in proportion."""
-        limit = round_half_up(self.max_side * short_side / self.short_side)
-        return replace(self, short_side=short_side, max_side=limit)
-
     def scaled(self, factor: float) -> "ImageSettings":
         """The same for a short side and a limit that are larger by a factor."""
-        return self.at(round_half_up(factor * self.short_side))
+        short, limit = (max(1, round_half_up(factor * side)) for side in (self.short_side, self.max_side))
+        return replace(self, short_side=short, max_side=limit)
 
     def restore(self, image: Tensor, size: Size) -> Tensor:
         """The uint8 picture (3, h, w) of an image of a batch: without its padding, normalisation undone."""
@@ -95,35 +91,26 @@ class EvalTransform:
     settings: ImageSettings
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        return _prepare(sample, self.settings, self.settings.short_side)
+        return _prepare(sample, self.settings)
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Resize to one of several short sides, normalise, flip left to right at random.
+    """Resize to one of several scales, normalise, flip left to right at random.
 
     Args:
-        settings: what every image goes through.
-        short_sides: drawn from with equal chances; empty for `settings.short_side` alone.
+        scales: what images go through, alike but for their sizes; drawn from with equal chances.
         flip_probability: in [0, 1].
-        size_factors: drawn from with equal chances, to multiply the side drawn and the long side's limit.
     """
 
-    settings: ImageSettings
-    short_sides: tuple[int, ...] = ()
+    scales: Sequence[ImageSettings]
     flip_probability: float = 0.5
-    size_factors: tuple[float, ...] = ()
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        short_sides = self.short_sides or (self.settings.short_side,)
-        drawn = int(torch.randint(len(short_sides), (), generator=generator))
+        drawn = int(torch.randint(len(self.scales), (), generator=generator))
         flips = float(torch.rand((), generator=generator)) < self.flip_probability
-        settings, side = self.settings, short_sides[drawn]
-        if self.size_factors:
-            factor = self.size_factors[int(torch.randint(len(self.size_factors), (), generator=generator))]
-            settings, side = settings.scaled(factor), round_half_up(factor * side)
         # Flipped first, as long as it is small.
-        return _prepare(flip(sample) if flips else sample, settings, side)
+        return _prepare(flip(sample) if flips else sample, self.scales[drawn])
 
 
 def round_half_up(value: float) -> int:
@@ -149,19 +136,18 @@ def resized_size(size: Size, short_side: int, max_side: int, rounding: Rounding 
     return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
 
-def prepare_image(image: Tensor, settings: ImageSettings, short_side: int | None = None) -> Tensor:
+def prepare_image(image: Tensor, settings: ImageSettings) -> Tensor:
     """Resize one image, and normalise it unless `collate` will.
 
     Args:
         image: (3, H, W) RGB, uint8 or float in [0, 1].
         settings: how.
-        short_side: in pixels, in place of the settings'.
 
     Returns:
         (3, h, w): uint8 if bytes were resized as such, otherwise float32, normalised.
     """
     old = (image.shape[-2], image.shape[-1])
-    size = resized_size(old, short_side or settings.short_side, settings.max_side, settings.rounding)
+    size = resized_size(old, settings.short_side, settings.max_side, settings.rounding)
     if settings.antialias:
         image = image_ops.resize(image, list(size), antialias=True)
         if image.dtype == torch.uint8:
@@ -212,13 +198,11 @@ def collate_scales(samples: Sequence[Sample], scales: Sequence[ImageSettings]) -
         samples: of raw images; floating-point ones in [0, 1] are taken too.
         scales: how the images of each batch are prepared.
     """
-    return [
-        collate([_prepare(sample, scale, scale.short_side) for sample in samples], scale) for scale in scales
-    ]
+    return [collate([_prepare(sample, scale) for sample in samples], scale) for scale in scales]
 
 
-def _prepare(sample: Sample, settings: ImageSettings, short_side: int) -> Sample:
-    image = prepare_image(sample.image, settings, short_side)
+def _prepare(sample: Sample, settings: ImageSettings) -> Sample:
+    image = prepare_image(sample.image, settings)
     old, new = sample.size, (image.shape[-2], image.shape[-1])
     sample = sample._replace(image=image, size=new)
     return _map_boxes(sample, lambda boxes: rescale_boxes(boxes, old, new))

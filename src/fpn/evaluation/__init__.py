@@ -2,6 +2,7 @@
 
 from fpn.evaluation.curves import recall_curves
 from fpn.evaluation.engines import Engine
+from fpn.evaluation.metric import Metric, Truth
 from fpn.evaluation.metrics import BoxAP, ProposalRecall
 from fpn.evaluation.scoring import (
     BoxScores,
@@ -16,7 +17,9 @@ __all__ = [
     "BoxAP",
     "BoxScores",
     "Engine",
+    "Metric",
     "ProposalRecall",
+    "Truth",
     "box_table",
     "category_table",
     "evaluate_boxes",

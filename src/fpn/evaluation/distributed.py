@@ -15,13 +15,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from fpn.errors import InputError
-from fpn.evaluation.engines import Engine
-from fpn.evaluation.inputs import AnnotationSource, GroundTruth, Results, read_annotations
-from fpn.types import Detections
+from fpn.evaluation.inputs import GroundTruth, Results, read_truth
+from fpn.evaluation.metric import Metric, Truth
+from fpn.types import Batch, Detections, Inference
 
 _ENTRIES_AT_ONCE = 100_000
 
@@ -29,12 +28,11 @@ _ENTRIES_AT_ONCE = 100_000
 class COCOMetric(Metric):
     """Collects boxes on every process and scores them on process 0, over the images seen.
 
-    The annotation file is read at the first `compute`, on process 0 only.
+    The annotation file is read at the first `compute`, on process 0 only. `options` are those of every
+    torchmetrics Metric.
     """
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
 
     images: list[Tensor] | Tensor
     """(I,) ids of the images seen, with or without detections."""
@@ -52,24 +50,29 @@ class COCOMetric(Metric):
         "scores": torch.empty(0, dtype=torch.float32),
     }
 
-    def __init__(self, annotations: AnnotationSource, engine: Engine = "faster", **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.annotations = annotations
-        self.engine: Engine = engine
+        self.on: Truth | None = None
+        """What is scored against."""
         self._truth: GroundTruth | None = None
         self._gathered: tuple[GroundTruth, Results] | None = None
         for name in self._empties:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, image_ids: list[int], detections: list[Detections]) -> None:
-        """Adds the detections of a batch of images, boxes in pixels of the original images.
+    def score_on(self, truth: Truth) -> None:
+        """Remembers what is scored against; an annotation file is read when it is needed."""
+        self.on, self._truth = truth, None
 
-        Raises ValueError where the two lists differ in length.
+    def update(self, batch: Batch, found: Inference) -> None:
+        """Adds what was found in a batch.
+
+        Raises ValueError where that is of another number of images.
         """
-        if len(image_ids) != len(detections):
-            raise ValueError(f"{len(image_ids)} image ids, but detections of {len(detections)} images")
+        detections = self._scored_boxes(found)
+        if len(batch.image_ids) != len(detections):
+            raise ValueError(f"{len(batch.image_ids)} image ids, but detections of {len(detections)} images")
         self._gathered = None
-        self._append("images", torch.tensor(image_ids, dtype=torch.int64))
+        self._append("images", torch.tensor(batch.image_ids, dtype=torch.int64))
         self._append("counts", torch.tensor([len(one.scores) for one in detections], dtype=torch.int64))
         if detections:
             for name in self._empties.keys() & set(Detections._fields):
@@ -129,6 +132,16 @@ class COCOMetric(Metric):
         super().reset()
         self._gathered = None
 
+    @property
+    def _against(self) -> Truth:
+        if self.on is None:
+            raise RuntimeError(f"{type(self).__name__} was not told by score_on what it scores against")
+        return self.on
+
+    @abstractmethod
+    def _scored_boxes(self, found: Inference) -> list[Detections]:
+        """Those of what was found that are scored."""
+
     @abstractmethod
     def _score(self) -> Any:
         """What process 0 sends to the others."""
@@ -144,7 +157,7 @@ class COCOMetric(Metric):
     def _seen(self) -> tuple[GroundTruth, Results]:
         """Ground truth and results of the images seen."""
         if self._truth is None:
-            self._truth = read_annotations(self.annotations)
+            self._truth = read_truth(self._against.annotations)
         image_ids = self._joined("images").tolist()
         if twice := [id_ for id_, times in Counter(image_ids).items() if times > 1]:
             raise RuntimeError(

@@ -3,14 +3,15 @@
 Symbols: T IoU thresholds .50:.05:.95, R recall thresholds 0:.01:1, K categories, A areas (by default all,
 small, medium, large), L limits on the results per image.
 
-Both engines get the same fresh Python dicts of float64 numbers, held in memory, and match alike: their
-recall is equal to the last bit. Their precision differs by up to 2.3e-16, because pycocotools adds
+Both engines get the same fresh Python dicts of float64 numbers, held in memory, and match alike: their recall
+is equal to the last bit. Images and categories are numbered in the order of their ids, as engines tell ids
+beyond 2^53 no longer apart. Their precision differs by up to 2.3e-16, because pycocotools adds
 `np.spacing(1)` to each denominator and faster-coco-eval does not.
 """
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -19,7 +20,7 @@ import numpy as np
 import pycocotools.coco
 import pycocotools.cocoeval
 
-from fpn.data.coco_json import uncollected
+from fpn.data.coco_file import uncollected
 from fpn.errors import InputError
 from fpn.evaluation.inputs import GroundTruth, Results
 
@@ -64,11 +65,15 @@ def accumulate(
         index = faster_coco_eval.COCO
     else:
         evaluator, index = pycocotools.cocoeval.COCOeval, pycocotools.coco.COCO
+    objects = (truth.image, truth.category, truth.boxes, truth.areas, truth.crowd, np.zeros(len(truth.image)))
+    image, category, boxes, scores = _numbered(truth, results)
+    # As `COCO.loadRes` makes them, less the polygons, which boxes do not need.
+    found = (image, category, boxes, boxes[:, 2] * boxes[:, 3], np.zeros(len(image), dtype=bool), scores)
     # pycocotools prints its progress, with no switch to turn that off.
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = evaluator(
-            _indexed(index, truth, truth.annotations),
-            _indexed(index, truth, _detections(truth, results)),
+            _indexed(index, truth, objects),
+            _indexed(index, truth, found),
             "bbox",
         )
         evaluation.params.areaRng = [list(bounds) for bounds in areas]
@@ -90,64 +95,66 @@ def class_agnostic(truth: GroundTruth, results: Results) -> tuple[GroundTruth, R
     # pycocotools lists the objects of an image category by category, and that order settles equal scores and
     # equal IoUs.
     order = np.argsort(results.category_ids, kind="stable")
-    objects = sorted(truth.annotations, key=lambda one: one["category_id"])
+    objects = np.argsort(truth.category, kind="stable")
     return (
-        truth._replace(categories={1: "object"}, annotations=[{**one, "category_id": 1} for one in objects]),
+        truth._replace(
+            categories={1: "object"},
+            image=truth.image[objects],
+            category=np.zeros_like(objects),
+            boxes=truth.boxes[objects],
+            areas=truth.areas[objects],
+            crowd=truth.crowd[objects],
+        ),
         Results(results.image_ids[order], np.ones_like(order), results.boxes[order], results.scores[order]),
     )
 
 
 def by_images(truth: GroundTruth, results: Results, size: int) -> Iterator[tuple[GroundTruth, Results]]:
     """Parts of `size` images each, by ascending image id: their ground truth and results."""
-    images = np.array(sorted(truth.image_ids), dtype=np.int64)
-    objects: dict[int, list[dict[str, Any]]] = {id_: [] for id_ in images.tolist()}
-    for one in truth.annotations:
-        objects[one["image_id"]].append(one)
     order = np.argsort(results.image_ids, kind="stable")
     sorted_ids = results.image_ids[order]
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        first, last = np.searchsorted(sorted_ids, part[0]), np.searchsorted(sorted_ids, part[-1], "right")
-        chosen = order[first:last]
-        yield (
-            truth._replace(
-                image_ids=frozenset(part.tolist()),
-                annotations=[one for id_ in part.tolist() for one in objects[id_]],
-            ),
-            Results(*(column[chosen] for column in results)),
-        )
+    for start in range(0, len(truth.image_ids), size):
+        part = truth.at(np.arange(start, min(start + size, len(truth.image_ids))))
+        first = np.searchsorted(sorted_ids, part.image_ids[0])
+        last = np.searchsorted(sorted_ids, part.image_ids[-1], "right")
+        yield part, Results(*(column[order[first:last]] for column in results))
 
 
-def _detections(truth: GroundTruth, results: Results) -> Iterator[dict[str, Any]]:
-    """Entries as `COCO.loadRes` makes them, less the polygons, which boxes do not need."""
-    kept = np.isin(results.image_ids, np.array(sorted(truth.image_ids), dtype=np.int64))
-    boxes = results.boxes[kept]
-    columns = (
-        results.image_ids[kept],
-        results.category_ids[kept],
-        boxes,
-        boxes[:, 2] * boxes[:, 3],
-        results.scores[kept],
-    )
-    for image, category, box, area, score in zip(*(one.tolist() for one in columns), strict=True):
-        yield {
-            "image_id": image,
-            "category_id": category,
-            "bbox": box,
-            "area": area,
-            "score": score,
-            "iscrowd": 0,
-        }
+def _numbered(truth: GroundTruth, results: Results) -> Results:
+    """Results of listed images and categories alone, with their places in `truth` as ids."""
+    kept = np.ones(len(results.scores), dtype=bool)
+    places = []
+    for ids, known in (
+        (results.image_ids, truth.image_ids),
+        (results.category_ids, np.array(list(truth.categories), dtype=np.int64)),
+    ):
+        place = np.searchsorted(known, ids)
+        kept &= np.append(known, 0)[place] == ids
+        kept &= place < len(known)
+        places.append(place)
+    return Results(*(column[kept] for column in (*places, results.boxes, results.scores)))
 
 
-def _indexed(index: type[Any], truth: GroundTruth, entries: Iterable[dict[str, Any]]) -> Any:
+def _indexed(index: type[Any], truth: GroundTruth, columns: Sequence[np.ndarray]) -> Any:
     """A COCO object of the given library. It gets dicts of its own: the engines write into them."""
     coco = index()
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     coco.dataset = {
-        "images": [{"id": id_} for id_ in sorted(truth.image_ids)],
-        "categories": [{"id": id_, "name": name} for id_, name in truth.categories.items()],
-        # Ids from 1, whatever the file says: both engines take a match with id 0 for no match.
-        "annotations": [{**entry, "id": number} for number, entry in enumerate(entries, start=1)],
+        "images": [{"id": image} for image in range(len(truth.image_ids))],
+        "categories": [{"id": place, "name": name} for place, name in enumerate(truth.categories.values())],
+        # Ids from 1: both engines take a match with id 0 for no match.
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": area,
+                "iscrowd": int(crowd),
+                "score": score,
+            }
+            for number, (image, category, box, area, crowd, score) in enumerate(rows, start=1)
+        ],
     }
     coco.createIndex()
     return coco

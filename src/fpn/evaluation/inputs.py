@@ -1,7 +1,8 @@
-"""COCO annotations and results, read and checked before any number is computed.
+"""Ground truth and results in flat arrays, checked before any number is computed.
 
-Symbols: M results (detections or proposals of all images together). Boxes of files are (x, y, width, height)
-in pixels of the original images, as in COCO's data format (cocodataset.org/#format-data, #format-results).
+Symbols: I images, B annotated objects, M results (detections or proposals of all images together). Boxes of
+files are (x, y, width, height) in pixels of the original images, as in COCO's data format
+(cocodataset.org/#format-data, #format-results).
 """
 
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpn.data.coco_json import Entries, kind_of, lists_of, read_json
+from fpn.data.coco_file import CocoFile, Entries, kind_of, read_json
 from fpn.errors import InputError
 
 AnnotationSource = str | Path | Mapping[str, Any]
@@ -32,60 +33,74 @@ class Results(NamedTuple):
 
 
 class GroundTruth(NamedTuple):
-    """What scoring needs of an annotation file."""
+    """What scoring needs of an annotation file; objects in the order of the file."""
 
     source: str
     """The file's name, for messages."""
-    image_ids: frozenset[int]
+    image_ids: np.ndarray
+    """(I,) int64, ascending."""
     categories: dict[int, str]
     """Names by ascending id; a name that several categories share is followed by the id."""
-    annotations: list[dict[str, Any]]
-    """image_id, category_id, bbox, area and iscrowd of each object, in the order of the file."""
+    image: np.ndarray
+    """(B,) int64, the place of an object's image in `image_ids`."""
+    category: np.ndarray
+    """(B,) int64, the place of its category in `categories`."""
+    boxes: np.ndarray
+    """(B, 4) float64 (x, y, width, height) in pixels."""
+    areas: np.ndarray
+    """(B,) float64, square pixels."""
+    crowd: np.ndarray
+    """(B,) bool."""
 
     def restricted_to(self, image_ids: Iterable[int]) -> "GroundTruth":
         """The same ground truth with only these images; InputError where one is not in the file."""
-        kept = frozenset(image_ids)
-        if unknown := kept - self.image_ids:
+        wanted = np.unique(np.array(list(image_ids), dtype=np.int64))
+        if len(unknown := np.setdiff1d(wanted, self.image_ids)):
             raise InputError(
                 f"image ids to score: {_some(unknown)} not in {self.source}; "
                 "give the annotation file of these images"
             )
-        return self._replace(
-            image_ids=kept, annotations=[one for one in self.annotations if one["image_id"] in kept]
+        return self.at(np.searchsorted(self.image_ids, wanted))
+
+    def at(self, places: np.ndarray) -> "GroundTruth":
+        """The same ground truth with only the images of these places, ascending."""
+        new = np.full(len(self.image_ids), -1)
+        new[places] = np.arange(len(places))
+        image = new[self.image]
+        kept = image >= 0
+        columns = (image, self.category, self.boxes, self.areas, self.crowd)
+        return GroundTruth(
+            self.source, self.image_ids[places], self.categories, *(one[kept] for one in columns)
         )
 
 
-def read_annotations(annotations: AnnotationSource) -> GroundTruth:
+def read_truth(annotations: AnnotationSource) -> GroundTruth:
     """Reads and checks an annotation file, or a dict of the same form, which is left as it is.
 
-    The rules are those of `coco_json`, as training's are; boxes and areas have to be finite besides.
-    Annotation ids and the names and sizes of images are not used, so they may be absent.
+    Boxes and areas have to be finite; annotation ids and the names and sizes of images are not used, so
+    they may be absent.
 
     Raises InputError for a missing file, one that is not COCO, and entries that cannot be scored.
     """
-    source, data = _load(annotations, "annotations")
-    images, entries, categories = lists_of(source, data)
-    image_ids, category_ids, names = images.unique(), categories.unique(), categories.strings("name")
-    boxes = entries.boxes(finite=True)
-    columns = (
-        image_ids[entries.places("image_id", image_ids)],
-        category_ids[entries.places("category_id", category_ids)],
-        boxes,
-        entries.areas(boxes, finite=True),
-        entries.crowd().astype(int),
+    file = CocoFile(*_load(annotations, "annotations"))
+    file.images.refuse("id")
+    file.annotations.refuse()
+    file.categories.refuse("id", "name")
+    file.annotations.refuse(
+        *("image_id", "category_id", "bbox", "bbox finite", "iscrowd", "area", "area finite")
     )
-    shared = {name for name, times in Counter(names).items() if times > 1}
+    by_id, categories_by_id = np.argsort(file.image_ids), np.argsort(file.category_ids)
+    names = Counter(file.category_names)
+    listed = [(int(file.category_ids[place]), file.category_names[place]) for place in categories_by_id]
     return GroundTruth(
-        source,
-        frozenset(image_ids.tolist()),
-        {
-            id_: f"{name} ({id_})" if name in shared else name
-            for id_, name in sorted(zip(category_ids.tolist(), names, strict=True))
-        },
-        [
-            {"image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
-            for image, category, box, area, crowd in zip(*(one.tolist() for one in columns), strict=True)
-        ],
+        str(file.source),
+        file.image_ids[by_id],
+        {id_: f"{name} ({id_})" if names[name] > 1 else name for id_, name in listed},
+        np.argsort(by_id)[file.image],
+        np.argsort(categories_by_id)[file.category],
+        file.bbox,
+        file.area,
+        file.crowd,
     )
 
 
@@ -101,13 +116,15 @@ def read_results(results: ResultSource, truth: GroundTruth, *, with_categories: 
     if not isinstance(data, list):
         raise InputError(f"{source}: a JSON list of results is expected, not {kind_of(data)}")
     entries = Entries(source, "results", data)
-    image_ids = entries.integers("image_id")
-    category_ids = (entries.integers if with_categories else entries.integers_or_zero)("category_id")
-    boxes, scores = entries.boxes(finite=True), entries.numbers("score", finite=True)
+    image_ids, category_ids = entries.integers("image_id"), entries.integers("category_id")
+    found = Results(image_ids, category_ids, entries.boxes(), entries.numbers("score"))
+    entries.refuse(
+        "image_id", *["category_id"] * with_categories, "bbox", "bbox finite", "score", "score finite"
+    )
     _refuse_unknown(image_ids, truth.image_ids, f"{source}: image ids", truth.source)
     if with_categories:
-        _refuse_unknown(category_ids, truth.categories, f"{source}: category ids", truth.source)
-    return Results(image_ids, category_ids, boxes, scores)
+        _refuse_unknown(category_ids, list(truth.categories), f"{source}: category ids", truth.source)
+    return found
 
 
 def _load(given: object, name: str) -> tuple[str, Any]:
@@ -118,13 +135,12 @@ def _load(given: object, name: str) -> tuple[str, Any]:
 
 
 def _refuse_unknown(ids: np.ndarray, known: Collection[int], what: str, truth_source: str) -> None:
-    if unknown := set(ids.tolist()).difference(known):
+    if len(unknown := np.setdiff1d(ids, np.array(known, dtype=np.int64))):
         raise InputError(
             f"{what}: {_some(unknown)} not in {truth_source}; give the annotation file of these results"
         )
 
 
-def _some(ids: Collection[int]) -> str:
+def _some(ids: np.ndarray) -> str:
     """'3 (5, 8, 9)', or '12 (1, 2, 3, …)': how many, and the first of them."""
-    first = ", ".join(str(id_) for id_ in sorted(ids)[:3])
-    return f"{len(ids)} ({first}{', …' if len(ids) > 3 else ''})"
+    return f"{len(ids)} ({', '.join(map(str, ids[:3]))}{', …' if len(ids) > 3 else ''})"

@@ -3,27 +3,30 @@
 Symbols: M detections of all images seen, K classes.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from rich.console import RenderableType
 from torch import Tensor
 
 from fpn.errors import InputError
 from fpn.evaluation.curves import recall_curves
 from fpn.evaluation.distributed import COCOMetric
-from fpn.evaluation.engines import Engine
-from fpn.evaluation.inputs import AnnotationSource
 from fpn.evaluation.scoring import BoxScores, box_scores, proposal_scores
-from fpn.types import Categories, Detections
+from fpn.evaluation.tables import box_table, category_table, proposal_table
+from fpn.types import Detections, Inference
+
+_PREFIX = "proposal_"
+"""Of the numbers of proposals, among which those of detections stand."""
 
 
 class BoxAP(COCOMetric):
-    """COCO's twelve numbers of detections, over the images seen (paper, Tables 2–4).
+    """COCO's twelve numbers of detections, over the images seen (paper, Tables 2–4)."""
 
-    `annotations` is a COCO file or what such a file holds; `categories` maps labels to its category ids;
-    `options` are those of every torchmetrics Metric.
-    """
+    of_detections = True
+    best = "AP"
 
     labels: list[Tensor] | Tensor
     """(M,) in 1…K."""
@@ -33,25 +36,35 @@ class BoxAP(COCOMetric):
         "labels": torch.empty(0, dtype=torch.int64),
     }
 
-    def __init__(
-        self, annotations: AnnotationSource, categories: Categories, engine: Engine = "faster", **options: Any
-    ) -> None:
-        super().__init__(annotations, engine, **options)
-        self.categories = categories
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.by_category: dict[str, dict[str, float]] = {}
+        """The AP numbers of each category by its name, after `compute`."""
 
-    def update(self, image_ids: list[int], detections: list[Detections]) -> None:
-        """As the base class's; detections of classes that no category has are left out."""
-        super().update(image_ids, [one.among(self.categories) for one in detections])
+    def line(self, scores: Mapping[str, float]) -> str:
+        """The AP numbers, in percent."""
+        return _percentages(scores, "AP", "AP50", "AP_small", "AP_medium", "AP_large")
+
+    def tables(self, scores: Mapping[str, float]) -> Sequence[RenderableType]:
+        """By category, and all twelve."""
+        return [category_table(self.by_category), box_table(scores)]
+
+    def files(self) -> dict[str, Any]:
+        """COCO results, and in scores.json the scores by category."""
+        return {"detections.json": self.results(), "scores.json": {"by_category": self.by_category}}
+
+    def _scored_boxes(self, found: Inference) -> list[Detections]:
+        # Detections of classes that no category has are left out.
+        return [one.among(self._against.categories) for one in found.detections or ()]
 
     def _score(self) -> BoxScores:
         truth, results = self._seen()
-        if unknown := set(self.categories.listed().ids) - truth.categories.keys():
+        if unknown := set(self._against.categories.listed().ids) - truth.categories.keys():
             raise InputError(
                 f"{truth.source}: it lacks category ids {sorted(unknown)[:3]} of the detector "
                 f"({len(unknown)} in all); give the annotation file of the detector's classes"
             )
-        return box_scores(truth, results, engine=self.engine)
+        return box_scores(truth, results, engine=self._against.engine)
 
     def _scored(self, scores: BoxScores) -> dict[str, float]:
         self.by_category = scores.categories
@@ -59,7 +72,7 @@ class BoxAP(COCOMetric):
 
     def _category_ids(self) -> np.ndarray:
         labels = self._joined("labels")
-        ids = np.array(self.categories.ids, dtype=np.int64)
+        ids = np.array(self._against.categories.ids, dtype=np.int64)
         if labels.size and not (labels.min() >= 1 and labels.max() <= len(ids)):
             raise RuntimeError(f"labels {labels.min()}…{labels.max()} found; they must be in 1…{len(ids)}")
         return ids[labels - 1]
@@ -68,9 +81,29 @@ class BoxAP(COCOMetric):
 class ProposalRecall(COCOMetric):
     """Average recall of class-agnostic proposals at 100 and 1000 per image, over the images seen.
 
-    The arguments are those of `BoxAP`, less the categories: in `results()` every proposal is of category 1,
-    for readers of COCO files that want one. Source: paper, Sec. 5.1 and Table 1.
+    In `results()` every proposal is of category 1, for readers of COCO files that want one. Source: paper,
+    Sec. 5.1 and Table 1.
     """
+
+    best = "proposal_AR@1000"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.last_stage = False
+        """Whether the proposals are all that was found."""
+
+    def line(self, scores: Mapping[str, float]) -> str:
+        """The average recalls, in percent."""
+        return _percentages(scores, "proposal_AR@100", "proposal_AR@1000")
+
+    def tables(self, scores: Mapping[str, float]) -> Sequence[RenderableType]:
+        """By number of proposals and the objects' size."""
+        return [proposal_table({name.removeprefix(_PREFIX): value for name, value in scores.items()})]
+
+    def files(self) -> dict[str, Any]:
+        """The curves, and proposals as COCO results where nothing else was found."""
+        results = {"proposals.json": self.results()} if self.last_stage else {}
+        return results | {"curves.json": self.curves()}
 
     def curves(self) -> dict[str, Any]:
         """`recall_curves` of the images seen, of all processes on process 0 after `compute`.
@@ -78,13 +111,21 @@ class ProposalRecall(COCOMetric):
         Scored anew at every call, in about the time of `compute`, whose errors it raises.
         """
         truth, results = self._seen() if self._gathered is None else self._gathered
-        return recall_curves(truth, results, engine=self.engine)
+        return recall_curves(truth, results, engine=self._against.engine)
+
+    def _scored_boxes(self, found: Inference) -> list[Detections]:
+        self.last_stage = found.detections is None
+        return found.proposals
 
     def _score(self) -> dict[str, float]:
-        return proposal_scores(*self._seen(), engine=self.engine)
+        return proposal_scores(*self._seen(), engine=self._against.engine)
 
     def _scored(self, scores: dict[str, float]) -> dict[str, float]:
-        return scores
+        return {f"{_PREFIX}{name}": value for name, value in scores.items()}
 
     def _category_ids(self) -> np.ndarray:
         return np.ones(len(self._joined("scores")), dtype=np.int64)
+
+
+def _percentages(scores: Mapping[str, float], *names: str) -> str:
+    return "  ".join(f"{name} {100 * scores[name]:.1f}" for name in names)

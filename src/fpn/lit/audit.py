@@ -11,13 +11,11 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fpn.data.audit import Audit
-from fpn.data.audit import audit as look_at
-from fpn.data.findings import Section
+from fpn.data.audit import Audit, look_at
 from fpn.data.object_sizes import REACHED
-from fpn.errors import InputError
 from fpn.files import replacing
 from fpn.models.rpn import ANCHOR_SIZES
+from fpn.settings import NonNegativeInt, PositiveInt, Share
 
 
 def audit(
@@ -25,10 +23,10 @@ def audit(
     images: str | None = None,
     decode: bool = False,
     json: str | None = None,
-    num_workers: int | None = None,
-    short_side: int = 800,
-    max_side: int = 1333,
-    max_unreadable: float = 0.001,
+    num_workers: NonNegativeInt | None = None,
+    short_side: PositiveInt = 800,
+    max_side: PositiveInt = 1333,
+    max_unreadable: Share = 0.001,
 ) -> None:
     """Look at a data set in COCO's format, and say whether training would take it.
 
@@ -50,11 +48,6 @@ def audit(
         max_unreadable: share of the training images that training does without, as
         data.max_unreadable.
     """
-    if min(short_side, max_side) < 1 or (num_workers or 0) < 0 or not 0 <= max_unreadable < 1:
-        raise InputError(
-            f"short_side {short_side} and max_side {max_side} are at least 1, num_workers {num_workers} at "
-            f"least 0, max_unreadable {max_unreadable} is a share below 1"
-        )
     found = look_at(
         Path(annotations),
         None if images is None else Path(images),
@@ -69,35 +62,31 @@ def audit(
         with replacing(Path(json)) as part:
             part.write_text(json_format.dumps(found.as_json(), indent=1, allow_nan=False))
     console = Console(highlight=False)
+    console.print(Text(_verdict(found), "bold red" if found.refusal else "bold green"), soft_wrap=True)
     for part_of_screen in _screen(found, console.width):
         console.print(part_of_screen)
-    console.print(Text(_verdict(found), "bold red" if found.refusal else "bold green"), soft_wrap=True)
     if found.refusal:
         sys.exit(1)
 
 
 def _screen(found: Audit, width: int) -> Iterator[RenderableType]:
-    sections = {"images": found.images, "annotations": found.annotations, "categories": found.categories}
-    counts = ", ".join(f"{section.listed:,} {name}" for name, section in sections.items())
-    ids = [one.id for one in found.by_category]
-    if ids:
+    """Below the verdict: what is wrong, what is good to know, what there is none of, sizes."""
+    counts = ", ".join(f"{number:,} {name}" for name, number in found.listed.items())
+    if ids := [one.id for one in found.by_category]:
         gaps = max(ids) - min(ids) + 1 - len(set(ids))
         counts += f" (ids {min(ids)}…{max(ids)}" + (f", {gaps:,} of them unused)" if gaps else ")")
     yield Text(f"{found.annotation_file}: {counts}", overflow="fold")
-    shown = [
-        (name, f"{len(items):,}", what, _first(items))
-        for name, section in sections.items()
-        for what, items in section.findings.values()
-        if items
-    ]
-    widths = [max((len(row[column]) for row in shown), default=0) for column in range(3)]
-    for name, count, what, items in shown:
+    every = [(name, key, one) for name, section in found.findings.items() for key, one in section.items()]
+    shown = sorted((row for row in every if row[2].items), key=lambda row: not row[2].wrong)
+    lines = [(name, f"{len(one.items):,}", one.what, _first(one.items)) for name, _, one in shown]
+    widths = [max((len(line[column]) for line in lines), default=0) for column in range(3)]
+    for (name, count, what, items), (_, _, one) in zip(lines, shown, strict=True):
         line = Text(f"{name:{widths[0]}}  {count:>{widths[1]}}  {what:{widths[2]}}  {items}")
+        line.stylize("red" if one.wrong else "")
         line.truncate(width, overflow="ellipsis")
         yield line
-    none = [f"{name} {', '.join(_none(section))}" for name, section in sections.items() if _none(section)]
-    if none:
-        yield Text("none: " + "; ".join(none), style="dim")
+    none = [f"{key.replace('_', ' ')} ({name})" for name, key, one in every if one.wrong and not one.items]
+    yield Text("none: " + ", ".join(none), style="dim", overflow="ellipsis", no_wrap=True)
     yield Text(_by_category(found))
     yield from _sizes(found)
 
@@ -151,10 +140,6 @@ def _first(items: Sequence[Any]) -> str:
 def _plain(value: object) -> str:
     """Some of a name that may be anything."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:100])
-
-
-def _none(section: Section) -> list[str]:
-    return [key.replace("_", " ") for key, one in section.findings.items() if not one.items]
 
 
 def _by_category(found: Audit) -> str:

@@ -6,8 +6,10 @@ from inspect import getdoc
 from pathlib import Path
 
 from jsonargparse import DefaultHelpFormatter, auto_cli
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
+from fpn.allocator import keep_freed_memory
 from fpn.checkpoints import join
 from fpn.console import say
 from fpn.data.results import proposals_from_results, proposals_to_results
@@ -17,6 +19,7 @@ from fpn.evaluation import Engine, evaluate_proposals, score_boxes
 from fpn.evaluation.tables import box_table, category_table, proposal_table
 from fpn.lit.audit import audit
 from fpn.lit.predict import predict
+from fpn.shipped import configs
 
 
 def evaluate(annotations: str, results: str, proposals: bool = False, engine: Engine = "faster") -> None:
@@ -36,7 +39,7 @@ def evaluate(annotations: str, results: str, proposals: bool = False, engine: En
     console.print(category_table(scores.categories), box_table(scores.overall))
 
 
-def proposals(source: str, out: str, annotations: str | None = None, top: int | None = None) -> None:
+def proposals(source: str, out: str, annotations: str | None = None, top: PositiveInt | None = None) -> None:
     """Convert a COCO results file to a proposal file, or back.
 
     A proposal file is what data.train_proposals, data.val_proposals and data.test_proposals name:
@@ -63,8 +66,6 @@ def proposals(source: str, out: str, annotations: str | None = None, top: int | 
         raise InputError(f"{source} to {out}: fpn proposals converts .json to .safetensors, or back")
     if annotations is None:
         raise InputError("fpn proposals needs --annotations, the COCO file that lists the images")
-    if top is not None and top < 1:
-        raise InputError(f"top is {top}: give at least 1")
     number = convert(Path(source), Path(annotations), Path(out), top)
     say(f"{number:,} boxes written to {out}")
 
@@ -76,6 +77,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "proposals": proposals,
     "join": join,
     "shapes": generate_shapes,
+    "configs": configs,
 }
 
 
@@ -85,6 +87,7 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 def run(command: str, arguments: Sequence[str]) -> None:
     """Run one of the commands with the words that follow it on the command line."""
+    keep_freed_memory()
     # What these three take is plain; the others have more that is better named.
     auto_cli(
         COMMANDS[command],

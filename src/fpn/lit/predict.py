@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -26,10 +25,12 @@ from fpn.data.samplers import ExactShards
 from fpn.data.transforms import as_stored, collate_scales
 from fpn.errors import InputError
 from fpn.models.detectors import Detector, ProposalNetwork
+from fpn.parsing import Parser
 from fpn.pictures import draw
 from fpn.predictor import Predictor
+from fpn.settings import NonNegativeInt, PositiveFloat, PositiveInt
 from fpn.stage_times import StageTimes
-from fpn.trust import check_classes
+from fpn.trust import check_classes, only_installed
 from fpn.types import Categories, Detections, Precision
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
@@ -44,9 +45,9 @@ def predict(
     score_threshold: float = 0.5,
     pictures: bool | None = None,
     selection: Literal["testing", "training"] = "testing",
-    short_sides: list[int] | None = None,
-    batch_size: int | None = None,
-    num_workers: int | None = None,
+    scales: list[PositiveFloat] | None = None,
+    batch_size: PositiveInt | None = None,
+    num_workers: NonNegativeInt | None = None,
     device: str | None = None,
     precision: Precision = "32-true",
     stage_times: bool = False,
@@ -60,7 +61,7 @@ def predict(
 
     With --annotations, the images are those that a COCO file lists, under its ids, and a missing
     one is an error: detections.json is then what COCO's server takes. Of a ProposalNetwork,
-    proposals.safetensors is written in its place, the proposal file that data.train_proposals and
+    proposals.safetensors is written in its place, the proposal file that data.train.proposals and
     the like read. With --split train, as many files may be unreadable as training does without
     (data.max_unreadable): each is named, and listed without boxes.
 
@@ -75,9 +76,8 @@ def predict(
         split: in place of images and annotations, those of the data that the checkpoint was trained with.
         selection: how many proposals a ProposalNetwork makes, as its testing_proposals or its
             training_proposals say.
-        short_sides: short sides in pixels, all of which each image is resized to, the boxes found
-            being merged: a featurized image pyramid. By default the one that the checkpoint was
-            trained for.
+        scales: factors of the size that the checkpoint was trained for, at all of which each image is
+            searched, the boxes found being merged: a featurized image pyramid.
         batch_size: images that go through the network together; by default as many as in validation where a
             split is named, otherwise 1.
         num_workers: processes that load images, 0 to load in the one that predicts; by default as many as
@@ -87,43 +87,23 @@ def predict(
             matrix units for it (AMX), and may be slower on others.
         stage_times: print at the end how much time each stage took, from loading to writing.
     """
-    max_unreadable = None
-    if split is not None:
-        if images is not None or annotations is not None:
-            raise InputError(f"split {split} stands for images and annotations: give the one or the others")
-        data = _data_of(ckpt_path)
-        annotations, images = (str(path) for path in data.source(split))
-        batch_size = data.eval_batch_size if batch_size is None else batch_size
-        num_workers = data.num_workers if num_workers is None else num_workers
-        max_unreadable = data.max_unreadable if split == "train" else None
-    if images is None:
-        raise InputError("fpn predict needs --images, or --split for those of the checkpoint's own data")
-    batch_size, num_workers = 1 if batch_size is None else batch_size, num_workers or 0
-    if batch_size < 1 or num_workers < 0:
-        raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}: give 1 and 0 at least")
+    asked = _asked(ckpt_path, images, annotations, split, batch_size, num_workers)
     trained = load(ckpt_path)
     _select(trained.detector, selection)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = Predictor.of(trained, device, short_sides or (), precision)
-    names = trained.categories if trained.detector.finds_objects else Categories((1,), ("object",))
+    predictor = Predictor.of(trained, device, scales or (), precision)
+    source = _Listed(asked, trained) if asked.annotations else _Files(asked)
+    drawn = pictures or (pictures is None and asked.annotations is None)
     folder = Path(out)
-    source: _Files | _Listed
-    if annotations is None:
-        source = _Files(_image_files([images] if isinstance(images, str) else images))
-    else:
-        source = _Listed(_read_listed(Path(annotations), trained), _one_folder(images), max_unreadable)
-    drawn = pictures or (pictures is None and annotations is None)
     times = StageTimes(predictor.detector) if stage_times else None
     with times or nullcontext():
-        found = source.find(predictor, batch_size, num_workers, times)
+        found = source.find(predictor, times)
+        names = trained.categories if trained.detector.finds_objects else Categories((1,), ("object",))
         if drawn:
             found = _draw(found, folder / "pictures", names, score_threshold)
-        if annotations is not None and not trained.detector.finds_objects:
+        if asked.annotations and not trained.detector.finds_objects:
             written = ["proposals.safetensors"]
-            stamp = Stamp(
-                file_hash(annotations), Path(annotations).name, file_hash(ckpt_path), Path(ckpt_path).name
-            )
-            boxes = _write_proposals(folder / written[0], found, stamp)
+            boxes = _write_proposals(folder / written[0], found, asked.annotations, Path(ckpt_path))
         else:
             written = ["detections.json"]
             boxes = write_results(folder / written[0], _results(found, names))
@@ -140,6 +120,44 @@ def predict(
         Console().print(times.table())
 
 
+class _Asked(NamedTuple):
+    """The images to look at, and how they are read."""
+
+    images: list[str]
+    annotations: Path | None
+    batch_size: int
+    num_workers: int
+    max_unreadable: float | None = None
+    """The share of the images that may be unreadable; None for none of them."""
+
+
+def _asked(
+    ckpt_path: str,
+    images: str | list[str] | None,
+    annotations: str | None,
+    split: Literal["train", "val", "test"] | None,
+    batch_size: int | None,
+    num_workers: int | None,
+) -> _Asked:
+    """What the options of `predict` come to."""
+    if split is None:
+        if images is None:
+            raise InputError("fpn predict needs --images, or --split for those of the checkpoint's own data")
+        paths = [images] if isinstance(images, str) else images
+        return _Asked(paths, Path(annotations) if annotations else None, batch_size or 1, num_workers or 0)
+    if images is not None or annotations is not None:
+        raise InputError(f"split {split} stands for images and annotations: give the one or the others")
+    data = _data_of(ckpt_path)
+    listed, folder = data.source(split)
+    return _Asked(
+        [str(folder)],
+        listed,
+        batch_size or data.eval_batch_size,
+        data.num_workers if num_workers is None else num_workers,
+        data.max_unreadable if split == "train" else None,
+    )
+
+
 class _Found(NamedTuple):
     """What is found in an image."""
 
@@ -152,9 +170,9 @@ class _Found(NamedTuple):
 class _Files(Dataset[tuple[int, Tensor | str]]):
     """Image files, with ids of their own; what cannot be read comes as a message."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-        self.ids = _image_ids(paths)
+    def __init__(self, asked: _Asked) -> None:
+        self.asked, self.paths = asked, _image_files(asked.images)
+        self.ids = _image_ids(self.paths)
         self.listing: list[dict[str, Any]] = []
         """id, file_name, height and width of the images done, as COCO lists them."""
 
@@ -171,10 +189,8 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
         except InputError as error:
             return index, str(error)
 
-    def find(
-        self, predictor: Predictor, batch_size: int, num_workers: int, times: StageTimes | None
-    ) -> Iterator[_Found]:
-        loader = DataLoader(self, batch_size, num_workers=num_workers, collate_fn=list)
+    def find(self, predictor: Predictor, times: StageTimes | None) -> Iterator[_Found]:
+        loader = DataLoader(self, self.asked.batch_size, num_workers=self.asked.num_workers, collate_fn=list)
         for batch in _tracked(loader, times):
             images: dict[int, Tensor] = {}
             for index, image in batch:
@@ -191,12 +207,15 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
 
 
 class _Listed:
-    """The images of an annotation file, of which a share may be unreadable; None for none of them."""
+    """The images of an annotation file."""
 
-    def __init__(self, annotations: Annotations, folder: Path, max_unreadable: float | None) -> None:
-        allowed = None if max_unreadable is None else tolerated(max_unreadable, len(annotations))
+    def __init__(self, asked: _Asked, trained: Trained) -> None:
+        assert asked.annotations is not None
+        self.asked, self.done = asked, 0
+        annotations, folder = _read_listed(asked.annotations, trained), _one_folder(asked.images)
+        share = asked.max_unreadable
+        allowed = None if share is None else tolerated(share, len(annotations))
         self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed)
-        self.done = 0
         absent = [name for name in annotations.file_names if not (folder / str(name)).is_file()]
         if len(absent) > (allowed or 0):
             limit = f", where data.max_unreadable allows for {allowed}" if allowed else ""
@@ -208,13 +227,11 @@ class _Listed:
     def __len__(self) -> int:
         return len(self.images)
 
-    def find(
-        self, predictor: Predictor, batch_size: int, num_workers: int, times: StageTimes | None
-    ) -> Iterator[_Found]:
+    def find(self, predictor: Predictor, times: StageTimes | None) -> Iterator[_Found]:
         loader = DataLoader(
             self.images,
-            batch_sampler=ExactShards(len(self), batch_size),
-            num_workers=num_workers,
+            batch_sampler=ExactShards(len(self), self.asked.batch_size),
+            num_workers=self.asked.num_workers,
             collate_fn=partial(collate_scales, scales=predictor.scales),
             pin_memory=predictor.device.type == "cuda",
         )
@@ -233,12 +250,13 @@ class _Listed:
 
 def _data_of(ckpt_path: str) -> CocoDataModule:
     """What the checkpoint was trained with."""
-    remembered = remembered_config(ckpt_path, {"data": CocoDataModule})
+    remembered = remembered_config(ckpt_path, ["data"])
     if remembered is None:
         raise InputError(f"{ckpt_path} does not tell its data: give --images and --annotations")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(CocoDataModule, "data")
-    config = parser.parse_object(json.loads(remembered))
+    parser = Parser(exit_on_error=False)
+    parser.add_subclass_arguments(CocoDataModule, "data", fail_untyped=False)
+    with only_installed():
+        config = parser.parse_object(remembered)
     check_classes(config.as_dict())
     data: CocoDataModule = parser.instantiate(config).data
     data.prepare_data()
@@ -264,8 +282,7 @@ def _read_listed(path: Path, trained: Trained) -> Annotations:
     return annotations
 
 
-def _one_folder(images: str | list[str]) -> Path:
-    names = [images] if isinstance(images, str) else images
+def _one_folder(names: Sequence[str]) -> Path:
     if len(names) != 1 or not Path(names[0]).is_dir():
         raise InputError(f"with annotations, images is the folder of their files, not {', '.join(names)}")
     return Path(names[0])
@@ -293,13 +310,11 @@ def _results(found: Iterable[_Found], names: Categories) -> Iterator[dict[str, A
             }
 
 
-def _write_proposals(path: Path, found: Iterable[_Found], stamp: Stamp) -> int:
-    image_ids, boxes, scores = [], [], []
-    for image_id, _, detections in found:
-        image_ids.append(image_id)
-        boxes.append(detections.boxes)
-        scores.append(detections.scores)
-    write_proposals(path, image_ids, boxes, scores, stamp)
+def _write_proposals(path: Path, found: Iterable[_Found], annotations: Path, checkpoint: Path) -> int:
+    stamp = Stamp(file_hash(annotations), annotations.name, file_hash(checkpoint), checkpoint.name)
+    listed = list(found)
+    boxes, scores = [one.detections.boxes for one in listed], [one.detections.scores for one in listed]
+    write_proposals(path, [one.image_id for one in listed], boxes, scores, stamp)
     return sum(map(len, scores))
 
 

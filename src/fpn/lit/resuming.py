@@ -1,17 +1,79 @@
-"""What a run that goes on shares with the one it goes on with."""
+"""What a checkpoint keeps of a run, and what a run that goes on shares with the one it goes on with."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
+from fpn.checkpoints import remembered_categories
 from fpn.errors import InputError
+from fpn.weights import check_weights
+
+if TYPE_CHECKING:
+    from fpn.lit.module import DetectionModule
 
 _TRAINERS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
-_HOW_ALONE = {"params", "foreach", "fused", "capturable", "differentiable"}
+_HOW_ALONE = {"params", "name", "foreach", "fused", "capturable", "differentiable"}
 """Of an optimiser's settings: what it is given, and how a step is computed, not which."""
+
+
+def record(module: "DetectionModule") -> dict[str, Any]:
+    """What a checkpoint keeps besides weights: all that is needed to use them, or to go on with the run."""
+    categories = module.data.categories
+    return {
+        "config": module.config,
+        "categories": {"ids": list(categories.ids), "names": list(categories.names)},
+        "image": asdict(module.data.image_settings),
+        "images_per_step": module.images_per_step,
+        "seed": module.seed,
+        "options": module.options,
+        "trainer_options": _trainer_options(module.trainer),
+        "loggers": {type(logger).__name__: logger.version for logger in module.trainer.loggers},
+    }
+
+
+def take_up(module: "DetectionModule", checkpoint: Mapping[str, Any]) -> None:
+    """Go on with a checkpoint's run, or score its weights.
+
+    Raises:
+        InputError: it is of another detector, was trained for other categories or with other numbers of
+            images, or has no optimiser to go on with.
+    """
+    kept = checkpoint.get("fpn")
+    if kept is not None:
+        theirs, ours = remembered_categories(kept, "the checkpoint"), module.data.categories
+        if theirs != ours:
+            raise InputError(
+                "the checkpoint was trained for other categories than the data has: "
+                f"{theirs.difference(ours)}"
+            )
+    check_weights(module.state_dict(), checkpoint["state_dict"], "the checkpoint")
+    if kept is None:
+        return
+    module.seed = kept.get("seed", module.seed)
+    if module.trainer.state.fn != TrainerFn.FITTING:
+        return
+    if not checkpoint.get("optimizer_states"):
+        raise InputError(
+            "this checkpoint cannot be gone on with, it has no state of an optimiser: start a new run "
+            "with model.start_from"
+        )
+    if kept["images_per_step"] != module.images_per_step:
+        raise InputError(
+            f"the checkpoint was trained with {kept['images_per_step']} images a step, this run has "
+            f"{module.images_per_step}: choose data.batch_size, trainer.devices and "
+            f"trainer.accumulate_grad_batches so that they agree"
+        )
+    module.options_before = {"model.lr_factors": {}} | kept.get("options", {})
+    for name, before, now in _changed(kept.get("trainer_options", {}), _trainer_options(module.trainer)):
+        rank_zero_warn(
+            f"the checkpoint was trained with {name} {before}, this run goes on with {now}: no checkpoint "
+            "remembers the trainer's options, so give them again"
+        )
 
 
 def optimizer_options(optimizer: Optimizer) -> dict[str, Any]:
@@ -19,11 +81,6 @@ def optimizer_options(optimizer: Optimizer) -> dict[str, Any]:
     settings = {key: value for key, value in optimizer.param_groups[0].items() if key not in _HOW_ALONE}
     named = {f"model.optimizer.{key}": value for key, value in settings.items()}
     return {"model.optimizer": type(optimizer).__name__} | named
-
-
-def trainer_options(trainer: Trainer) -> dict[str, str]:
-    """Options of the trainer that change what is learned; Lightning's checkpoints do not have them."""
-    return {f"trainer.{name}": str(getattr(trainer, name)) for name in _TRAINERS}
 
 
 def refuse_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -43,13 +100,9 @@ def refuse_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         )
 
 
-def tell_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Warn of other options than the checkpoint's, which may change within a run, but not unseen."""
-    for name, before, now in _changed(kept, ours):
-        rank_zero_warn(
-            f"the checkpoint was trained with {name} {before}, this run goes on with {now}: no checkpoint "
-            "remembers the trainer's options, so give them again"
-        )
+def _trainer_options(trainer: Trainer) -> dict[str, str]:
+    """Options of the trainer that change what is learned; Lightning's checkpoints do not have them."""
+    return {f"trainer.{name}": str(getattr(trainer, name)) for name in _TRAINERS}
 
 
 def _changed(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fpn.lit.metrics_file import MetricsFile
-from fpn.lit.module import StepError
+from fpn.lit.together import StepError
 
 _OF_A_FIT = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
 _OF_A_TEST = ("scores.json", "curves.json", "detections.json", "proposals.json")

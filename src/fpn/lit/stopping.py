@@ -11,14 +11,14 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fpn.console import leave_terminal
 from fpn.errors import InputError
-from fpn.lit.module import StepError
+from fpn.lit import lightning_private
+from fpn.lit.together import StepError
 from fpn.types import Batch
 
 
@@ -44,9 +44,7 @@ class EndOnSignal(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep Lightning from putting SLURM jobs back."""
         self.asked = 0
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment):
-            environment.auto_requeue = False
+        lightning_private.keep_out_of_queue(trainer)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen from here on, and end after the first step."""
@@ -61,8 +59,8 @@ class EndOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """End between two steps of the optimiser; what ends an epoch or the run is validated first."""
-        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         done = 0 < trainer.max_steps <= trainer.global_step
+        last = lightning_private.in_last_batch(trainer)
         if last or done or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
@@ -117,8 +115,7 @@ class EndOnSignal(Callback):
         if asked:
             # Only now: a signal may have come during the exchange, and counts at the next.
             self.asked = asked
-            # From here on as if Lightning's handler had been called: it ends when it has logged the step.
-            trainer._signal_connector.received_sigterm = True
+            lightning_private.end_as_if_asked(trainer)
 
 
 class EndTogether(Callback):
@@ -138,12 +135,10 @@ class EndTogether(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the place of Lightning's observer, in the process that has started the others."""
-        launcher: Any = trainer.strategy.launcher
-        started = getattr(launcher, "procs", None)
-        if started and not self._started:
-            self._started = launcher.procs = list(started)
-            started.clear()  # the list that the observer has: nothing to look after any more
-            threading.Thread(target=self._watch, daemon=True).start()
+        if not self._started:
+            self._started = lightning_private.take_over_processes(trainer)
+            if self._started:
+                threading.Thread(target=self._watch, daemon=True).start()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the others, unless they end at the same step."""

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fpn.errors import InputError, at_least
-from fpn.models.losses import LossSettings, fast_rcnn_losses, rpn_losses
+from fpn.errors import InputError
+from fpn.models.bottom_up import BottomUp, Stages
+from fpn.models.losses import BoxLoss, SmoothL1, fast_rcnn_losses, rpn_losses
 from fpn.models.necks import FeaturePyramid, Neck
 from fpn.models.postprocess import (
     DetectionSelection,
@@ -25,18 +26,19 @@ from fpn.models.postprocess import (
     select_detections,
     select_proposals,
 )
-from fpn.models.resnet import ResNet, Stages
+from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling, sample_anchors, sample_rois
 from fpn.ops.boxes import rescale_boxes
+from fpn.settings import NonNegativeInt, PositiveInt
 from fpn.types import Batch, Detections, Features, Inference, RoIs, RPNOutput, Targets
 
 
 class Detector(nn.Module, ABC):
     """What a training loop needs of a detector."""
 
-    bottom_up: ResNet
+    bottom_up: BottomUp
     finds_objects: ClassVar[bool]
     """Whether it ends in detections with a class, and not in proposals."""
     reads_proposals: ClassVar[bool] = False
@@ -83,7 +85,9 @@ class ProposalNetwork(Detector):
         anchor_sampling: which anchors the RPN learns from.
         training_proposals: which boxes of the RPN are proposals in training.
         testing_proposals: which boxes of the RPN are proposals in testing.
-        loss: shape of the box losses.
+        rpn_box_loss: of the RPN's boxes.
+        rpn_loss_per_image: the RPN's losses are divided by so many anchors an image, as in Detectron2 by
+            those of `anchor_sampling` even where fewer are found; null for those that were sampled.
     """
 
     finds_objects = False
@@ -91,13 +95,14 @@ class ProposalNetwork(Detector):
     def __init__(
         self,
         classes: int,
-        bottom_up: Callable[[], ResNet] = ResNet,
+        bottom_up: Callable[[], BottomUp] = ResNet,
         neck: Callable[[Mapping[int, int]], Neck] = FeaturePyramid,
         rpn: Callable[[Neck], RegionProposalNetwork] = RegionProposalNetwork,
         anchor_sampling: AnchorSampling = AnchorSampling(),
         training_proposals: ProposalSelection = ProposalSelection(2000, 2000),
         testing_proposals: ProposalSelection = ProposalSelection(1000, 1000),
-        loss: LossSettings = LossSettings(),
+        rpn_box_loss: Callable[[], BoxLoss] = SmoothL1,
+        rpn_loss_per_image: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self.classes = classes
@@ -106,7 +111,7 @@ class ProposalNetwork(Detector):
         self.rpn = rpn(self.neck)
         self.anchor_sampling = anchor_sampling
         self.training_proposals, self.testing_proposals = training_proposals, testing_proposals
-        self.loss = loss
+        self.rpn_box_loss, self.rpn_loss_per_image = rpn_box_loss(), rpn_loss_per_image
         if not self.finds_objects:
             self.bottom_up.end_at(max(self.neck.inputs))
             _refuse_unread(self.neck, self.rpn.levels)
@@ -144,7 +149,15 @@ class ProposalNetwork(Detector):
         ]
         objectness = torch.cat(list(output.objectness.values()), dim=1)
         deltas = torch.cat(list(output.deltas.values()), dim=1)
-        return rpn_losses(objectness, deltas, sampled, self.loss)
+        return rpn_losses(
+            objectness,
+            deltas,
+            anchors,
+            sampled,
+            self.rpn_box_loss,
+            self.rpn.box_weights,
+            self.rpn_loss_per_image,
+        )
 
 
 class FasterRCNN(ProposalNetwork):
@@ -155,6 +168,7 @@ class FasterRCNN(ProposalNetwork):
         roi_head: RoI pooling, head and predictor.
         roi_sampling: which RoIs the head learns from.
         detections: which boxes of the head are detections.
+        roi_box_loss: of the head's boxes.
         **proposal_network: the arguments of `ProposalNetwork`.
     """
 
@@ -166,12 +180,12 @@ class FasterRCNN(ProposalNetwork):
         roi_head: Callable[[Neck, int, Stages], RoIHead] = RoIHead,
         roi_sampling: RoISampling = RoISampling(),
         detections: DetectionSelection = DetectionSelection(),
+        roi_box_loss: Callable[[], BoxLoss] = SmoothL1,
         **proposal_network: Any,
     ) -> None:
         super().__init__(classes, **proposal_network)
-        above = self.bottom_up.end_at(max(self.neck.inputs))
-        self.roi_head = roi_head(self.neck, classes, above)
-        self.roi_sampling, self.detections = roi_sampling, detections
+        self.roi_head = _roi_head(roi_head, self.neck, classes, self.bottom_up)
+        self.roi_sampling, self.detections, self.roi_box_loss = roi_sampling, detections, roi_box_loss()
         _refuse_unread(self.neck, self.rpn.levels + self.roi_head.levels)
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -181,7 +195,9 @@ class FasterRCNN(ProposalNetwork):
         losses = self._rpn_losses(output, batch, generator)
         proposals = select_proposals(output, batch.sizes, self.rpn.box_weights, self.training_proposals)
         boxes = [proposal.boxes for proposal in proposals]
-        return losses | _roi_losses(self.roi_head, p, boxes, batch, self.roi_sampling, self.loss, generator)
+        return losses | _roi_losses(
+            self.roi_head, p, boxes, batch, self.roi_sampling, self.roi_box_loss, generator
+        )
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals and the detections made of them."""
@@ -214,7 +230,7 @@ class FastRCNN(Detector):
         detections: which boxes of the head are detections.
         training_top_n: best proposals of each image that are used in training …
         testing_top_n: … and in testing.
-        loss: shape of the box losses.
+        roi_box_loss: of the head's boxes.
     """
 
     finds_objects = True
@@ -223,30 +239,28 @@ class FastRCNN(Detector):
     def __init__(
         self,
         classes: int,
-        bottom_up: Callable[[], ResNet] = ResNet,
+        bottom_up: Callable[[], BottomUp] = ResNet,
         neck: Callable[[Mapping[int, int]], Neck] = FeaturePyramid,
         roi_head: Callable[[Neck, int, Stages], RoIHead] = RoIHead,
         roi_sampling: RoISampling = RoISampling(),
         detections: DetectionSelection = DetectionSelection(),
-        training_top_n: int = 2000,
-        testing_top_n: int = 1000,
-        loss: LossSettings = LossSettings(),
+        training_top_n: NonNegativeInt = 2000,
+        testing_top_n: NonNegativeInt = 1000,
+        roi_box_loss: Callable[[], BoxLoss] = SmoothL1,
     ) -> None:
         super().__init__()
         self.bottom_up = bottom_up()
         self.neck = neck(self.bottom_up.channels)
-        above = self.bottom_up.end_at(max(self.neck.inputs))
-        self.roi_head = roi_head(self.neck, classes, above)
+        self.roi_head = _roi_head(roi_head, self.neck, classes, self.bottom_up)
         _refuse_unread(self.neck, self.roi_head.levels)
-        self.roi_sampling, self.detections, self.loss = roi_sampling, detections, loss
-        at_least(0, training_top_n=training_top_n, testing_top_n=testing_top_n)
+        self.roi_sampling, self.detections, self.roi_box_loss = roi_sampling, detections, roi_box_loss()
         self.training_top_n, self.testing_top_n = training_top_n, testing_top_n
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`roi_class` and `roi_box`."""
         boxes = _given_proposals(batch, self.training_top_n)
         p = self.neck(self.bottom_up(batch.images))
-        return _roi_losses(self.roi_head, p, boxes, batch, self.roi_sampling, self.loss, generator)
+        return _roi_losses(self.roi_head, p, boxes, batch, self.roi_sampling, self.roi_box_loss, generator)
 
     def forward(self, batch: Batch) -> Inference:
         """The given proposals, scored by their rank, and the detections made of them."""
@@ -271,6 +285,15 @@ class FastRCNN(Detector):
         )
 
 
+def _roi_head(
+    make: Callable[[Neck, int, Stages], RoIHead], neck: Neck, classes: int, bottom_up: BottomUp
+) -> RoIHead:
+    head = make(neck, classes, bottom_up.end_at(max(neck.inputs)))
+    # Their weights are the bottom-up's to load.
+    bottom_up.taken = tuple(module for module in head.modules() if isinstance(module, Stages))
+    return head
+
+
 def _given_proposals(batch: Batch, number: int) -> list[Tensor]:
     if batch.proposals is None:
         raise InputError(
@@ -286,12 +309,12 @@ def _roi_losses(
     boxes: Sequence[Tensor],
     batch: Batch,
     sampling: RoISampling,
-    loss: LossSettings,
+    box_loss: BoxLoss,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     targets = sample_rois(boxes, _ground_truth(batch), sampling, head.box_weights, generator)
     scores, deltas = head(p, targets.rois)
-    return fast_rcnn_losses(scores, deltas, targets, loss)
+    return fast_rcnn_losses(scores, deltas, targets, box_loss, head.box_weights)
 
 
 def _find_objects(

@@ -1,14 +1,15 @@
 """A BatchNorm that no longer changes is a factor and a bias of the convolution before it.
 
-Reckoned with there, it costs no pass over the activations, forward or backward.
+Reckoned with there, it costs no pass over the activations, forward or backward. All this is for the ResNet
+and torchvision's blocks, where it is known which norm follows which convolution.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 
@@ -27,58 +28,76 @@ class NormedConv2d(nn.Conv2d):
     """A convolution, and the frozen BatchNorm behind it, of which it uses the buffers.
 
     Args:
-        conv: whose weight it takes over; without bias.
+        conv: whose weight and bias it takes over.
         norm: stays where it is in its network, and in the state dict.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm) -> None:
-        super().__init__(**_settings(conv), bias=False, device="meta")
-        self.weight = conv.weight
+        super().__init__(**_settings(conv), device="meta")
+        self.weight, self.bias = conv.weight, conv.bias
         self._norm = (norm,)  # a tuple, so that it is not registered a second time
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution, scaled and shifted."""
-        return F.conv2d(x, *_normed(self.weight, *self._norm), self.stride, self.padding)
+        return self._conv_forward(x, *_normed(self, *self._norm))
 
 
 def absorb_norms(network: nn.Module) -> None:
-    """Have every convolution of a ResNet that a FrozenBatchNorm follows apply it."""
-    for parent, conv, norm in list(_pairs(network, FrozenBatchNorm)):
-        setattr(parent, conv, NormedConv2d(getattr(parent, conv), getattr(parent, norm)))
+    """Have every convolution that a FrozenBatchNorm follows apply it.
+
+    Args:
+        network: a ResNet, or blocks of one; changed in place.
+    """
+    for parent, conv, norm in list(_pairs(network)):
+        if isinstance(getattr(parent, norm), FrozenBatchNorm):
+            setattr(parent, conv, NormedConv2d(getattr(parent, conv), getattr(parent, norm)))
 
 
 def fold_norms(network: nn.Module) -> None:
-    """For inference: plain convolutions in place of a ResNet's convolutions and BatchNorms; GroupNorm stays.
+    """For inference: plain convolutions in place of convolutions and BatchNorms; GroupNorm stays.
 
-    The parameters that it had are left as they were, and no longer used.
+    Args:
+        network: a ResNet, or blocks of one; changed in place.
     """
-    for parent, conv, norm in list(_pairs(network, FrozenBatchNorm, _BatchNorm)):
+    for parent, conv, norm in list(_pairs(network)):
         setattr(parent, conv, _plain(getattr(parent, conv), getattr(parent, norm)))
         setattr(parent, norm, nn.Identity())
 
 
-def _normed(weight: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does what one without bias and its norm do."""
+def _normed(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does what this one and its norm do."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # type: ignore[operator]
-    return weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale  # type: ignore[operator]
+    bias = norm.bias - norm.running_mean * scale  # type: ignore[operator]
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
+    return conv.weight * scale[:, None, None, None], bias
 
 
 def _plain(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     plain = nn.Conv2d(**_settings(conv), device="meta")
-    weight, bias = _normed(conv.weight.detach(), norm)
+    weight, bias = (value.detach() for value in _normed(conv, norm))
     plain.weight, plain.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
     return plain
 
 
 def _settings(conv: nn.Conv2d) -> dict[str, Any]:
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
-    return {name: getattr(conv, name) for name in names}
+    """A convolution's arguments, with a bias."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    return {name: getattr(conv, name) for name in (*names, "padding_mode")}
 
 
-def _pairs(network: nn.Module, *norms: type[nn.Module]) -> Iterator[tuple[nn.Module, str, str]]:
-    """Where a convolution is followed by such a norm: their parent, and their names there."""
+def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Where a convolution is followed by a BatchNorm: their parent, and their names there."""
     for parent in network.modules():
-        names = {"0": "1"} if isinstance(parent, nn.Sequential) else {f"conv{i}": f"bn{i}" for i in (1, 2, 3)}
-        for conv, norm in names.items():
-            if isinstance(getattr(parent, norm, None), norms):
-                yield parent, conv, norm
+        # By the exact types: what derives from a block may do something else with its parts.
+        if parent is network or type(parent) in (BasicBlock, Bottleneck):
+            pairs = [(parent, f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+            if isinstance(downsample := getattr(parent, "downsample", None), nn.Sequential):
+                pairs.append((downsample, "0", "1"))
+            for place, conv, norm in pairs:
+                first, second = getattr(place, conv, None), getattr(place, norm, None)
+                known = isinstance(second, FrozenBatchNorm2d) or (
+                    isinstance(second, _BatchNorm) and second.track_running_stats and second.affine
+                )
+                if known and type(first) in (nn.Conv2d, NormedConv2d):
+                    yield place, conv, norm

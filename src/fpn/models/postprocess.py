@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from fpn.errors import at_least, shares
 from fpn.ops.boxes import decode_boxes
+from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
 from fpn.types import Detections, RPNOutput, Size
 
 
@@ -28,16 +28,10 @@ class ProposalSelection:
         min_size: smaller boxes go, in pixels of the network's input.
     """
 
-    pre_nms_top_n: int = 1000
-    post_nms_top_n: int = 1000
-    nms_iou: float = 0.7
-    min_size: float = 1e-3
-
-    def __post_init__(self) -> None:
-        where = "training_proposals or testing_proposals: "
-        at_least(1, where, pre_nms_top_n=self.pre_nms_top_n, post_nms_top_n=self.post_nms_top_n)
-        at_least(0, where, min_size=self.min_size)
-        shares(where, nms_iou=self.nms_iou)
+    pre_nms_top_n: PositiveInt = 1000
+    post_nms_top_n: PositiveInt = 1000
+    nms_iou: Share = 0.7
+    min_size: NonNegativeFloat = 1e-3
 
 
 @dataclass(frozen=True)
@@ -51,14 +45,10 @@ class DetectionSelection:
         min_size: smaller boxes go, in pixels of the network's input.
     """
 
-    score_threshold: float = 0.05
-    nms_iou: float = 0.5
-    max_detections: int = 100
-    min_size: float = 1e-2
-
-    def __post_init__(self) -> None:
-        at_least(0, "detections.", max_detections=self.max_detections, min_size=self.min_size)
-        shares("detections.", score_threshold=self.score_threshold, nms_iou=self.nms_iou)
+    score_threshold: Share = 0.05
+    nms_iou: Share = 0.5
+    max_detections: NonNegativeInt = 100
+    min_size: NonNegativeFloat = 1e-2
 
 
 def select_proposals(

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from fpn.errors import InputError, at_least
-from fpn.models.msra import from_msra, is_msra
-from fpn.models.norms import FrozenBatchNorm, absorb_norms
-from fpn.types import Features
-from fpn.weights import check_weights, download, read_any, state_dict
+from fpn.errors import InputError
+from fpn.interop.msra import from_msra, is_msra
+from fpn.models.bottom_up import BottomUp
+from fpn.models.norms import FrozenBatchNorm, absorb_norms, fold_norms
+from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveInt
+from fpn.weights import download, read_any, state_dict
 
 Norm = Literal["frozen", "batch", "group"]
 
@@ -29,15 +30,7 @@ BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 }
 
 
-class Stages(nn.Sequential):
-    """Stages taken out of a bottom-up's end, none where nothing was; `channels` are those of their output."""
-
-    def __init__(self, *stages: nn.Module, channels: int) -> None:
-        super().__init__(*stages)
-        self.channels = channels
-
-
-class ResNet(nn.Module):
+class ResNet(BottomUp):
     """A ResNet without its classifier, from pixels to {C2, …}.
 
     Args:
@@ -45,7 +38,7 @@ class ResNet(nn.Module):
             sees 27 pixels of a small image, resnet18's 43.
         weights: ImageNet weights to start from: a name of torchvision's, as IMAGENET1K_V1, or a file with a
             ResNet's state dict, torchvision's or MSRA's of Detectron and Detectron2 (R-50.pkl: the paper's
-            own); null starts from random ones.
+            own); null starts from random ones. `load_weights` loads them.
         norm: frozen (BatchNorm as a fixed scale and shift, for pretrained weights), batch, or group
             (GroupNorm, of 32 groups where the width allows).
         norm_eps: epsilon of the norm.
@@ -56,7 +49,7 @@ class ResNet(nn.Module):
         stages: how many of conv2…conv5 are built; 4 ends at C5, 3 at C4.
 
     Raises:
-        InputError: the weights do not exist or do not fit.
+        InputError: there is no such ResNet, or it has not so many stages.
     """
 
     def __init__(
@@ -64,64 +57,56 @@ class ResNet(nn.Module):
         name: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50",
         weights: str | None = None,
         norm: Norm = "frozen",
-        norm_eps: float = 1e-5,
-        frozen_stages: int = 0,
+        norm_eps: NonNegativeFloat = 1e-5,
+        frozen_stages: NonNegativeInt = 0,
         stride_in_1x1: bool = False,
-        width: int = 64,
+        width: PositiveInt = 64,
         stages: int = 4,
     ) -> None:
-        super().__init__()
         if name not in BLOCKS:
             raise InputError(f"bottom-up {name!r} is not known; choose one of {', '.join(BLOCKS)}")
-        if not 1 <= stages <= 4 or not 0 <= frozen_stages <= stages + 1:
-            raise InputError(
-                f"a bottom-up has 1 to 4 stages and freezes at most conv1 and these, "
-                f"not stages {stages} and frozen_stages {frozen_stages}"
-            )
-        at_least(1, "bottom_up.", width=width)
+        if not 1 <= stages <= 4:
+            raise InputError(f"bottom_up.stages is {stages}: conv2…conv5 are 1 to 4")
         block, depths = BLOCKS[name]
         norm_layer = _norm_layer(norm, norm_eps)
-        if weights in ("None", "null"):  # what is left of null when a command line nests it this deep
-            weights = None
-        self.name, self.weights, self.norm, self.frozen_stages = name, weights, norm, frozen_stages
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = norm_layer(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.channels: dict[int, int] = {}
-        in_channels = width
-        for stage in range(1, stages + 1):
-            planes = width * 2 ** (stage - 1)
-            self.add_module(
-                f"layer{stage}", _stage(block, in_channels, planes, depths[stage - 1], stage > 1, norm_layer)
-            )
-            in_channels = planes * block.expansion
-            self.channels[stage + 1] = in_channels
-        if stride_in_1x1:
-            _move_stride_to_first_convolution(self)
-        _initialise(self)
+        parts: dict[int, dict[str, nn.Module]] = {
+            1: {
+                "conv1": nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
+                "bn1": norm_layer(width),
+                "relu": nn.ReLU(inplace=True),
+            },
+            2: {"maxpool": nn.MaxPool2d(3, stride=2, padding=1)},
+        }
+        channels = {1: width}
+        for level in range(2, stages + 2):
+            planes = width * 2 ** (level - 2)
+            stage = _stage(block, channels[level - 1], planes, depths[level - 2], level > 2, norm_layer)
+            parts.setdefault(level, {})[f"layer{level - 1}"] = stage
+            channels[level] = planes * block.expansion
+        del channels[1]
+        super().__init__(parts, channels, frozen_stages, weights=weights)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, Bottleneck) and stride_in_1x1:
+                module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
         absorb_norms(self)
-        self.norm_eps, self.stride_in_1x1 = norm_eps, stride_in_1x1
-        if weights is not None:
-            self.load_imagenet(weights)
-        self._freeze(frozen_stages)
+        self.name, self.norm, self.norm_eps = name, norm, norm_eps
+        self.stride_in_1x1, self.stages = stride_in_1x1, stages
 
-    def forward(self, images: Tensor) -> Features:
-        """From images (N, 3, H, W) to {k: C_k}, C_k of (N, channels[k], ⌈H / 2**k⌉, ⌈W / 2**k⌉)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        features = {}
-        for level in self.channels:
-            x = features[level] = self.get_submodule(f"layer{level - 1}")(x)
-        return features
+    @property
+    def fixed(self) -> bool:
+        """Whether a part of it is not trained, and so wants weights to start from."""
+        return self.norm == "frozen" or super().fixed
 
-    def load_imagenet(self, weights: str) -> None:
-        """Copy a classifier's weights into this bottom-up; its last layer has no place here and is left out.
+    def read_weights(self, weights: str) -> dict[str, Tensor]:
+        """A classifier's weights under our names, without those of its last layer, which has no place here.
 
         Args:
             weights: a name of torchvision's or a file, as for the class.
 
         Raises:
-            InputError: no such name or file, or the weights are another network's.
+            InputError: no such name or file, or the weights are of a network with other strides.
         """
         state, in_1x1 = _read_weights(self.name, weights, self.norm_eps)
         if in_1x1 is not None and in_1x1 != self.stride_in_1x1:
@@ -129,40 +114,13 @@ class ResNet(nn.Module):
                 f"weights {weights!r} are of a network with its strides on the {'1×1' if in_1x1 else '3×3'}: "
                 f"set model.detector.bottom_up.stride_in_1x1 to {str(in_1x1).lower()}"
             )
-        left_out = ("fc.", *(f"layer{k - 1}." for k in range(2, 6) if k not in self.channels))
-        state = {key: value for key, value in state.items() if not key.startswith(left_out)}
-        check_weights(self.state_dict(), state, weights, self.name)
-        # Counters of batches may be missing, or have no place in a frozen BatchNorm.
-        self.load_state_dict(state, strict=False)
+        # What was never built has no place either; what was built and taken out may have one.
+        never = tuple(f"layer{k}." for k in range(self.stages + 1, 5))
+        return {key: value for key, value in state.items() if not key.startswith(("fc.", *never))}
 
-    def end_at(self, level: int) -> "Stages":
-        """Take out the stages above C_level: where nothing reads them, nothing should train them.
-
-        Returns:
-            What was taken out, for a head that goes on where this bottom-up ends now.
-        """
-        above = [k for k in self.channels if k > level]
-        taken = Stages(
-            *(self.get_submodule(f"layer{k - 1}") for k in above), channels=self.channels[max(self.channels)]
-        )
-        for k in above:
-            delattr(self, f"layer{k - 1}")
-            del self.channels[k]
-        return taken
-
-    def train(self, mode: bool = True) -> "ResNet":
-        """As `nn.Module.train`, but frozen stages keep their running statistics too."""
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
-
-    def _freeze(self, stages: int) -> None:
-        parts = [[self.conv1, self.bn1]] + [[self.get_submodule(f"layer{k - 1}")] for k in self.channels]
-        # A tuple, so that the modules are not registered a second time.
-        self._frozen = tuple(module for part in parts[:stages] for module in part)
-        for module in self._frozen:
-            module.requires_grad_(False).eval()
+    def fold_norms(self) -> None:
+        """For inference: plain convolutions in place of convolutions and BatchNorms; GroupNorm stays."""
+        fold_norms(self)
 
 
 def _norm_layer(norm: Norm, eps: float) -> Callable[[int], nn.Module]:
@@ -191,18 +149,6 @@ def _stage(
     blocks = [block(in_channels, planes, stride, downsample, norm_layer=norm_layer)]
     blocks += [block(out_channels, planes, norm_layer=norm_layer) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
-
-
-def _move_stride_to_first_convolution(resnet: ResNet) -> None:
-    for module in resnet.modules():
-        if isinstance(module, Bottleneck):
-            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
-
-
-def _initialise(resnet: ResNet) -> None:
-    for module in resnet.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _read_weights(name: str, weights: str, norm_eps: float) -> tuple[dict[str, Tensor], bool | None]:

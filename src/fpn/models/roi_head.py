@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_pool
 
-from fpn.errors import InputError, at_least, positive
+from fpn.errors import InputError
+from fpn.models.bottom_up import Stages
 from fpn.models.necks import Neck
-from fpn.models.resnet import Stages
 from fpn.ops.levels import assign_levels
 from fpn.ops.roi_align import roi_align
+from fpn.settings import BoxWeights, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from fpn.types import Features, RoIs
 
 
@@ -29,7 +30,7 @@ class HeadInput(NamedTuple):
     classes: int
     """K; a head gives K + 1 scores, the background's first."""
     above: Stages
-    """The bottom-up's stages above those that the neck reads."""
+    """The bottom-up's stages above those that the neck reads, with its weights: this head's own to use."""
 
 
 class TwoFCHead(nn.Module):
@@ -40,9 +41,8 @@ class TwoFCHead(nn.Module):
         hidden: width of the two layers.
     """
 
-    def __init__(self, input: HeadInput, hidden: int = 1024) -> None:
+    def __init__(self, input: HeadInput, hidden: PositiveInt = 1024) -> None:
         super().__init__()
-        at_least(1, "roi_head.head.", hidden=hidden)
         self.fc6 = nn.Linear(input.channels * input.resolution**2, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.scores, self.deltas = _predictor(hidden, input.classes)
@@ -74,8 +74,7 @@ class Conv5Head(nn.Module):
                 "Conv5Head takes the place of conv5 alone: the neck must end at C4 "
                 "(as SingleLevel with level 4) and bottom_up.stages be 4"
             )
-        # A copy, since unshared heads have one each.
-        self.conv5 = copy.deepcopy(input.above)
+        self.conv5 = input.above
         self.scores, self.deltas = _predictor(input.above.channels, input.classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,18 +128,21 @@ class RoIHead(nn.Module):
         head: Callable[[HeadInput], nn.Module] = TwoFCHead,
         levels: Sequence[int] | None = None,
         shared: bool = True,
-        resolution: int = 7,
+        resolution: PositiveInt = 7,
         pooling: Literal["align", "pool"] = "align",
-        sampling_ratio: int = 2,
+        sampling_ratio: NonNegativeInt = 2,
         aligned: bool = False,
-        canonical_size: float = 224.0,
+        canonical_size: PositiveFloat = 224.0,
         canonical_level: int = 4,
-        epsilon: float = 1e-6,
-        box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+        epsilon: NonNegativeFloat = 1e-6,
+        box_weights: BoxWeights = (
+            10.0,
+            10.0,
+            5.0,
+            5.0,
+        ),
     ) -> None:
         super().__init__()
-        at_least(1, "roi_head.", resolution=resolution)
-        positive("roi_head.", canonical_size=canonical_size, box_weights=box_weights)
         self.levels = tuple(sorted(levels or neck.levels))
         if not set(self.levels) <= set(neck.levels):
             raise InputError(
@@ -156,8 +158,11 @@ class RoIHead(nn.Module):
         self.canonical_size, self.canonical_level, self.epsilon = canonical_size, canonical_level, epsilon
         # `head` holds one module under the key "shared", or one for each level under its number.
         keys = ["shared"] if shared else [str(k) for k in self.levels]
-        input = HeadInput(neck.channels, resolution, classes, above or Stages(channels=0))
-        self.head = nn.ModuleDict({key: head(input) for key in keys})
+        above = Stages(channels=0) if above is None else above
+        # Heads that are not shared have stages of their own.
+        stages = [above, *(copy.deepcopy(above) for _ in keys[1:])]
+        inputs = [HeadInput(neck.channels, resolution, classes, own) for own in stages]
+        self.head = nn.ModuleDict({key: head(input) for key, input in zip(keys, inputs, strict=True)})
 
     def forward(self, p: Features, rois: RoIs) -> tuple[Tensor, Tensor]:
         """Logits (R, K + 1) and deltas (R, K + 1, 4), float32, in the order of the RoIs.

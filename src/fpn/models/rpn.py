@@ -9,9 +9,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpn.errors import InputError, positive
+from fpn.errors import InputError
 from fpn.models.necks import Neck
 from fpn.ops.anchors import cell_anchors, grid_anchors
+from fpn.settings import BoxWeights, PositiveFloat
 from fpn.types import Features, RPNOutput, Size
 
 ANCHOR_SIZES: dict[int, list[float]] = {2: [32], 3: [64], 4: [128], 5: [256], 6: [512]}
@@ -67,18 +68,15 @@ class RegionProposalNetwork(nn.Module):
     def __init__(
         self,
         neck: Neck,
-        sizes: Mapping[int, Sequence[float]] = ANCHOR_SIZES,
-        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        sizes: Mapping[int, Sequence[PositiveFloat]] = ANCHOR_SIZES,
+        ratios: Sequence[PositiveFloat] = (0.5, 1.0, 2.0),
         shared: bool = True,
         rounded: bool = True,
         grid: Literal["spread", "stride"] = "spread",
-        box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
-        size_factor: float = 1.0,
+        box_weights: BoxWeights = (1.0, 1.0, 1.0, 1.0),
+        size_factor: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
-        positive("rpn.", size_factor=size_factor, ratios=ratios, box_weights=box_weights)
-        for level in sizes.values():
-            positive("rpn.", sizes=level)
         self.levels = tuple(sorted(int(k) for k in sizes))
         self.sizes = {k: tuple(size_factor * size for size in sizes[k]) for k in self.levels}
         self.ratios, self.box_weights = tuple(ratios), tuple(box_weights)
@@ -90,6 +88,8 @@ class RegionProposalNetwork(nn.Module):
             )
         cells = {k: cell_anchors(size, ratios, rounded) for k, size in self.sizes.items()}
         counts = {k: len(cell) for k, cell in cells.items()}
+        if not all(counts.values()):
+            raise InputError("rpn.sizes and rpn.ratios leave a level without anchors: give one each, or more")
         if shared and len(set(counts.values())) > 1:
             raise InputError(
                 f"rpn.sizes give {counts} anchors by level: a shared head needs the same number on each"

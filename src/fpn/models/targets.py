@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fpn.errors import at_least, shares
 from fpn.ops.boxes import encode_boxes, intersection_over_own_area
 from fpn.ops.matching import BACKGROUND, IGNORED, match_boxes
 from fpn.ops.sampling import sample_balanced
+from fpn.settings import PositiveInt, Share
 from fpn.types import RoIs, Size, Targets
 
 
@@ -31,17 +31,12 @@ class AnchorSampling:
             none out.
     """
 
-    foreground_iou: float = 0.7
-    background_iou: float = 0.3
-    per_image: int = 256
-    fg_fraction: float = 0.5
+    foreground_iou: Share = 0.7
+    background_iou: Share = 0.3
+    per_image: PositiveInt = 256
+    fg_fraction: Share = 0.5
     include_border_anchors: bool = True
-    crowd_overlap: float | None = 0.7
-
-    def __post_init__(self) -> None:
-        at_least(1, "anchor_sampling.", per_image=self.per_image)
-        shares("anchor_sampling.", fg_fraction=self.fg_fraction, crowd_overlap=self.crowd_overlap)
-        shares("anchor_sampling.", foreground_iou=self.foreground_iou, background_iou=self.background_iou)
+    crowd_overlap: Share | None = 0.7
 
 
 @dataclass(frozen=True)
@@ -58,17 +53,12 @@ class RoISampling:
             none out.
     """
 
-    foreground_iou: float = 0.5
-    background_iou: float = 0.5
-    per_image: int = 512
-    fg_fraction: float = 0.25
+    foreground_iou: Share = 0.5
+    background_iou: Share = 0.5
+    per_image: PositiveInt = 512
+    fg_fraction: Share = 0.25
     include_ground_truth: bool = True
-    crowd_overlap: float | None = 0.7
-
-    def __post_init__(self) -> None:
-        at_least(1, "roi_sampling.", per_image=self.per_image)
-        shares("roi_sampling.", fg_fraction=self.fg_fraction, crowd_overlap=self.crowd_overlap)
-        shares("roi_sampling.", foreground_iou=self.foreground_iou, background_iou=self.background_iou)
+    crowd_overlap: Share | None = 0.7
 
 
 class AnchorTargets(NamedTuple):

@@ -1,0 +1,79 @@
+"""What detectors do with the same weights: settings that no file of weights tells."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, partial
+from inspect import signature
+from typing import Any
+
+import torch
+import yaml
+
+from fpn.models.detectors import Detector, FasterRCNN, ProposalNetwork
+from fpn.shipped import CONFIGS
+
+_KEYS = {
+    "bottom_up": ("stride_in_1x1", "norm_eps"),
+    "neck": ("top_down", "nonlinearity"),
+    "rpn": ("levels", "sizes", "ratios", "rounded", "grid", "box_weights"),
+    "roi_head": (
+        "levels",
+        "pooling",
+        "resolution",
+        "sampling_ratio",
+        "aligned",
+        "canonical_size",
+        "canonical_level",
+        "epsilon",
+        "box_weights",
+    ),
+}
+_DEFAULTS = {
+    name: parameter.default
+    for kind in (ProposalNetwork, FasterRCNN)
+    for name, parameter in signature(kind).parameters.items()
+}
+
+
+def settings_of(detector: Detector) -> dict[str, Any]:
+    """Those of a detector, as `rpn.grid`; what its weights' names or shapes tell is left out."""
+    parts = {part: getattr(detector, part, None) for part in _KEYS}
+    return {
+        f"{part}.{key}": getattr(module, key)
+        for part, module in parts.items()
+        for key in _KEYS[part]
+        if hasattr(module, key)
+    }
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that both have and that differ: ours and theirs, by name."""
+    return {key: (ours[key], theirs[key]) for key in ours if key in theirs and ours[key] != theirs[key]}
+
+
+@cache
+def settings_in(*names: str) -> dict[str, Any]:
+    """As `settings_of`, of the detector that configuration files make."""
+    with torch.device("meta"):
+        return settings_of(FasterRCNN(1, **arguments_in(*names)))
+
+
+def arguments_in(*names: str) -> dict[str, Any]:
+    """The arguments of a FasterRCNN that configuration files give.
+
+    Args:
+        *names: of the files, as `conventions/detectron2`; each is a difference to those before.
+    """
+    merged: dict[str, Any] = {}
+    for name in names:
+        detector = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["detector"]
+        for key, value in detector.get("init_args", detector).items():
+            merged[key] = merged.get(key, {}) | value if isinstance(value, Mapping) else value
+    return {key: _made(_DEFAULTS[key], value) for key, value in merged.items()}
+
+
+def _made(default: Any, value: Any) -> Any:
+    """An argument of which a file gives the settings: of a part to be built, or of settings proper."""
+    if not isinstance(value, Mapping):
+        return value
+    return partial(default, **value) if isinstance(default, type) else replace(default, **value)

@@ -1,0 +1,20 @@
+"""What tells of a run, saves it and ends it, a file each; the command line gives every run those it needs."""
+
+from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
+from fpn.lit.callbacks.last_checkpoint import LastCheckpoint
+from fpn.lit.callbacks.progress import Bar, PlainProgress
+from fpn.lit.callbacks.published import Published
+from fpn.lit.callbacks.scores import Scores
+from fpn.lit.callbacks.stage_times import PrintStageTimes
+from fpn.lit.callbacks.throughput import Throughput
+
+__all__ = [
+    "Bar",
+    "BestCheckpoint",
+    "LastCheckpoint",
+    "PlainProgress",
+    "PrintStageTimes",
+    "Published",
+    "Scores",
+    "Throughput",
+]

@@ -1,0 +1,119 @@
+"""The newest checkpoint, from which a run goes on."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from fpn.errors import InputError
+from fpn.lit.lightning_private import between_steps, forget_validation
+from fpn.lit.running_statistics import RunningStatistics
+from fpn.lit.together import StepError
+from fpn.types import Batch
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest checkpoint, from which a run is resumed, as last.ckpt.
+
+    Lightning's own `save_last` is only written when the best one is. This one is written after the best one,
+    and tells of it.
+
+    Args:
+        every_n_steps: it is written after so many steps, after every epoch that ends in a validation, when
+            training ends, when the process is asked to end by a signal, as clusters do, and when a step or
+            a validation cannot be done, from before it. With several processes, only what all of
+            them know of ends in a checkpoint.
+
+    Raises:
+        InputError: every_n_steps is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 1000) -> None:
+        if every_n_steps < 1:
+            raise InputError(f"LastCheckpoint: every_n_steps is {every_n_steps}, but must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.path = Path()
+        """Without a name until training begins."""
+        self.saved = -1
+        self._due = False
+        self._validating = False
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on the weights may be averages: this is called after callbacks that put them in place …"""
+        self._validating = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """… and this after they have taken them out."""
+        self._validating = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the run's folder, which all processes have to do together."""
+        self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        self._statistics = RunningStatistics(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """See whether it is time."""
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._due = stepped and trainer.global_step % self.every_n_steps == 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Write if it is time: only now are the last step's losses logged and its validation done."""
+        if self._due:
+            with between_steps(trainer):
+                self._save(trainer)
+        self._due = False
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._statistics.keep()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write, if all processes end training at one step."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run or not self.path.name:  # type: ignore[attr-defined]
+            return
+        if self._validating:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightAveraging):
+                    callback.on_validation_epoch_end(trainer, pl_module)
+        if trainer.validating:
+            forget_validation(trainer)
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
+        elif isinstance(exception, StepError if trainer.world_size > 1 else InputError):
+            try:
+                with nullcontext() if trainer.validating else between_steps(trainer) as within:
+                    if within:
+                        self._statistics.take_back()
+                    self._save(trainer)
+                what = "validation" if trainer.validating else "step"
+                note = f"{self.path} is from before this {what}: a fit goes on with --ckpt_path of it"
+                exception.add_note(note)
+            except StepError as error:  # the weights are harmed already
+                if str(error) != str(exception):
+                    exception.add_note(f"and {error}")
+                newest = max(self.path.parent.glob("*.ckpt"), key=_written, default=trainer.ckpt_path)
+                what = f"{newest} is the newest checkpoint" if newest else "no checkpoint is"
+                exception.add_note(f"{what} from before")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, unless epochs are so short that not all are validated."""
+        epoch = trainer.current_epoch + 1
+        last = trainer.should_stop or trainer.received_sigterm or epoch == trainer.max_epochs
+        if last or epoch % (trainer.check_val_every_n_epoch or 1) == 0:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        # Once: after an epoch's end, Lightning counts the next as begun.
+        if trainer.global_step != self.saved and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path, weights_only=False)
+            self.saved = trainer.global_step
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime

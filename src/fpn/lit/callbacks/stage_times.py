@@ -1,0 +1,70 @@
+"""How much time the stages of finding objects take."""
+
+from contextlib import ExitStack
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+
+from fpn.lit.module import DetectionModule
+from fpn.stage_times import Stage, StageTimes
+from fpn.types import Batch
+
+
+class PrintStageTimes(Callback):
+    """Prints how much time each stage of a validation or test took, in the first process.
+
+    To the results belong collecting and scoring them, and what a test writes.
+    """
+
+    def __init__(self) -> None:
+        self.times: StageTimes | None = None
+        self._clock = ExitStack()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """The next batch is waited for."""
+        self._begin("load")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """There is none; scoring begins."""
+        self._begin("results")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print."""
+        self._print(trainer)
+
+    # A test is timed as a validation is.
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+    on_test_end = on_validation_end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the detector as it was."""
+        self._clock.close()
+
+    def _start(self, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, DetectionModule):
+            self.times = self._clock.enter_context(StageTimes(pl_module.finder))
+
+    def _begin(self, stage: Stage) -> None:
+        if self.times is not None:
+            self.times.begin(stage)
+
+    def _print(self, trainer: Trainer) -> None:
+        self._clock.close()
+        if self.times is not None and trainer.is_global_zero:
+            of = f" of the first of {trainer.world_size} processes" if trainer.world_size > 1 else ""
+            Console().print(self.times.table(of))

@@ -1,0 +1,101 @@
+"""Training ends before losses or gradients that are not finite harm the weights."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from fpn.lit.together import StepError, gathered, total
+from fpn.types import Batch
+
+
+class NonFiniteError(StepError):
+    """A loss, a gradient or a weight became infinite or not a number; going on would spoil the weights."""
+
+
+class FiniteSteps(Callback):
+    """Ends all processes before a step whose losses or gradients are not finite.
+
+    The loss and the images are named. It lets no checkpoint be written of weights that are not finite.
+    """
+
+    def __init__(self) -> None:
+        self._image_ids: list[list[int]] = []
+        """Of each batch that the step under way accumulates."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember which images the step learns from."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._image_ids = []
+        self._image_ids.append(batch.image_ids)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
+        """See that the losses are finite in all processes.
+
+        Raises:
+            NonFiniteError: one of them is not.
+        """
+        losses: dict[str, Tensor] = pl_module.last_losses
+        # Not the loss given here, which 16-mixed has scaled.
+        fault = ~torch.stack(list(losses.values())).sum().isfinite()
+        if not total(trainer, fault):
+            return
+        own = None
+        if fault:
+            wrong = [f"{name} = {value.item():g}" for name, value in losses.items() if not value.isfinite()]
+            own = ", ".join(wrong or ["the sum of the losses = inf"]), self._image_ids[-1]
+        what, images = next(found for found in gathered(trainer, own) if found is not None)
+        raise _error(trainer, what, images)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """See that the gradients are finite, as long as the weights are unharmed.
+
+        Not with 16-mixed, whose scaler leaves out steps with other gradients, and tells nobody.
+
+        Raises:
+            NonFiniteError: one of them is not.
+        """
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        gradients = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
+        name = first_non_finite(gradients)
+        if name is not None:
+            images = [image for own in gathered(trainer, self._image_ids) for batch in own for image in batch]
+            raise _error(trainer, f"the gradient of {name} is not finite", images)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See that the weights are finite.
+
+        Raises:
+            NonFiniteError: they are not; no checkpoint is worth being replaced by them.
+        """
+        name = trainer.strategy.broadcast(first_non_finite(checkpoint["state_dict"].items()))
+        if name is not None:
+            raise NonFiniteError(f"{name} is not finite after {trainer.global_step} steps")
+
+
+def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first floating-point tensor that is not finite; None if all are."""
+    tensors = {name: value for name, value in named if value.is_floating_point() and value.numel()}
+    # The greatest absolute value, which no sum of squares overflows: one look at the device for all of them.
+    if torch.isfinite(get_total_norm(tensors.values(), math.inf)):
+        return None
+    return next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
+
+
+def _error(trainer: Trainer, what: str, images: list[int]) -> NonFiniteError:
+    return NonFiniteError(
+        f"{what} at step {trainer.global_step} on images {images}; lower model.optimizer.lr or check these "
+        "images' boxes"
+    )

@@ -1,0 +1,263 @@
+"""`fpn fit | validate | test`, which are Lightning's, with a configuration that a checkpoint may bring."""
+
+import argparse
+import itertools
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from fpn.allocator import keep_freed_memory
+from fpn.checkpoints import remembered_config, remembered_version
+from fpn.data.datamodule import CocoDataModule
+from fpn.errors import InputError
+from fpn.lit.callbacks import Bar, PlainProgress, PrintStageTimes, Scores, Throughput
+from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
+from fpn.lit.cli import COMMANDS
+from fpn.lit.module import DetectionModule
+from fpn.lit.run_folder import OwnFolder, led_by_a_file
+from fpn.lit.stopping import EndOnSignal, EndTogether
+from fpn.lit.together import StepError
+from fpn.parsing import Parser, as_word
+from fpn.trust import check_classes, import_named, only_installed
+from fpn.upgrade import upgraded
+
+
+class _Parser(Parser, LightningArgumentParser):
+    """Lightning's, with what is ours."""
+
+
+class DetectionCLI(LightningCLI):
+    """LightningCLI for a DetectionModule on a CocoDataModule.
+
+    What a checkpoint remembers of its model and data takes the place of the defaults: whatever is
+    given on the command line or in a configuration file wins over it.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of Lightning's commands that need a data module."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+            "test": {"model", "dataloaders", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Read COCO unless told otherwise, and take the number of classes from the data."""
+        parser.set_defaults({"data": {"class_path": "fpn.data.datamodule.CocoDataModule"}})
+        metrics = ("fpn.evaluation.BoxAP", "fpn.evaluation.ProposalRecall")
+        # Told here too, so that --model.metrics+= adds one to them.
+        parser.set_defaults({"model.metrics": [{"class_path": metric} for metric in metrics]})
+        parser.link_arguments("data", "model.classes", _number_of_classes, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, on top of what the checkpoint remembers where one is given."""
+        assert isinstance(args, list)
+        for name in ("validate", "test"):
+            own = self._subcommand_parsers[name]
+            own.set_defaults({"verbose": False})  # our own tables say it better
+            own.add_argument(
+                "--stage_times",
+                type=bool,
+                default=False,
+                help="print at the end how much time each stage took, from loading to scoring",
+            )
+        for own in self._subcommand_parsers.values():
+            own.set_defaults({"weights_only": True})
+        subcommand, *rest = args
+        rest, contents = _read_files(rest)
+        path = _given_checkpoint(rest, contents)
+        remembered = None
+        if path is not None:
+            import_named(contents)  # what is named here may be the checkpoint's too
+            remembered = remembered_config(path)
+        if remembered is not None:
+            rest = ["--config", as_word(remembered), *rest]
+        with only_installed() if remembered is not None else nullcontext():
+            self.config = parser.parse_args([subcommand, *rest])
+        if path is None and subcommand != "fit" and self.config[subcommand].model.start_from is None:
+            raise InputError(
+                f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored, or --model.start_from"
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning's own would let the checkpoint's values win over those the user gives.
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """See that only classes are made, and that the run has a dashboard to go on with."""
+        config = self.config[self.subcommand]
+        check_classes(config.as_dict())
+        every = config.trainer.check_val_every_n_epoch
+        if every is not None and every < 1:
+            raise InputError(
+                f"trainer.check_val_every_n_epoch is {every}: give 1 at least; "
+                "trainer.limit_val_batches 0 leaves validation out"
+            )
+        if self.subcommand == "fit" and config.ckpt_path:
+            _go_on_with_dashboard(config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the callbacks of every run, less those that the user's flags rule out.
+
+        A callback that the user gives takes the place of the one of its class.
+        """
+        given = self.config_init[self.subcommand]["trainer"]
+        own = given["callbacks"] or []
+        own = own if isinstance(own, list) else [own]
+
+        def replaced(default: Callback) -> bool:
+            kind = ProgressBar if isinstance(default, ProgressBar) else type(default)
+            return any(isinstance(callback, kind) for callback in own)
+
+        self.trainer_defaults["callbacks"] = [one for one in self._callbacks(given) if not replaced(one)]
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        if trainer.loggers and not trainer.fast_dev_run:
+            trainer.loggers = led_by_a_file(trainer.loggers)
+        # The last checkpoint tells of the best one, wherever the user puts it.
+        trainer.callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return cast(Trainer, trainer)
+
+    def _callbacks(self, given: Namespace) -> list[Callback]:
+        callbacks: list[Callback] = [Throughput(), Scores(), EndOnSignal(), EndTogether()]
+        if given["enable_checkpointing"] is not False:
+            callbacks += [BestCheckpoint(), LastCheckpoint()]
+        if given["enable_progress_bar"] is not False:
+            callbacks.append(Bar() if sys.stdout.isatty() else PlainProgress())
+        if given["logger"] is not False and not given["fast_dev_run"]:
+            callbacks.append(LearningRateMonitor())
+        if self.config[self.subcommand].get("stage_times"):
+            callbacks.append(PrintStageTimes())
+        return callbacks
+
+    def after_instantiate_classes(self) -> None:
+        """Let the module keep its configuration, for its checkpoints."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        self.model.config = {part: config[part] for part in ("model", "data")}
+
+
+def run_lightning(arguments: list[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        arguments: the command and its options; each `--config` and the path of its file are two words.
+    """
+    _quiet()
+    keep_freed_memory()
+    commands = DetectionCLI.subcommands()
+    try:
+        DetectionCLI(
+            DetectionModule,
+            CocoDataModule,
+            save_config_callback=OwnFolder,
+            subclass_mode_data=True,
+            parser_class=_Parser,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": -1,
+                "use_distributed_sampler": False,
+                "logger": {
+                    "class_path": "fpn.lit.metrics_file.MetricsFile",
+                    "init_args": {"save_dir": "runs", "name": "fpn"},
+                },
+            },
+            parser_kwargs={"prog": "fpn", "exit_on_error": False}
+            | {name: {"description": _description(name), "exit_on_error": False} for name in commands},
+            auto_configure_optimizers=False,
+            args=arguments,
+        )
+    except SIGTERMException as error:
+        number = signal.Signals(error.args[0] if error.args else signal.SIGTERM)
+        if _first_process():
+            line = f"fpn: ended by {number.name}; a fit goes on with --ckpt_path of its last.ckpt"
+            print(line, file=sys.stderr)  # noqa: T201
+        sys.exit(128 + number)
+    except StepError:
+        if _first_process():
+            raise
+        sys.exit(2)  # the first process tells it
+
+
+def _first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _go_on_with_dashboard(config: Namespace) -> None:
+    """Give a W&B run that has no id the one of the checkpoint."""
+    loggers = config.trainer.logger
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = getattr(logger, "init_args", None)
+        if arguments is not None and logger.class_path.endswith(".Dashboard") and arguments.id is None:
+            arguments.id = remembered_version(config.ckpt_path, "Dashboard")
+
+
+def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
+    """The words, with the options of earlier versions in configuration files as they are called now.
+
+    Besides, what each of the files holds.
+    """
+    words, contents = list(words), []
+    for number, (option, file) in enumerate(itertools.pairwise(words), 1):
+        if option != "--config":
+            continue
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+            raise InputError(f"{file}: not a YAML file: {reason}") from None
+        if isinstance(content, dict) and (today := upgraded(content)) != content:
+            rank_zero_info(f"{file} is of an earlier version: its options are read as they are called now")
+            words[number] = as_word(content := today)
+        contents.append(content)
+    return words, contents
+
+
+def _given_checkpoint(words: Sequence[str], contents: Sequence[Any]) -> str | None:
+    """The checkpoint named on the command line, or else in the last configuration file to name one."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--ckpt_path")
+    given, _ = finder.parse_known_args(words)
+    named = [content.get("ckpt_path") for content in contents if isinstance(content, dict)]
+    return next((path for path in (given.ckpt_path, *reversed(named)) if path is not None), None)
+
+
+def _number_of_classes(data: CocoDataModule) -> int:
+    return len(data.categories.ids)
+
+
+def _description(command: str) -> str:
+    text = COMMANDS[command]
+    return (
+        f"{text[0].upper()}{text[1:]}. "
+        f"The options of a detector are listed by `fpn {command} --model.detector.help FasterRCNN` "
+        f"(or ProposalNetwork), "
+        f"those of its parts by `--model.detector.neck.help FeaturePyramid` and the like, "
+        f"those of the data by `fpn {command} --data.help CocoDataModule`."
+    )
+
+
+def _quiet() -> None:
+    """Keep Lightning's advertising and its known false alarms off the terminal."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not the user's
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "💡" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

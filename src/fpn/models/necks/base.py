@@ -1,0 +1,17 @@
+"""What every neck is: the base class."""
+
+from torch import nn
+
+
+class Neck(nn.Module):
+    """What lies between bottom-up and heads.
+
+    Attributes:
+        inputs: the C levels it reads.
+        levels: the levels of its output, finest first.
+        channels: the channels of every level of its output.
+    """
+
+    inputs: tuple[int, ...]
+    levels: tuple[int, ...]
+    channels: int

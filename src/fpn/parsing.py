@@ -1,0 +1,62 @@
+"""The parser of configurations, the same for all: what `fpn fit` takes is taken of its checkpoints too."""
+
+from collections.abc import Iterator
+from inspect import Parameter, signature
+from itertools import islice
+from types import FunctionType
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from fpn.errors import InputError
+
+# Where no type hint asks for a class, a configuration could have any made.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's, for classes whose first arguments the program gives, as a neck's channels of its input.
+
+    It leaves out the first arguments by position, and takes arguments by keyword only for the first ones in a
+    class which hands the others on: `def __init__(self, *args, weighted=False, **kwargs)`.
+    """
+
+    def add_class_arguments(
+        self, class_type: type, *args: Any, skip: set[str | int] | None = None, **options: Any
+    ) -> list[str]:
+        """As jsonargparse's; a number in `skip` is that of the first arguments by position."""
+        number = sum(item for item in skip or () if isinstance(item, int))
+        first = list(islice(_by_position(class_type), number))
+        if len(first) == number:
+            skip = {*first, *(item for item in skip or () if isinstance(item, str))}
+        added: list[str] = super().add_class_arguments(class_type, *args, skip=skip, **options)
+        return added
+
+
+def as_word(config: Any) -> str:
+    """A configuration as one word of a command line; in YAML, where the keys of a mapping may be numbers.
+
+    Raises:
+        InputError: it has a value that is not plain.
+    """
+    try:
+        return str(yaml.safe_dump(config, sort_keys=False))
+    except yaml.YAMLError as error:
+        raise InputError(f"a configuration has plain values only: {' '.join(map(str, error.args))}") from None
+
+
+def _by_position(kind: type) -> Iterator[str]:
+    """The arguments that may be given by position, its own and those of what it hands `*args` on to."""
+    for base in kind.__mro__:
+        init = vars(base).get("__init__")
+        if init is None:
+            continue
+        if not isinstance(init, FunctionType):
+            return
+        _, *parameters = signature(init).parameters.values()
+        for parameter in parameters:
+            if parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD):
+                yield parameter.name
+        if all(parameter.kind != Parameter.VAR_POSITIONAL for parameter in parameters):
+            return

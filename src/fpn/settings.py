@@ -1,0 +1,21 @@
+"""Kinds of numbers that a setting may be: the command line refuses any other by the option's name.
+
+In Python they are plain numbers, which nothing checks.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    PositiveInt = int
+    NonNegativeInt = int
+    PositiveFloat = float
+    NonNegativeFloat = float
+    Share = float
+else:
+    from jsonargparse.typing import ClosedUnitInterval as Share
+    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+BoxWeights = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
+"""Factors of the deltas dx, dy, dw, dh."""
+
+__all__ = ["BoxWeights", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "Share"]

@@ -1,0 +1,190 @@
+"""What users write outside of the package, by the real command line, from a first fit to a table's report.
+
+The files in `files/` are theirs: a neck, a bottom-up, a box head, a box loss, a metric and a row of a table.
+They lie in a temporary folder, which is the working directory.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fpn.data.shapes import generate_shapes
+
+FILES = Path(__file__).parent / "files"
+MODULES = ("panet", "plain", "conv_head", "balanced_l1", "counting")
+IMPORT = [word for module in MODULES for word in ("--import", module)]
+DETECTOR = {
+    "bottom_up": {"class_path": "plain.Plain", "init_args": {"width": 4}},
+    "neck": {"class_path": "panet.PANet", "init_args": {"channels": 8, "weighted": True}},
+    "rpn": {"sizes": {2: [8], 3: [16], 4: [32], 5: [64], 6: [128]}},
+    "roi_head": {
+        "canonical_size": 56,
+        "head": {"class_path": "conv_head.ConvHead", "init_args": {"width": 8}},
+    },
+    "roi_box_loss": {"class_path": "balanced_l1.BalancedL1", "init_args": {"alpha": 0.6}},
+    "training_proposals": {"pre_nms_top_n": 50, "post_nms_top_n": 50},
+    "testing_proposals": {"pre_nms_top_n": 50, "post_nms_top_n": 50},
+    "roi_sampling": {"per_image": 16},
+    "detections": {"score_threshold": 0.0, "max_detections": 20},
+}
+METRICS = [
+    {"class_path": "fpn.evaluation.BoxAP"},
+    {"class_path": "fpn.evaluation.ProposalRecall"},
+    {"class_path": "counting.CountError", "init_args": {"threshold": 0.3}},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: their files, ten images, and a configuration that names all five parts."""
+    folder: Path = tmp_path_factory.mktemp("own")
+    shutil.copytree(FILES, folder, dirs_exist_ok=True)
+    generate_shapes(folder / "shapes", train=10, val=5, long_side=96)
+    config = {
+        "trainer": {"accelerator": "cpu", "log_every_n_steps": 1, "enable_model_summary": False},
+        "model": {
+            "detector": DETECTOR,
+            "metrics": METRICS,
+            "lr_factors": {"bottom_up": 0.1},
+            "schedule": {"steps": 10, "milestones": [8], "warmup_steps": 2, "reference_images": 2},
+        },
+        "data": {
+            "root": "shapes",
+            "images": {"short_side": 96, "max_side": 96},
+            "batch_size": 2,
+            "num_workers": 0,
+        },
+    }
+    (folder / "own.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def run(folder: Path, *words: str, status: int = 0, module: bool = False) -> str:
+    """What a command says, in that folder: `fpn`, or `python -m fpn`; its exit status is looked at."""
+    program = [sys.executable, "-m", "fpn"] if module else [sys.executable, "-c", ENTRY]
+    done = subprocess.run(
+        [*program, *words],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+# As the installed script does it: the working directory is on the path of no script in another folder.
+ENTRY = "import sys; sys.path.pop(0); from fpn.__main__ import main; sys.argv[0] = 'fpn'; main()"
+
+
+@pytest.fixture(scope="module")
+def fitted(folder: Path) -> Path:
+    """The last checkpoint of a fit of five of ten steps."""
+    run(
+        folder,
+        "fit",
+        "--config",
+        "own.yaml",
+        "--trainer.max_steps",
+        "5",
+        "--trainer.logger.init_args.name",
+        "own",
+    )
+    return folder / "runs" / "own" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def test_a_fit_trains_what_its_configuration_names(fitted: Path) -> None:
+    state = torch.load(fitted, weights_only=True)["state_dict"]
+    names = {".".join(name.split(".")[1:4]) for name in state}
+    assert {"bottom_up.stage2.0", "neck.down.3", "neck.gate", "roi_head.head.shared"} <= names
+
+
+def test_the_fit_goes_on(folder: Path, fitted: Path) -> None:
+    said = run(folder, "fit", "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", *IMPORT)
+    newest = max(
+        folder.glob("runs/fpn/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime
+    )
+    assert torch.load(newest, weights_only=True)["global_step"] == 10, said
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_it_is_scored_by_the_users_metric_too(folder: Path, fitted: Path, command: str) -> None:
+    where = ["--trainer.logger.init_args.name", command, "--trainer.accelerator", "cpu"]
+    said = run(folder, command, "--ckpt_path", str(fitted), *where, *IMPORT, module=command == "test")
+    assert "count_error" in said
+    if command == "test":
+        scores = json.loads((folder / "runs/test/version_0/scores.json").read_text())
+        assert scores["count_error"] >= 0
+        assert "AP" in scores
+
+
+def test_it_predicts(folder: Path, fitted: Path) -> None:
+    run(
+        folder,
+        "predict",
+        "--ckpt_path",
+        str(fitted),
+        "--images",
+        "shapes/val2017",
+        "--device",
+        "cpu",
+        *IMPORT,
+    )
+    assert json.loads((folder / "predictions" / "detections.json").read_text())
+
+
+def test_python_loads_it(folder: Path, fitted: Path) -> None:
+    """A script beside the modules has imported them; boxes are those of the detector itself."""
+    script = """
+import sys, torch, fpn
+import panet, plain, conv_head, balanced_l1, counting
+from fpn.data.coco import read_image
+trained = fpn.load(sys.argv[1])
+assert type(trained.detector.neck) is panet.PANet and trained.detector.neck.gate is not None
+assert type(trained.detector.bottom_up) is plain.Plain
+image = read_image(sys.argv[2])
+found = fpn.Predictor.of(trained)([image])[0]
+trained.detector.neck.fast = False
+again = fpn.Predictor.of(trained)([image])[0]
+assert len(found.boxes) and torch.equal(found.boxes, again.boxes)
+"""
+    (folder / "use.py").write_text(script)
+    image = next((folder / "shapes" / "val2017").iterdir())
+    done = subprocess.run(
+        [sys.executable, "use.py", str(fitted), str(image)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpoint_does_not_import_what_merely_lies_here(folder: Path, fitted: Path) -> None:
+    said = run(folder, "test", "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", status=2)
+    (line,) = [line for line in said.splitlines() if line.startswith("fpn: ")]
+    assert any(f"--import {module}" in line for module in MODULES)
+
+
+def test_a_file_is_a_row(folder: Path) -> None:
+    """`ablate` trains and tests it after Table 1's recipe, and `report` shows it by its own name."""
+    small = [
+        "--data.train_count=6", "--data.val_count=3", "--data.long_side=96", "--data.batch_size=2",
+        "--model.schedule.steps=2", "--model.schedule.length=1", "--model.schedule.reference_images=2",
+        "--model.schedule.warmup_steps=0", "--model.detector.bottom_up.width=8", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+    words = ["ablate", "table1", "--rows", "./c_panet.yaml", "--data", "shapes", "--devices_per_run", "0"]
+    run(folder, *words, "--import", "panet", "--", *small)
+    scores = list(folder.glob("runs/study/table1/c_panet/**/scores.json"))
+    assert scores
+    said = run(folder, "report", "runs/study")
+    assert "FPN with PANet's bottom-up path" in said

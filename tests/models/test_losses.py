@@ -1,0 +1,120 @@
+"""Box losses against torchvision's on decoded boxes, one of a user's own, and all without foreground."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+
+from fpn.checkpoints import build_detector
+from fpn.models.detectors import FasterRCNN
+from fpn.models.losses import BoxLoss, CIoU, DIoU, GIoU, SmoothL1
+from fpn.models.necks import FeaturePyramid
+from fpn.models.resnet import ResNet
+from fpn.models.roi_head import RoIHead, TwoFCHead
+from fpn.ops.boxes import decode_boxes, encode_boxes
+from fpn.types import Batch, Targets
+from fpn.upgrade import upgraded
+
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+class Center(BoxLoss):
+    """As a user writes it: only where a box is counts."""
+
+    def forward(
+        self, predicted: Tensor, wanted: Tensor, references: Tensor, box_weights: Sequence[float]
+    ) -> Tensor:
+        return (predicted - wanted)[:, :2].abs().sum()
+
+
+LOSSES = [SmoothL1, partial(SmoothL1, 0.0), GIoU, DIoU, CIoU, Center]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(GIoU, generalized_box_iou_loss), (DIoU, distance_box_iou_loss), (CIoU, complete_box_iou_loss)],
+)
+def test_iou_losses_are_torchvisions_of_the_boxes(
+    ours: Callable[..., BoxLoss], theirs: Callable[..., Tensor]
+) -> None:
+    corners = torch.rand(2, 50, 4) * 100
+    references, objects = torch.cat((corners[..., :2], corners[..., :2] + corners[..., 2:] + 10), dim=-1)
+    predicted = torch.randn(50, 4, requires_grad=True)
+    wanted = encode_boxes(objects, references, WEIGHTS)
+    expected = theirs(decode_boxes(predicted, references, WEIGHTS), objects, reduction="sum")
+    torch.testing.assert_close(ours(weight=3.0)(predicted, wanted, references, WEIGHTS), 3 * expected)
+    none = ours()(wanted, wanted, references, WEIGHTS)
+    assert none.item() == pytest.approx(0, abs=1e-3)
+
+
+def test_beta_zero_is_l1() -> None:
+    predicted, wanted = torch.randn(2, 9, 4)
+    found = SmoothL1(0.0)(predicted, wanted, wanted, WEIGHTS)
+    torch.testing.assert_close(found, F.l1_loss(predicted, wanted, reduction="sum"))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_without_foreground_the_loss_is_zero(loss: Callable[[], BoxLoss]) -> None:
+    deltas = torch.randn(3, 4, requires_grad=True)
+    nothing = torch.zeros(0, 4)
+    found = loss()(deltas[:0], nothing, nothing, WEIGHTS)
+    assert found.item() == 0
+    found.backward()
+    assert deltas.grad is not None
+    assert torch.equal(deltas.grad, torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("objects", [0, 1])
+def test_detectors_learn_by_them(loss: Callable[[], BoxLoss], objects: int) -> None:
+    torch.manual_seed(0)
+    detector = FasterRCNN(
+        2,
+        bottom_up=partial(ResNet, "resnet10", norm="batch", width=4),
+        neck=partial(FeaturePyramid, channels=8),
+        roi_head=partial(RoIHead, head=partial(TwoFCHead, hidden=8)),
+        rpn_box_loss=loss,
+        roi_box_loss=loss,
+    )
+    truth = Targets(
+        torch.tensor([[4.0, 4, 50, 60]])[:objects], torch.ones(objects, dtype=torch.int64), torch.zeros(0, 4)
+    )
+    losses = detector.losses(Batch(torch.randn(1, 3, 64, 64), [(64, 64)], [(64, 64)], [0], [truth]))
+    for name in ("rpn_box", "roi_box"):
+        assert (losses[name].item() > 0) == (objects > 0)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+
+
+def test_one_line_of_a_configuration_names_one() -> None:
+    small = {"bottom_up": {"name": "resnet10", "width": 4}}
+    detector = build_detector([small, {"roi_box_loss": {"class_path": "fpn.models.losses.GIoU"}}], 3)
+    assert isinstance(detector, FasterRCNN)
+    assert (type(detector.rpn_box_loss), type(detector.roi_box_loss)) == (SmoothL1, GIoU)
+    detector = build_detector([small, {"rpn_box_loss": {"beta": 0.0}, "rpn_loss_per_image": 256}], 3)
+    assert isinstance(detector, FasterRCNN)
+    assert (detector.rpn_box_loss.beta, detector.rpn_loss_per_image) == (0, 256)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_configurations_of_before_mean_the_same(whole: bool) -> None:
+    old = {
+        "loss": {"rpn_beta": 0.0, "roi_beta": 0.5, "rpn_per_image": 256},
+        "bottom_up": {"name": "resnet10", "width": 4},
+    }
+    for kind in ("FasterRCNN", "FastRCNN", "ProposalNetwork"):
+        part = {"class_path": f"fpn.{kind}", "init_args": old} if whole else old
+        new = upgraded({"model": {"detector": part, "lr": 1}})
+        assert new["model"]["lr"] == 1
+        assert upgraded(new) == new
+        detector = build_detector([new["model"]["detector"]], 3)
+        if hasattr(detector, "rpn"):
+            assert (detector.rpn_box_loss.beta, detector.rpn_loss_per_image) == (0, 256)
+        if hasattr(detector, "roi_head"):
+            assert detector.roi_box_loss.beta == 0.5
+    for other in ({}, {"model": None}, {"model": {"detector": None}}, {"data": {"loss": 3}}):
+        assert upgraded(other) == other
