@@ -4,7 +4,7 @@
     python scripts/running_time.py                                  # all tables
     python scripts/running_time.py --table fig1 --device cuda --repeats 50
 
-Prints seconds and peak memory for an image, and writes them where `scripts/report.py` finds them. Weights and
+Prints seconds and peak memory for an image, and writes them where `fpn report` finds them. Weights and
 images are random.
 """
 
@@ -16,11 +16,11 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import timing
 from benchmarks.comparison import described
 from fpn.console import mistakes
 from fpn.devices import device_named
 from fpn.errors import InputError
-from fpn.study import timing
 
 
 def main(
@@ -62,9 +62,8 @@ def main(
             )
         Console().print(shown, setting)
         if factor == 1:
-            timing.write_runs(
-                name, measured, Path(out), {"data": hardware, "machine": machine, "repeats": repeats}
-            )
+            about = {"data": hardware, "setting": setting, "machine": machine, "repeats": repeats}
+            timing.write_runs(name, measured, Path(out), about)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ import torchvision
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
+from benchmarks.timing import status_mb
 from fpn.allocator import keep_freed_memory
 from fpn.devices import device_named
 from fpn.errors import InputError
-from fpn.study.timing import status_mb
 
 Work = Callable[..., Any]
 """A repetition: called with False it is timed, with True it returns what is compared; the point follows."""

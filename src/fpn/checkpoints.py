@@ -22,6 +22,7 @@ from fpn.types import Categories
 from fpn.upgrade import upgraded
 from fpn.weights import check_weights, read_checkpoint
 
+_SPLITS = ("train", "val", "test")
 _PREFIX = "detector."
 """Of the detector's weights in our checkpoints."""
 
@@ -216,8 +217,9 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
     config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts}
     config["model"] |= {"start_from": None, "start_parts": None, "frozen_parts": []}
     settings = config["data"].get("init_args", config["data"])
-    for split in {"train", "val", "test"} & settings.keys():
-        settings[split] = settings[split] | {"proposals": None}
+    settings |= {
+        key: split | {"proposals": None} for key, split in settings.items() if key in _SPLITS and split
+    }
     # Not to be resumed: there is no state of an optimiser that fits the whole.
     joined = {
         key: value

@@ -53,12 +53,14 @@ def _mistake(error: BaseException | None) -> str | None:
 
 def _out_of_bounds(message: str) -> str | None:
     """What the parser says of a number that an option cannot be, in one line; None of anything else."""
-    found = re.search(r"(\S+) does not conform to restriction (v>=?0(?: and v<=1)?)", message)
+    found = re.search(r"(?:(\S+) )?does not conform to restriction (v>=?0(?: and v<=1)?)", message)
     keys = re.findall(r'Parser key "([^"]+)"', message)
     if found is None or not keys:
         return None
+    # Where null is allowed too, the value comes last.
+    value = message.rpartition("Given value: ")[2] if "Given value: " in message else found[1]
     wanted = {"v>0": "a number above 0", "v>=0": "0 or more"}.get(found[2], "a number from 0 to 1")
-    return f"{'.'.join(keys)} is {found[1]}: give {wanted}"
+    return f"{'.'.join(keys)} is {value}: give {wanted}"
 
 
 def _refused_by_lightning(error: BaseException) -> bool:

@@ -35,7 +35,7 @@ def test_a_run_that_goes_on_goes_on_in_wandb(config: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(wandb, "init", init)
     (task,) = plan(["table1"], ["d"], seeds=[2], wandb=True)
-    words = list(task.steps[0].arguments)
+    words = list(task.steps[0].words)
     logger = ["--trainer.logger", words[words.index("--trainer.logger") + 1].replace("runs/study", "runs")]
     main(["fit", "--config", config, *logger])
     wandb.finish()  # which the end of a process does

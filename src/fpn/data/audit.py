@@ -82,8 +82,6 @@ def look_at(
     if image_folder is not None and not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such image folder")
     file = CocoFile.read(annotation_file)
-    if flaw := file.images.flaw or file.annotations.flaw or file.categories.flaw:
-        raise InputError(f"{annotation_file}: {flaw}")
     taken, refusal, not_scored = None, "", ""
     try:
         taken = annotations_of(file)

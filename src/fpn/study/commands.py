@@ -6,16 +6,17 @@ from pathlib import Path
 
 from fpn.errors import InputError
 from fpn.study import pool, slurm
-from fpn.study.report import write_report
-from fpn.study.results import read_runs, write_csv
 from fpn.study.rows import FAMILIES, TABLES, plan
 from fpn.study.tasks import Task
 
-EXAMPLES = """
-examples:
-  every row, on data that the project draws itself
-    fpn ablate table1 --data shapes
-  three tables one after the other
+_ABLATE = """Run the rows of the paper's tables, here or on a SLURM cluster.
+
+Each run has a folder OUT/TABLE/ROW/..., with log.txt, run.json, and at the end scores.json. The same command
+again passes over what is finished and goes on with what was interrupted. `fpn report OUT` sets the results
+beside the paper's.
+"""
+_EXAMPLES = """examples:
+  every row of three tables, on data that the project draws itself
     fpn ablate table1 table2 table3 --data shapes
   some rows, three times each, beside one of your own; only say what would be done
     fpn ablate table1 --rows c d ./c_panet.yaml --seeds 0 1 2 --dry-run
@@ -23,10 +24,11 @@ examples:
     fpn ablate table3 --devices_per_run 8 -- --data.root /data/coco
   on a SLURM cluster, a job for each training, which starts when what it needs is there
     fpn ablate table1 --seeds 0 1 2 --slurm partition=gpu time=24:00:00
+"""
+_REPORT = """Set the paper's numbers beside those of our runs: write OUT/report.md and figures beside it.
 
-Each run has a folder OUT/TABLE/ROW/..., with log.txt, run.json, and at the end scores.json. The same command
-again passes over what is finished and goes on with what was interrupted. `fpn report OUT` sets the results
-beside the paper's.
+Each table, family and data set is a section of its own. Several seeds of a row are averaged; runs that are
+not finished yet are named as such. Example: fpn report runs/study
 """
 
 
@@ -43,20 +45,11 @@ def ablate(arguments: Sequence[str]) -> int:
         InputError: what was asked for makes no sense, or was begun with other settings.
     """
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    words, given = arguments[:end], arguments[end + 1 :]
-    options = _ablate_parser().parse_args(words)
+    options, given = _ablate_parser().parse_args(arguments[:end]), arguments[end + 1 :]
     if options.devices_per_run < 0 or (options.jobs is not None and options.jobs < 1):
         raise InputError("--jobs must be at least 1 and --devices_per_run at least 0")
-    tasks = plan(
-        options.tables,
-        options.rows,
-        options.seeds,
-        options.family,
-        options.data,
-        options.out,
-        options.wandb,
-        given,
-    )
+    names = ("tables", "rows", "seeds", "family", "data", "out", "wandb")
+    tasks = plan(**{name: getattr(options, name) for name in names}, given=given)
     if options.task is not None:
         tasks = [task for task in tasks if task.name == options.task]
         if not tasks:
@@ -66,8 +59,8 @@ def ablate(arguments: Sequence[str]) -> int:
     if options.slurm is not None:
 
         def command(task: Task) -> list[str]:
-            words = [*_again(options), "--task", task.name]
-            return [*pool.PROGRAM, "ablate", *words, *(["--", *given] if given else [])]
+            words = ["ablate", *_again(options), "--task", task.name, *(["--", *given] if given else [])]
+            return [*pool.PROGRAM, *words]
 
         slurm.submit(tasks, command, options.slurm, options.devices_per_run, options.jobs, options.dry_run)
         return 0
@@ -89,23 +82,14 @@ def report(arguments: Sequence[str]) -> int:
     Raises:
         InputError: there are no runs, or they cannot be read.
     """
-    parser = argparse.ArgumentParser(
-        prog="fpn report",
-        description="Set the paper's numbers beside those of our runs: write OUT/report.md and figures "
-        "beside it, and print the main columns.",
-        epilog="Each table, family and data set is a section of its own; several seeds of a row are "
-        "averaged; runs that are not finished yet are named as such. Example: fpn report runs/study",
-    )
+    from fpn.study.report import write_report
+    from fpn.study.results import read_runs, write_csv
+
+    parser = _parser("report", _REPORT)
     add = parser.add_argument
-    add(
-        "runs",
-        nargs="+",
-        metavar="RUNS",
-        help="a folder; every folder in it with a run.json, at any depth, is a run, finished if it has a "
-        "scores.json; or a folder that --csv has written",
-    )
+    add("runs", nargs="+", metavar="RUNS", help="a folder with run.json files at any depth, or one of --csv")
     add("--out", default="report", help="the folder to write to (default: %(default)s)")
-    add("--csv", metavar="FOLDER", help="write what is known of the runs into CSV files there, and no report")
+    add("--csv", metavar="FOLDER", help="write the numbers of the runs into CSV files there, and no report")
     options = parser.parse_args(arguments)
     if options.csv is not None:
         write_csv(read_runs(options.runs), Path(options.csv))
@@ -114,68 +98,42 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _ablate_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fpn ablate",
-        usage="%(prog)s TABLE [TABLE ...] [options] [-- arguments of `fpn fit`]",
-        description="Run the rows of the paper's tables, here or on a SLURM cluster. "
-        "The same command again goes on where it was.",
-        epilog=EXAMPLES,
+def _parser(command: str, text: str, examples: str = "") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"fpn {command}",
+        description=text,
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def _ablate_parser() -> argparse.ArgumentParser:
+    parser = _parser("ablate", _ABLATE, _EXAMPLES)
+    parser.usage = "%(prog)s TABLE [TABLE ...] [options] [-- arguments of `fpn fit`]"
     add = parser.add_argument
     add("tables", nargs="+", metavar="TABLE", help=f"which of the paper's experiments: {', '.join(TABLES)}")
-    add(
-        "--rows",
-        nargs="+",
-        default=[],
-        metavar="ROW",
-        help="only these rows of one table, by default all; a configuration file of your own is a row too: "
-        "it says what the detector is, its first comment line is the row's name",
-    )
+    own = "a configuration file of your own is a row too, named by its first comment line"
+    add("--rows", nargs="+", default=[], metavar="ROW", help=f"only these of one table; {own}")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="a run for each; by default 0")
     add("--data", default="coco", metavar="DATA", help="coco (the default), shapes, framed, or FILE.yaml")
     add("--family", default="paper", choices=FAMILIES, help="which recipe; by default the paper's")
     add("--out", default="runs/study", metavar="OUT", help="folder of the study; by default %(default)s")
-    add(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="runs at a time; by default as many as the visible GPUs suffice for, "
-        "on the CPU one; with --slurm all",
-    )
-    add(
-        "--devices_per_run",
-        type=int,
-        default=1,
-        metavar="K",
-        help="GPUs of each run, 0 for none; by default 1",
-    )
+    default = "by default as many as the visible GPUs suffice for, on the CPU one; with --slurm all"
+    add("--jobs", type=int, metavar="N", help=f"runs at a time; {default}")
+    add("--devices_per_run", type=int, default=1, metavar="K", help="GPUs of each run, 0 for none; default 1")
     add("--wandb", action="store_true", help="a W&B dashboard of each training")
-    add(
-        "--slurm",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="submit a job for each task, with these options of sbatch (partition=gpu time=24:00:00 ...)",
-    )
-    add(
-        "--task",
-        metavar="NAME",
-        help="only this one of the tasks, as a job does; what it needs must be finished",
-    )
-    add(
-        "--dry-run",
-        action="store_true",
-        help="print what would be done, with the full commands, and do nothing",
-    )
+    options = "partition=gpu time=24:00:00 ..."
+    add("--slurm", nargs="*", metavar="KEY=VALUE", help=f"submit jobs, with options of sbatch ({options})")
+    add("--task", metavar="NAME", help="only this task, as a job does; what it needs must be finished")
+    add("--dry-run", action="store_true", help="print what would be done, the full commands, and do nothing")
     return parser
 
 
 def _again(options: argparse.Namespace) -> list[str]:
     """The words of a command that plans the same tasks, but for `--` and what follows it."""
-    words = [*options.tables, "--seeds", *map(str, options.seeds)]
+    words = [*options.tables, "--seeds", *map(str, options.seeds), "--jobs", "1"]
     words += ["--rows", *options.rows] if options.rows else []
     for name in ("data", "family", "out", "devices_per_run"):
         words += [f"--{name}", str(getattr(options, name))]
-    return words + ["--jobs", "1"] + (["--wandb"] if options.wandb else [])
+    return words + (["--wandb"] if options.wandb else [])

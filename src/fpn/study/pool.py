@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fpn.console import leave_terminal, say
 from fpn.errors import InputError
@@ -18,7 +17,6 @@ from fpn.study.tasks import Step, Task
 
 PROGRAM = (sys.executable, "-m", "fpn")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # With these Lightning would take a command that was started here for one that srun has started many of.
 _SRUN = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 
@@ -40,9 +38,7 @@ def places(jobs: int | None = None, devices_per_run: int = 1) -> list[dict[str, 
 
     from fpn.devices import cpu_cores
 
-    count = torch.cuda.device_count()
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in given.split(",")] if given else [str(index) for index in range(count)]
+    count, given = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if devices_per_run == 0 or (count == 0 and devices_per_run == 1):
         jobs = jobs or 1
         shared = {"CUDA_VISIBLE_DEVICES": ""} if count else {}
@@ -50,13 +46,14 @@ def places(jobs: int | None = None, devices_per_run: int = 1) -> list[dict[str, 
             shared["OMP_NUM_THREADS"] = str(max(cpu_cores() // jobs, 1))
         return [shared] * jobs
     jobs = jobs or max(count // devices_per_run, 1)
-    if jobs * devices_per_run > count:
+    if (needed := jobs * devices_per_run) > count:
         raise InputError(
             f"{jobs} runs at a time (--jobs) of {devices_per_run} GPUs each (--devices_per_run) need "
-            f"{jobs * devices_per_run} GPUs, but {count} are visible"
+            f"{needed} GPUs, but {count} are visible"
         )
-    starts = range(0, jobs * devices_per_run, devices_per_run)
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(names[start:][:devices_per_run])} for start in starts]
+    names = [name.strip() for name in given.split(",")] if given else [str(index) for index in range(count)]
+    shares = (names[start:][:devices_per_run] for start in range(0, needed, devices_per_run))
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
 
 
 def run(
@@ -83,36 +80,38 @@ def run(
     waiting, free = {task.name: task for task in tasks}, list(places)
     outside = {need.name: need for task in tasks for need in task.needs if need.name not in waiting}
     good = {name for name, need in outside.items() if need.next_step() is None}
-    failed = dict.fromkeys(outside.keys() - good, "not finished")
-    under_way: dict[Future[bool], tuple[Task, Mapping[str, str]]] = {}
+    bad = outside.keys() - good
+    under_way: dict[Future[bool], tuple[str, Mapping[str, str]]] = {}
 
-    def fail(task: Task, reason: str) -> None:
-        failed[task.name] = reason
-        say(f"{task.name}: {reason}")
+    def fail(name: str, reason: str) -> None:
+        bad.add(name)
+        say(f"{name}: {reason}")
 
     with _signals() as received, ThreadPoolExecutor(len(places)) as threads:
         while True:
-            for task in [] if received else list(waiting.values()):
+            for name, task in [] if received else list(waiting.items()):
                 lacking = [need.name for need in task.needs if need.name not in good]
-                if lost := [name for name in lacking if name in failed]:
-                    fail(waiting.pop(task.name), f"not run, as it needs {lost[0]}")
-                elif free and not lacking:
-                    place = free.pop(0)
-                    work = _Work(waiting.pop(task.name), place, program, received, patience)
-                    under_way[threads.submit(work.run)] = task, place
+                if bad.intersection(lacking):
+                    fail(name, f"not run, as it needs {lacking[0]}")
+                elif lacking or not free:
+                    continue
+                else:
+                    work = _Work(task, free.pop(0), program, received, patience)
+                    under_way[threads.submit(work.run)] = name, work.place
+                del waiting[name]
             if not under_way:
                 break
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                task, place = under_way.pop(future)
+                name, place = under_way.pop(future)
                 free.append(place)
                 try:
-                    good |= {task.name} if future.result() else set()
+                    good |= {name} if future.result() else set()
                 except (InputError, OSError) as error:
-                    fail(task, f"failed: {error}")
+                    fail(name, f"failed: {error}")
     if received:
         say(f"Stopped by {signal.Signals(received[0]).name}; the same command goes on where this one was")
         return 128 + received[0]
-    return 1 if failed else 0
+    return 1 if bad else 0
 
 
 def describe(tasks: Sequence[Task], program: Sequence[str] = PROGRAM) -> None:
@@ -125,12 +124,12 @@ def describe(tasks: Sequence[Task], program: Sequence[str] = PROGRAM) -> None:
         except InputError as error:
             say(f"  would fail: {error}")
             continue
-        first = len(task.steps) if upcoming is None else task.steps.index(upcoming)
-        for number, step in enumerate(task.steps):
+        state = "finished"
+        for step in task.steps:
             words = task.words(step) if step is upcoming else step.words
-            goes_on = "would go on" if words != step.words else "would start"
-            say(f"  {step.name}: {'finished' if number < first else goes_on}")
-            say(f"    {shlex.join([*program, *words])}")
+            if step is upcoming or state != "finished":
+                state = "would start" if words == step.words else "would go on"
+            say(f"  {step.name}: {state}\n    {shlex.join([*program, *words])}")
 
 
 class _Work(NamedTuple):
@@ -153,20 +152,22 @@ class _Work(NamedTuple):
         if task.next_step() is None:
             say(f"{task.name}: finished earlier{task.score}")
             return True
+        log = task.folder / "log.txt"
         with task.locked() as lock:
             while (step := task.next_step()) is not None and not self.received:
-                task_log = task.folder / "log.txt"
-                say(f"{task.name}: {step.name} (log: {task_log})")
+                say(f"{task.name}: {step.name} (log: {log})")
                 status, reason = self._run_step(step, lock)
                 if status == 0:
                     task.finish(step)
                 elif not self.received:
                     ended = f"with status {status}" if status > 0 else f"by {signal.Signals(-status).name}"
-                    raise InputError(f"{step.name} ended {ended}: {reason} (log: {task_log})")
+                    raise InputError(f"{step.name} ended {ended}: {reason} (log: {log})")
         minutes = (time.monotonic() - start) / 60
-        is_finished = step is None
-        say(f"{task.name}: " + (f"finished in {minutes:.1f} min{task.score}" if is_finished else "stopped"))
-        return is_finished
+        say(
+            f"{task.name}: "
+            + (f"stopped at {step.name}" if step else f"finished in {minutes:.1f} min{task.score}")
+        )
+        return step is None
 
     def _run_step(self, step: Step, lock: int) -> tuple[int, str]:
         """Its exit status, and the last thing it said."""
@@ -175,7 +176,7 @@ class _Work(NamedTuple):
         with (self.task.folder / "log.txt").open("ab+") as log:
             log.write(f"\n[{time.strftime('%Y-%m-%d %H:%M:%S')}]\n$ {shlex.join(command)}\n".encode())
             log.flush()
-            begin = log.tell()
+            begin, deadline = log.tell(), float("inf")
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -185,21 +186,15 @@ class _Work(NamedTuple):
                 start_new_session=True,  # a terminal's Ctrl-C is for the runner
                 pass_fds=(lock,),  # whatever becomes of the runner, no other one runs this step beside
             )
-            deadline = float("inf")
-            while (
-                process.poll() is None
-                and time.monotonic() < deadline
-                and self.received.count(signal.SIGINT) < 2
-            ):
+            while process.poll() is None and time.monotonic() < deadline:
                 if self.received and deadline == float("inf"):
-                    # Its first process tells those that load data, which must not die before it.
-                    process.terminate()
+                    process.terminate()  # it tells the processes that load data, which must not die before it
                     deadline = time.monotonic() + self.patience
+                if self.received.count(signal.SIGINT) > 1:
+                    break
                 time.sleep(0.05)
             with suppress(ProcessLookupError):
-                os.killpg(
-                    process.pid, signal.SIGKILL
-                )  # where the first process has ended, others may not have
+                os.killpg(process.pid, signal.SIGKILL)  # also what a first process that has ended left behind
             log.seek(begin)
             lines = [
                 line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()
@@ -213,17 +208,17 @@ def _signals() -> Iterator[list[int]]:
     """While it lasts, signals that would end this process are put into a list instead."""
     received: list[int] = []
 
-    def receive(number: int, _: FrameType | None) -> None:
+    def receive(number: int, _: Any) -> None:
         received.append(number)
         if number == signal.SIGHUP:
             leave_terminal()
 
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    caught = [number for number in _SIGNALS if before[number] is not signal.SIG_IGN]
-    for number in caught:
-        signal.signal(number, receive)
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {one: signal.getsignal(one) for one in ending if signal.getsignal(one) is not signal.SIG_IGN}
     try:
+        for number in before:
+            signal.signal(number, receive)
         yield received
     finally:
-        for number in caught:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)

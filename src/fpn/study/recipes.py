@@ -6,21 +6,23 @@ A row's file says what the detector is, the files of a family (`paper`, `modern`
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from fpn.shipped import config_file
-from fpn.study.settings import Settings, part_of, result_settings, settings_of, told
+from fpn.study.settings import Settings, result_settings, settings_of, told
 from fpn.study.tasks import Step, Task
 from fpn.types import precision_named
 
 
-class Recipe(Protocol):
+class Recipe(ABC):
     """A way to make a row."""
 
+    @abstractmethod
     def tasks(self, making: "Making") -> list[Task]:
         """The tasks that make it, those first that others need, its own last."""
 
@@ -34,6 +36,8 @@ class Row(NamedTuple):
     recipe: Recipe
     modern: Recipe | None = None
     """The modern family's, where it is another."""
+    shipped: bool = True
+    """Whether the file is one of this project."""
 
 
 class Study(NamedTuple):
@@ -57,58 +61,53 @@ class Study(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RPN:
+class RPN(Recipe):
     """An RPN, trained alone."""
 
     def tasks(self, making: "Making") -> list[Task]:
-        """One training."""
         return [making.fit("rpn", proposes=making.proposes)]
 
 
 @dataclass(frozen=True)
-class OnProposals:
+class OnProposals(Recipe):
     """A Fast R-CNN on the proposals of another row's RPN."""
 
     proposals: str
     """That row, as table1/c."""
 
     def tasks(self, making: "Making") -> list[Task]:
-        """That row's, and one training."""
         others = making.study.tasks(self.proposals, making.seed, proposes=True)
         return [*others, making.fit("fast_rcnn", proposals=others[-1])]
 
 
 @dataclass(frozen=True)
-class Jointly:
+class Jointly(Recipe):
     """RPN and Fast R-CNN at once."""
 
     more: tuple[str, ...] = ()
     """Further files of the family."""
 
     def tasks(self, making: "Making") -> list[Task]:
-        """One training."""
         return [making.fit("faster_rcnn", *self.more)]
 
 
 @dataclass(frozen=True)
-class TwoSteps:
+class TwoSteps(Recipe):
     """An RPN, and then a Fast R-CNN on its proposals, with features of its own."""
 
     def tasks(self, making: "Making") -> list[Task]:
-        """Two trainings."""
         one = making.fit("rpn", stage="/1_rpn", proposes=True)
         return [one, making.fit("fast_rcnn", proposals=one)]
 
 
 @dataclass(frozen=True)
-class FourSteps:
+class FourSteps(Recipe):
     """Two steps, and then once more with the features of the second, which both share (Sec. 5.2.2)."""
 
     begin: str
     """The row whose two steps they begin with."""
 
     def tasks(self, making: "Making") -> list[Task]:
-        """That row's, two more trainings, and a test of the two halves joined."""
         *others, two = making.study.tasks(self.begin, making.seed)
         three = making.fit("rpn", "frozen_features", stage="/3_rpn", start=two, proposes=True)
         four = making.fit("fast_rcnn", "frozen_features", stage="/4_fast_rcnn", start=two, proposals=three)
@@ -118,7 +117,7 @@ class FourSteps:
 
 
 @dataclass(frozen=True)
-class DetectorOf:
+class DetectorOf(Recipe):
     """Another row's detector, tested."""
 
     row: str
@@ -126,7 +125,6 @@ class DetectorOf:
     """Whether the row's file says how it is tested; else it is the same detector at the same test."""
 
     def tasks(self, making: "Making") -> list[Task]:
-        """That row's, and a test."""
         others = making.study.tasks(self.row, making.seed)
         files = [config_file(making.row.file)] if self.by_own_file else []
         return [*others, making.task([making.test(last_of(others[-1]), files=files)], others[-1])]
@@ -222,46 +220,35 @@ class Making(NamedTuple):
             loggers.append({"class_path": "fpn.lit.wandb.Dashboard", "init_args": run})
         return loggers
 
-    def _settings(self) -> Settings:
-        """What the row's file sets, and what was given."""
-        return settings_of(["--config", str(config_file(self.row.file)), *self.study.given])
+    def _detector(self) -> Settings:
+        """What the row's file sets of the detector, and what was given."""
+        settings = settings_of(["--config", str(config_file(self.row.file)), *self.study.given])
+        start = "model.detector."
+        return {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}
 
     def _toggles(self) -> list[str]:
         """The paper's toggles, each as it is; those of a neck only where it is FPN's."""
-        settings = self._settings()
-        neck, detector = "model.detector.neck", "model.detector"
-        toggles = {}
-        if not {neck, f"{neck}.class_path"} & settings.keys():
+        detector, toggles = self._detector(), {}
+        if not {"neck", "neck.class_path"} & detector.keys():
             for name in ("lateral", "top_down", "smooth", "nonlinearity"):
-                toggles[name] = settings.get(f"{neck}.{name}", name != "nonlinearity")
-        toggles["shared"] = all(
-            settings.get(f"{detector}.{part}.shared", True) for part in ("rpn", "roi_head")
-        )
+                toggles[name] = detector.get(f"neck.{name}", name != "nonlinearity")
+        toggles["shared"] = all(detector.get(f"{part}.shared", True) for part in ("rpn", "roi_head"))
         return [name if on else f"no {name}" for name, on in toggles.items()]
 
     def _about(self) -> dict[str, Any]:
         """What a report has to know; no report may pass over what makes another row than the paper's."""
-        study = self.study
-        table, key = self.row_name.split("/")
-        given = settings_of(study.given)
-        altered = [f"with --{name} {told(value)}" for name, value in result_settings(given).items()]
-        about = {
-            "table": table,
-            "row": key,
-            "name": self.row.name,
-            "seed": self.seed,
-            "family": study.family,
-            "data": ", ".join([study.data, *altered]),
-        }
-        rpn = "model.detector.rpn"
-        others = study.scale or any(name.startswith((f"{rpn}.sizes", f"{rpn}.ratios")) for name in given)
-        shipped = not Path(self.row.file).is_file()
-        if isinstance(self.row.recipe, RPN) and shipped and not others:
-            sizes = part_of(self._settings(), f"{rpn}.sizes") or {str(k): [0] for k in range(2, 7)}
-            about["anchors"] = sum(
-                3 * len(areas) * ceil(800 / 2 ** int(k)) * ceil(1000 / 2 ** int(k))
-                for k, areas in sizes.items()
-            )
+        study, (table, key) = self.study, self.row_name.split("/")
+        altered = result_settings(settings_of(study.given))
+        data = ", ".join([study.data, *(f"with --{name} {told(value)}" for name, value in altered.items())])
+        about = {"table": table, "row": key, "name": self.row.name, "seed": self.seed}
+        about |= {"family": study.family, "data": data}
+        others = study.scale or any(".rpn.sizes" in name or ".rpn.ratios" in name for name in altered)
+        if isinstance(self.row.recipe, RPN) and self.row.shipped and not others:
+            given = {name: areas for name, areas in self._detector().items() if name.startswith("rpn.sizes.")}
+            sizes = given or {str(level): [0] for level in range(2, 7)}
+            # Of three ratios, on the paper's input of 800 × 1000 pixels.
+            strides = [(2 ** int(name.rpartition(".")[2]), len(areas)) for name, areas in sizes.items()]
+            about["anchors"] = sum(3 * areas * ceil(800 / s) * ceil(1000 / s) for s, areas in strides)
         return about
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -81,42 +81,30 @@ def _markdown(section: Section, figure: Path | None) -> list[str]:
 
 
 def _lines(section: Section, row: Compared) -> list[list[str]]:
-    """The cells of a row from the third on: the paper's, ours, and how far apart they are."""
-    columns = section.layout.columns
+    """The cells of a row from the third on: the paper's, ours, and how far apart they are.
+
+    That is ours from the paper's; on other data than the paper's each from its own reference row.
+    """
+    columns, key = section.layout.columns, section.layout.reference
     ours = ["ours", row.seeds, *(_ours(section, row, column) for column in columns)]
     if not section.layout.papers:
         return [ours]
-    theirs = ["paper", "", *(_number(row.paper.get(column), column) for column in columns)]
-    distances = [line for line in _distances(section, row) if any(cell not in ("", "-") for cell in line[2:])]
-    return [theirs, ours, *distances]
-
-
-def _distances(section: Section, row: Compared) -> list[list[str]]:
-    """Ours from the paper's; on other data than the paper's, each from its own reference row."""
-
-    def line(
-        label: str, one: Callable[[str], float | None], other: Callable[[str], float | None]
-    ) -> list[str]:
-        columns = section.layout.columns
-        return [
-            label,
-            "",
-            *("" if column in PLAIN else _difference(one(column), other(column)) for column in columns),
-        ]
-
-    def ours(of: Compared) -> Callable[[str], float | None]:
-        return lambda column: section.ours(of, column)
-
+    lines = [["paper", "", *(_number(row.paper.get(column), column) for column in columns)], ours]
+    pairs: list[tuple[str, Mapping[str, float | None], Mapping[str, float | None]]]
     if section.data == "coco":
-        return [line("ours - paper", ours(row), row.paper.get)]
-    key = section.layout.reference
-    reference = next((other for other in section.rows if other.key == key), row)
-    if reference is row:
-        return []
-    return [
-        line(f"paper - paper ({key})", row.paper.get, reference.paper.get),
-        line(f"ours - ours ({key})", ours(row), ours(reference)),
-    ]
+        pairs = [("ours - paper", section.means(row), row.paper)]
+    else:
+        reference = next((other for other in section.rows if other.key == key != row.key), row)
+        pairs = [
+            (f"paper - paper ({key})", row.paper, reference.paper),
+            (f"ours - ours ({key})", section.means(row), section.means(reference)),
+        ]
+        pairs = [] if reference is row else pairs
+    for label, one, other in pairs:
+        cells = ["" if c in PLAIN else _difference(one.get(c), other.get(c)) for c in columns]
+        if not {"", "-"}.issuperset(cells):
+            lines.append([label, "", *cells])
+    return lines
 
 
 def _ours(section: Section, row: Compared, column: str) -> str:

@@ -159,4 +159,6 @@ def _row(table: str, word: str) -> tuple[str, Row]:
     if path.stem in TABLES[table]:
         raise InputError(f"{table} has a row {path.stem!r} of its own: give {word} another name")
     comments = (line.lstrip("# ").strip() for line in path.read_text().splitlines() if line.startswith("#"))
-    return f"{table}/{path.stem}", Row(next(filter(None, comments), path.stem), word, *OF_FILES[table])
+    return f"{table}/{path.stem}", Row(
+        next(filter(None, comments), path.stem), word, *OF_FILES[table], shipped=False
+    )

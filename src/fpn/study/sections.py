@@ -6,9 +6,6 @@ from itertools import combinations
 from statistics import mean
 from typing import NamedTuple
 
-import torch
-from torchmetrics.functional.regression import kendall_rank_corrcoef
-
 from fpn.errors import InputError
 from fpn.study.paper import paper_table
 from fpn.study.results import Run
@@ -31,21 +28,13 @@ class Order(NamedTuple):
 def compare_order(paper: Mapping[str, float], ours: Mapping[str, float]) -> Order:
     """Compares the rows that both have, by one number of each, the higher the better."""
     rows = [row for row in paper if row in ours]
-    tau = math.nan
-    if len(rows) > 1:
-        one, other = (
-            torch.tensor([side[row] for row in rows], dtype=torch.float64) for side in (ours, paper)
-        )
-        tau = float(torch.as_tensor(kendall_rank_corrcoef(one, other, variant="b")))
-    pairs = [
-        (x, y) if paper[x] > paper[y] else (y, x) for x, y in combinations(rows, 2) if paper[x] != paper[y]
-    ]
-    return Order(
-        len(rows),
-        tau,
-        tuple((better, worse) for better, worse in pairs if ours[better] < ours[worse]),
-        tuple(pair for pair in pairs if ours[pair[0]] == ours[pair[1]]),
-    )
+    pairs = [(x, y) if paper[x] >= paper[y] else (y, x) for x, y in combinations(rows, 2)]
+    ranked = [(x, y) for x, y in pairs if paper[x] != paper[y]]
+    inverted = tuple((x, y) for x, y in ranked if ours[x] < ours[y])
+    tied = tuple((x, y) for x, y in ranked if ours[x] == ours[y])
+    untied = len(ranked) * sum(ours[x] != ours[y] for x, y in pairs)
+    agreeing = len(ranked) - len(tied) - 2 * len(inverted)
+    return Order(len(rows), agreeing / math.sqrt(untied) if untied else math.nan, inverted, tied)
 
 
 class Layout(NamedTuple):
@@ -64,21 +53,13 @@ class Layout(NamedTuple):
     """Whether the paper has such a table."""
 
 
-BOXES = ("AP50", "AP", "AP_small", "AP_medium", "AP_large")
+SIZES = ("small", "medium", "large")
+BOXES = ("AP50", "AP", *(f"AP_{size}" for size in SIZES))
 COST = ("seconds", "peak_memory_mb")
 LAYOUTS = {
     "table1": Layout(
         "Table 1",
-        (
-            "anchors",
-            "AR@10",
-            "AR@100",
-            "AR@100_small",
-            "AR@1000",
-            "AR@1000_small",
-            "AR@1000_medium",
-            "AR@1000_large",
-        ),
+        ("anchors", "AR@10", "AR@100", "AR@100_small", "AR@1000", *(f"AR@1000_{size}" for size in SIZES)),
         ("AR@1000", "AR@100"),
         "c",
         "proposal_",
@@ -144,27 +125,22 @@ class Section(NamedTuple):
         scores = [_curve_scores(run) | (run.scores or {}) for run in row.finished]
         return [factor * its[key] for its in scores if key in its]
 
-    def ours(self, row: Compared, column: str) -> float | None:
-        """The mean over the runs, None where there is none."""
-        known = [value for value in self.values(row, column) if not math.isnan(value)]
-        return mean(known) if known else None
+    def means(self, row: Compared) -> dict[str, float]:
+        """The means over the runs, of the columns that have any."""
+        known = {c: [x for x in self.values(row, c) if not math.isnan(x)] for c in self.layout.columns}
+        return {column: mean(values) for column, values in known.items() if values}
 
     def order(self, column: str) -> Order:
         """How the rows' order by a column agrees with the paper's."""
         theirs = {row.key: row.paper.get(column) for row in self.rows}
-        ours = {row.key: self.ours(row, column) for row in self.rows}
-        return compare_order(
-            {key: value for key, value in theirs.items() if value is not None},
-            {key: value for key, value in ours.items() if value is not None},
-        )
+        ours = {row.key: means[column] for row in self.rows if column in (means := self.means(row))}
+        return compare_order({key: x for key, x in theirs.items() if x is not None}, ours)
 
 
 def _curve_scores(run: Run) -> dict[str, float]:
     """Recall of another number of proposals than scores.json has, under the name that it would have there."""
-    if run.curves is None:
-        return {}
-    limits = zip(run.curves["by_limit"]["limits"], run.curves["by_limit"]["AR"], strict=True)
-    return {f"proposal_AR@{limit:g}": recall for limit, recall in limits}
+    limits, recalls = run.curves["by_limit"].values() if run.curves else ((), ())
+    return {f"proposal_AR@{limit:g}": recall for limit, recall in zip(limits, recalls, strict=True)}
 
 
 def sections_of(runs: Iterable[Run]) -> list[Section]:

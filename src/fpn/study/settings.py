@@ -10,36 +10,23 @@ import yaml
 
 from fpn.errors import InputError
 from fpn.shipped import config_file
+from fpn.upgrade import upgraded
 
 Settings = Mapping[str, Any]
 """Values by their names on the command line, as model.detector.neck.lateral, without init_args."""
 
+_SPLITS = ("train", "val", "test")
 _OWN = (
-    "ckpt_path",
-    "seed_everything",
-    "data.seed",
-    "data.train.proposals",
-    "data.val.proposals",
-    "data.test.proposals",
-    "model.start_from",
-    "trainer.default_root_dir",
-    "trainer.enable_checkpointing",
-    "trainer.fast_dev_run",
-    "trainer.logger",
+    *("ckpt_path", "seed_everything", "data.seed", "model.start_from"),
+    *(f"data.{split}.proposals" for split in _SPLITS),
+    *(f"trainer.{name}" for name in ("default_root_dir", "enable_checkpointing", "fast_dev_run", "logger")),
 )
 """What a study sets for each run."""
 _MACHINE = (
-    "data.root",
-    "data.folder",
-    "data.train.images",
-    "data.val.images",
-    "data.test.images",
-    "data.batch_size",  # the schedule is scaled to it
-    "data.eval_batch_size",
-    "data.num_workers",
-    "data.max_unreadable",
-    "model.engine",
-    "trainer",
+    # The schedule is scaled to batch_size.
+    *(f"data.{name}" for name in ("root", "folder", "batch_size", "eval_batch_size", "num_workers")),
+    *(f"data.{split}.images" for split in _SPLITS),
+    *("data.max_unreadable", "model.engine", "model.metrics", "trainer"),
     *("out", "device", "precision"),  # of `fpn predict`
 )
 """Where the data lie, how a machine is used, what is shown: it makes no other result."""
@@ -69,12 +56,10 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
 
 def refuse_own(settings: Settings) -> None:
     """Raise an InputError where something is set that each run of a study has of its own."""
-    for name in settings:
-        if _is_of(name, _OWN):
-            raise InputError(
-                f"{name} is what a study sets for each run: leave it out "
-                "(--seeds and --wandb are options of its own)"
-            )
+    if own := [name for name in settings if _is_of(name, _OWN)]:
+        raise InputError(
+            f"{own[0]} is what a study sets for each run: leave it out (see its --seeds and --wandb)"
+        )
 
 
 def result_settings(settings: Settings) -> dict[str, Any]:
@@ -93,25 +78,19 @@ def difference(then: Settings, now: Settings) -> str | None:
     return None
 
 
-def part_of(settings: Settings, name: str) -> dict[str, Any]:
-    """What is set below a name, by what follows it: of model.detector.neck as {"lateral": False}."""
-    return {key[len(name) + 1 :]: value for key, value in settings.items() if key.startswith(f"{name}.")}
-
-
 def told(value: Any) -> str:
     """A value in one line, as it would be given."""
     return " ".join(yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").split())
 
 
 def _counts(name: str, value: Any) -> bool:
-    if _is_of(name, _OWN) or (name.endswith("annotations") and Path(str(value)).name in _COCOS):
+    if _is_of(name, _OWN) or (name.endswith(".annotations") and Path(str(value)).name in _COCOS):
         return False
-    learning = name.startswith("trainer.") and name.partition(".")[2].startswith(_LEARNING)
-    return learning or not _is_of(name, _MACHINE)
+    return name.removeprefix("trainer.").startswith(_LEARNING) or not _is_of(name, _MACHINE)
 
 
 def _is_of(name: str, known: Sequence[str]) -> bool:
-    return any(name == one or name.startswith((f"{one}.", f"{one}+")) for one in known)
+    return any(f"{name}.".startswith(f"{one}.") for one in known)
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -133,17 +112,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text()) or {}
+        return upgraded(yaml.safe_load(path.read_text()) or {})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict) or not value:
-        if name:
-            yield name, value
-        return
-    for key, inner in value.items():
-        yield from _flat(inner, name if key == "init_args" else f"{name}.{key}".lstrip("."))
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, name if key == "init_args" else f"{name}.{key}".lstrip("."))
+    elif name:
+        yield name, value

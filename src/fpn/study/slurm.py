@@ -12,9 +12,11 @@ from fpn.study.tasks import Task
 
 # SIGTERM comes with a preemption, after which SLURM itself puts the job back in the queue, and with scancel,
 # after which nobody must. SIGUSR1 is asked for ahead of the time limit, after which SLURM does not do it.
-_BODY = """
+_SCRIPT = """#!/usr/bin/env bash
+{options}
+
 cd {directory} || exit
-{modules}
+export FPN_IMPORT={modules}
 time_is_up=
 trap 'kill -TERM "$runner"' TERM
 trap 'time_is_up=yes; kill -TERM "$runner"' USR1
@@ -51,24 +53,20 @@ def script(task: Task, command: Sequence[str], options: Sequence[str] = (), devi
         "open-mode": "append",
         "nodes": "1",
         "ntasks": "1",
-        "cpus-per-task": str(max(8 * devices, 2)),
-        "gpus-per-node": str(devices),
         "requeue": "",
         "signal": "B:USR1@120",
     }
-    if devices == 0 or {"gres", "gpus", "gpus-per-node", "gpus-per-task"} & given.keys():
-        del wanted["gpus-per-node"]
-    if {"cpus-per-task", "cpus-per-gpu"} & given.keys():
-        del wanted["cpus-per-task"]
-    lines = {**wanted, **given}
-    head = [f"#SBATCH --{key}" + (f"={shlex.quote(value)}" if value else "") for key, value in lines.items()]
-    modules = os.environ.get("FPN_IMPORT")
-    body = _BODY.format(
+    if not {"cpus-per-task", "cpus-per-gpu"} & given.keys():
+        wanted["cpus-per-task"] = str(max(8 * devices, 2))
+    if devices and not {"gres", "gpus", "gpus-per-node", "gpus-per-task"} & given.keys():
+        wanted["gpus-per-node"] = str(devices)
+    lines = (f"#SBATCH --{k}" + (f"={shlex.quote(v)}" if v else "") for k, v in {**wanted, **given}.items())
+    return _SCRIPT.format(
+        options="\n".join(lines),
         directory=shlex.quote(str(Path.cwd())),
-        modules=f"export FPN_IMPORT={shlex.quote(modules)}" if modules else "",
+        modules=shlex.quote(os.environ.get("FPN_IMPORT", "")),
         command=shlex.join(command),
     )
-    return "\n".join(["#!/usr/bin/env bash", *head, body])
 
 
 def submit(
@@ -105,8 +103,8 @@ def submit(
         after = [f"afterok:{jobs[need.name]}" for need in task.needs if need.name in jobs]
         if at_once and len(submitted) >= at_once:
             after.append(f"afterany:{submitted[-at_once]}")
-        path = task.folder / "job.sh"
         waits = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+        path = task.folder / "job.sh"
         call = ["sbatch", "--parsable", *waits, str(path)]
         text = script(task, command(task), options, devices)
         if dry_run:
@@ -115,7 +113,7 @@ def submit(
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-            job = _answer(call)
+            job = _asked(call)
             (task.folder / "job.txt").write_text(job)
             say(f"{task.name}: job {job}" + (f", {', '.join(after)}" if after else ""))
         jobs[task.name] = job
@@ -127,23 +125,20 @@ def _in_queue(task: Task) -> str | None:
     path = task.folder / "job.txt"
     if not path.is_file():
         return None
-    job = path.read_text()
     try:
-        call = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
-        told = subprocess.run(call, capture_output=True, text=True, check=False).stdout
-    except FileNotFoundError:
+        return path.read_text() if _asked(["squeue", "--noheader", f"--jobs={path.read_text()}"]) else None
+    except InputError:  # it is forgotten
         return None
-    return job if told.strip() else None
 
 
-def _answer(call: Sequence[str]) -> str:
-    """The number of the job that sbatch made."""
+def _asked(call: Sequence[str]) -> str:
+    """What a command of SLURM answers; of sbatch the number of the job."""
     try:
         answer = subprocess.run(call, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise InputError("there is no sbatch on this machine: give this command on the cluster") from None
+        raise InputError(f"there is no {call[0]} on this machine: give this command on the cluster") from None
     if answer.returncode:
-        raise InputError(f"sbatch refused {call[-1]}: {' '.join(answer.stderr.split())}")
+        raise InputError(f"{call[0]} refused {call[-1]}: {' '.join(answer.stderr.split())}")
     return answer.stdout.strip().partition(";")[0]
 
 

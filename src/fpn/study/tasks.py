@@ -1,15 +1,14 @@
 """What a study runs: tasks of some steps each, and what the folder of a task tells of them.
 
-A task's folder holds what its steps write, `run.json` (what a report has to know), `log.txt`, links to the
-results of the steps, and for each step a NAME.json: what it is made from, and once it has ended well, when.
+Beside the folders of its runs a task's folder holds `run.json` (what a report has to know), `log.txt`, links
+to the results, and for each step a NAME.json: what it is made from, and once it has ended well, when.
 """
 
 import fcntl
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,9 +68,9 @@ class Task:
         """
         for step in self.steps:
             record = self._record(step)
-            if record is not None:
+            if record:
                 self._refuse_another(step, record)
-            if record is None or "finished" not in record:
+            if "finished" not in record:
                 return step
         return None
 
@@ -87,7 +86,7 @@ class Task:
                 (self.folder / name).unlink(missing_ok=True)
         if self.about is not None:
             _write(self.folder / "run.json", self.about)
-        _write(self._record_path(step), {**self._made_from(step), "started": _now()})
+        _write(self.folder / f"{step.name}.json", self._made_from(step))
 
     def finish(self, step: Step) -> None:
         """Link the results of a step that has just ended well, and mark it as finished.
@@ -101,7 +100,8 @@ class Task:
                 raise InputError(f"{step.name} ended well but has written no {name} below {self.folder}")
             with replacing(self.folder / name) as new:
                 new.symlink_to(newest.relative_to(self.folder))
-        _write(self._record_path(step), {**(self._record(step) or {}), "finished": _now()})
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        _write(self.folder / f"{step.name}.json", {**self._record(step), "finished": now})
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -119,25 +119,21 @@ class Task:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError("another command is at it") from None
-            except OSError:
-                pass  # a file system without locks
             yield lock.fileno()
 
     @property
     def score(self) -> str:
         """The main score in percent, as " (AP 36.1)"; empty without scores."""
-        scores = _read(self.folder / "scores.json") or {}
-        for name in ("AP", "proposal_AR@1000"):
-            if name in scores:
-                value = math.nan if scores[name] is None else 100 * scores[name]
-                return f" ({name.removeprefix('proposal_')} {value:.1f})"
-        return ""
+        scores = _read(self.folder / "scores.json")
+        name = next((name for name in ("AP", "proposal_AR@1000") if name in scores), None)
+        if name is None:
+            return ""
+        value = math.nan if scores[name] is None else 100 * scores[name]
+        return f" ({name.removeprefix('proposal_')} {value:.1f})"
 
-    def _record_path(self, step: Step) -> Path:
-        return self.folder / f"{step.name}.json"
-
-    def _record(self, step: Step) -> dict[str, Any] | None:
-        return _read(self._record_path(step))
+    def _record(self, step: Step) -> dict[str, Any]:
+        """What is known of a step; nothing before it is begun."""
+        return _read(self.folder / f"{step.name}.json")
 
     def _newest(self, name: str) -> Path | None:
         """The newest file of a name in the folders of runs, of which Lightning makes one a start."""
@@ -146,32 +142,25 @@ class Task:
 
     def _made_from(self, step: Step) -> dict[str, Any]:
         """What the result of a step depends on, as things stand now."""
-        needs = {need.name: (need._record(need.steps[-1]) or {}).get("finished") for need in self.needs}
+        needs = {need.name: need._record(need.steps[-1]).get("finished") for need in self.needs}
         return {"settings": result_settings(settings_of(step.words)), "needs": needs}
 
     def _refuse_another(self, step: Step, record: Mapping[str, Any]) -> None:
         now = self._made_from(step)
-        gone = [name for name, when in record["needs"].items() if now["needs"].get(name) != when]
-        reason = difference(record["settings"], now["settings"]) or (
-            f"it was made from a result of {gone[0]} that is no longer there" if gone else None
-        )
-        if reason is not None:
+        reason = difference(record["settings"], now["settings"])
+        if gone := [name for name, when in record["needs"].items() if now["needs"].get(name) != when]:
+            reason = reason or f"it was made from a result of {gone[0]} that is no longer there"
+        if reason:
             raise InputError(
                 f"{self.folder}: of its {step.name}, {reason}; remove the folder or choose another --out"
             )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    with suppress(FileNotFoundError):
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
-    return None
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     with replacing(path) as new:
-        new.write_text(json.dumps(content, indent=2) + os.linesep)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+        new.write_text(json.dumps(content, indent=2))

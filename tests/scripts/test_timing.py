@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import timing
 from fpn.errors import InputError
 from fpn.models.detectors import Inference, ProposalNetwork
-from fpn.study import timing
 from fpn.study.paper import paper_table
 from fpn.study.results import read_runs
 from fpn.types import Batch
