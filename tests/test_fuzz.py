@@ -139,7 +139,7 @@ def test_annotations(tmp_path: Path, content: Json) -> None:
         assert (read.boxes[:, :2] < read.boxes[:, 2:]).all()
         # … the audit says the same …
         assert report.refusal == ""
-        found = {key: len(one.items) for key, one in report.annotations.findings.items()}
+        found = {key: len(one.items) for key, one in report.findings["annotations"].items()}
         gone = ("not_finite", "negative", "empty", "outside")
         assert sum(found[key] for key in gone) == read.degenerate
         assert report.sizes.overall["objects"] == (~read.crowd).sum()
@@ -152,7 +152,7 @@ def test_annotations(tmp_path: Path, content: Json) -> None:
             assert "finite" in scored
 
     if not isinstance(scored, str):
-        assert len(scored.annotations) == len(content["annotations"])
+        assert len(scored.boxes) == len(content["annotations"])
         assert sorted(scored.image_ids) == sorted(image["id"] for image in content["images"])
         if isinstance(read, str):
             # Scoring has no use for these.

@@ -330,7 +330,7 @@ def test_mistakes_end_in_one_line(
     message = predict("--ckpt_path", detector, "--annotations", "other.json", *folder)
     assert "other.json lists other categories" in message
     assert "batch_size is 0" in predict("--ckpt_path", detector, *folder, "--batch_size", "0")
-    assert "scales is 0: give a number above 0" in predict(
+    assert "scales is [0]: give a number above 0" in predict(
         "--ckpt_path", detector, *folder, "--scales", "[0]"
     )
     for device in ("cuda:99", "nonsense"):

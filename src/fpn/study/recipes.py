@@ -13,6 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fpn.errors import InputError
 from fpn.shipped import config_file
 from fpn.study.settings import Settings, result_settings, settings_of, told
 from fpn.study.tasks import Step, Task
@@ -54,8 +55,16 @@ class Study(NamedTuple):
     given: tuple[str, ...]
 
     def tasks(self, name: str, seed: int, proposes: bool = False) -> list[Task]:
-        """The tasks of a row, its own last; `proposes` has its RPN write the proposals that others read."""
+        """The tasks of a row, its own last; `proposes` has its RPN write the proposals that others read.
+
+        Raises:
+            InputError: the family would undo what the row is.
+        """
         row = self.rows[name]
+        if self.family == "modern" and "data.images.train_scales" in settings_of(["--config", row.file]):
+            raise InputError(
+                f"{name} trains at scales of its own, the modern family at others: leave out --family"
+            )
         recipe = row.modern if self.family == "modern" and row.modern else row.recipe
         return recipe.tasks(Making(self, name, row, seed, proposes))
 

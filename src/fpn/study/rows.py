@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fpn.console import say
 from fpn.errors import InputError
 from fpn.shipped import config_file
 from fpn.study.recipes import RPN, DetectorOf, FourSteps, Jointly, OnProposals, Recipe, Row, Study, TwoSteps
@@ -137,7 +138,14 @@ def plan(
     tasks: dict[str, Task] = {}
     for seed in dict.fromkeys(seeds):
         for name in asked:
-            for task in study.tasks(name, seed):
+            try:
+                of_row = study.tasks(name, seed)
+            except InputError as error:
+                if rows:
+                    raise
+                say(f"left out: {error}")
+                continue
+            for task in of_row:
                 # A row that another table needs too has more steps there, to write its proposals.
                 if task.name not in tasks or len(task.steps) > len(tasks[task.name].steps):
                     tasks[task.name] = task
