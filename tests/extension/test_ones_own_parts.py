@@ -175,6 +175,22 @@ def test_a_checkpoint_does_not_import_what_merely_lies_here(folder: Path, fitted
     assert any(f"--import {module}" in line for module in MODULES)
 
 
+def test_timms_networks_go_the_same_way(folder: Path) -> None:
+    """Named in the configuration of the fit alone: timm is installed."""
+    pytest.importorskip("timm")
+    parts = {"class_path": "fpn.TimmBottomUp", "init_args": {"name": "mobilenetv3_small_050", "norm": "live"}}
+    words = ["--config", "own.yaml", "--model.metrics", '["fpn.evaluation.BoxAP"]']
+    words += ["--model.detector.bottom_up", json.dumps(parts), "--trainer.max_steps", "2"]
+    run(folder, "fit", *words, "--trainer.logger.init_args.name", "timm")
+    checkpoint = str(folder / "runs" / "timm" / "version_0" / "checkpoints" / "last.ckpt")
+    own = ["--ckpt_path", checkpoint, *IMPORT]
+    run(folder, "test", *own, "--trainer.accelerator", "cpu", "--trainer.logger.init_args.name", "timm_test")
+    assert "AP" in json.loads((folder / "runs" / "timm_test" / "version_0" / "scores.json").read_text())
+    images = ["--images", "shapes/val2017", "--device", "cpu", "--out", "timm", "--pictures", "false"]
+    run(folder, "predict", *own, *images)
+    assert json.loads((folder / "timm" / "detections.json").read_text())
+
+
 def test_a_file_is_a_row(folder: Path) -> None:
     """`ablate` trains and tests it after Table 1's recipe, and `report` shows it by its own name."""
     small = [

@@ -1,0 +1,114 @@
+"""The command itself: how soon it answers, and the configurations that come with it."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fpn.lit.cli import main
+from fpn.shipped import CONFIGS, config_file, config_names
+
+
+def answered(*words: str) -> tuple[str, float]:
+    """What `python -m fpn` says, and its processor time in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "fpn", *words], capture_output=True, text=True, check=True, env=os.environ
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_and_version_come_at_once(word: str) -> None:
+    said, seconds = answered(word)
+    assert said.startswith("usage: fpn COMMAND" if word == "--help" else "fpn 0.")
+    assert seconds < 1
+
+
+def test_nothing_heavy_is_imported_for_the_names_of_the_package() -> None:
+    script = "import fpn, sys; print(fpn.__version__, 'torch' in sys.modules, 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[1:] == ["False", "False"]
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    import fpn
+
+    assert all(getattr(fpn, name) is not None for name in fpn.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'FasterRCN'"):
+        _ = fpn.FasterRCN
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("base", "base.yaml"),
+        ("configs/base.yaml", "base.yaml"),
+        ("table1/c", "table1/c_fpn.yaml"),
+        ("table1/c_unshared", "table1/c_unshared.yaml"),
+        ("table3/star", "table3/star_he_et_al.yaml"),
+        ("table5/resnet50", "table5/resnet50.yaml"),
+        ("scale/pocket", "scale/pocket.yaml"),
+    ],
+)
+def test_names_are_of_files_anywhere(
+    name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_file(name) == CONFIGS / file
+
+
+def test_every_letter_of_the_papers_tables_is_a_name() -> None:
+    letters = {f"table{table}/{letter}" for table in (1, 2) for letter in "abcdef"}
+    for name in letters | {"table3/a", "table3/b", "table3/c", "table4/resnet101", "table5/resnet101"}:
+        assert config_file(name).parent.name == name.partition("/")[0]
+
+
+def test_configurations_are_listed_copied_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["configs"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in config_names())
+    main(["configs", "--copy", "table1/d", "--out", "mine.yaml"])
+    assert Path("mine.yaml").read_text() == (CONFIGS / "table1/d_bottom_up_pyramid.yaml").read_text()
+    capsys.readouterr()
+    for row in ("mine.yaml", "table1/d"):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", "base", f"--config={row}", "--print_config"])
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert config["model"]["detector"]["init_args"]["neck"]["init_args"]["top_down"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["configs", "--copy", "table9/z"], "table9/z: no such file, nor a configuration of this package"),
+        (["fit", "--config", "bse"], "bse: no such file, nor a configuration of this package; `fpn configs`"),
+        (["fitt"], "fpn has no command 'fitt'; it has fit, validate"),
+        (["audit", "--import", "nowhere.at_all"], "--import nowhere.at_all: No module named 'nowhere'"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fpn: {told}")
+
+
+def test_a_copy_replaces_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["configs", "--copy", "scale/pocket", "--out", "base.yaml"])
+    assert "base.yaml exists already: give another --out" in capsys.readouterr().err
+    assert Path("base.yaml").read_text() == "mine"
