@@ -493,7 +493,7 @@ def test_the_command(
     assert lines[0].startswith(f"Training would refuse this: {path}: ")
     assert len(lines) <= 45
     assert max(map(len, lines[1:])) <= 100
-    assert sum(line.startswith("none: ") for line in lines) == 1
+    assert sum(line.startswith("none of ") for line in lines) == 1
     written_out = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(name))
     assert written_out["refusal"] in lines[0]
     assert written_out["images"]["missing"]["count"] == 7  # 1, 2 (twice), 5, 6, 7 and 10.jpg
