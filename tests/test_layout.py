@@ -44,6 +44,8 @@ ALLOWED: dict[str, set[str]] = {
     **{name: GROUND | {"ops"} | NETWORK for name in NETWORK},
     **{name: GROUND | {"ops"} | CRITERIA for name in CRITERIA},
     "models.detectors": GROUND | {"ops", "models"},
+    "lightning_private": set(),
+    "data.datamodule": GROUND | {"ops", "data", "lightning_private"},
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_file"},
     "study": GROUND | {"models", "checkpoints", "study"},
@@ -54,7 +56,11 @@ ALLOWED: dict[str, set[str]] = {
     "predictor": GROUND | {"ops", "models", "data", "checkpoints"},
     "": {""},  # lit and the package itself see all
 }
-ONLY_IN = {"lightning": ("lit", "data.datamodule"), "wandb": ("lit.wandb",), "pycocotools": ("evaluation",)}
+ONLY_IN = {
+    "lightning": ("lit", "data.datamodule", "lightning_private"),
+    "wandb": ("lit.wandb",),
+    "pycocotools": ("evaluation",),
+}
 
 
 def modules() -> dict[str, Path]:

@@ -23,6 +23,7 @@ from fpn.data.samplers import AspectRatioBatches, ExactShards
 from fpn.data.shapes import SCENES, Scene, generate_shapes
 from fpn.data.transforms import EvalTransform, Sample, Transform, as_stored, collate, collate_scales
 from fpn.errors import InputError
+from fpn.lightning_private import batches_of_epoch, shards_again
 from fpn.settings import NonNegativeInt, PositiveInt, Share
 from fpn.types import Categories
 
@@ -255,8 +256,7 @@ class CocoDataModule(LightningDataModule):
         """Rank and world size."""
         if self.trainer is None:
             return 0, 1
-        connector = self.trainer._accelerator_connector
-        if connector.use_distributed_sampler and self.trainer.world_size > 1:
+        if shards_again(self.trainer):
             raise InputError("set trainer.use_distributed_sampler to false: the data module shards by itself")
         return self.trainer.global_rank, self.trainer.world_size
 
@@ -264,7 +264,7 @@ class CocoDataModule(LightningDataModule):
         """The epoch, and how many of its batches are done."""
         if self.trainer is None:
             return 0, 0
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.current_epoch, batches_of_epoch(self.trainer)
 
 
 class ShapesDataModule(CocoDataModule):

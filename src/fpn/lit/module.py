@@ -13,11 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from fpn import lightning_private
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.samplers import sample_seed
 from fpn.errors import InputError, positive
 from fpn.evaluation import BoxAP, Engine, Metric, ProposalRecall, Truth
-from fpn.lit import lightning_private, resuming
+from fpn.lit import resuming
 from fpn.lit.guards import FiniteSteps, ToldIfCutShort, ToldIfUnreadable
 from fpn.lit.optimizer import PaperSGD, by_part, scale
 from fpn.lit.schedule import Schedule

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fpn.checkpoints import Start, start_from
 from fpn.errors import InputError
-from fpn.lit.lightning_private import average_from
+from fpn.lightning_private import average_from
 
 if TYPE_CHECKING:
     from fpn.lit.module import DetectionModule

@@ -15,9 +15,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from fpn import lightning_private
 from fpn.console import leave_terminal
 from fpn.errors import InputError
-from fpn.lit import lightning_private
 from fpn.lit.together import StepError
 from fpn.types import Batch
 

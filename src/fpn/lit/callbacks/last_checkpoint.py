@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fpn.errors import InputError
-from fpn.lit.lightning_private import between_steps, forget_validation
+from fpn.lightning_private import between_steps, forget_validation
 from fpn.lit.running_statistics import RunningStatistics
 from fpn.lit.together import StepError
 from fpn.types import Batch

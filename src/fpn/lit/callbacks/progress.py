@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from fpn.console import say
-from fpn.lit.lightning_private import DescribedBar
+from fpn.lightning_private import DescribedBar
 from fpn.types import Batch
 
 

@@ -18,6 +18,16 @@ def batches_begun(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.total_batch_idx
 
 
+def batches_of_epoch(trainer: Trainer) -> int:
+    """Batches begun of the epoch under way: a run that goes on has some of them behind it."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def shards_again(trainer: Trainer) -> bool:
+    """Whether Lightning would put a sampler of its own in the place of one that shards already."""
+    return trainer._accelerator_connector.use_distributed_sampler and trainer.world_size > 1
+
+
 def in_last_batch(trainer: Trainer) -> bool:
     """Whether the batch under way ends the epoch, which hooks are not told."""
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
