@@ -168,7 +168,7 @@ def test_options_of_the_trainer_that_a_checkpoint_was_trained_with_are_asked_for
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("schedule.reference_images=0", "schedule.reference_images is 0: give 1 or more"),
+        ("schedule.reference_images=0", "schedule.reference_images is 0: give a number above 0"),
         ("optimizer.lr=-1", "model.optimizer: Invalid learning rate: -1.0"),
         (
             "detector.roi_sampling.per_image=-1",

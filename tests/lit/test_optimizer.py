@@ -58,7 +58,7 @@ def test_factors_are_logged_and_go_on(config: str, capsys: pytest.CaptureFixture
             "model.lr_factors {'bottom_up': 0.1}, this run has {'bottom_up': 0.2}: ",
         ),
         ("{bottomup: 0.1}", "lr_factors: this detector has no 'bottomup'; it has bottom_up, neck, rpn, "),
-        ("{neck: 0}", "lr_factors.neck is 0.0: give a number above 0"),
+        ("{neck: 0}", "lr_factors is {'neck': 0}: give a number above 0"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["fit", "--config", config, *last, "--model.lr_factors", factors])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fpn import lightning_private
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.samplers import sample_seed
-from fpn.errors import InputError, positive
+from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, Metric, ProposalRecall, Truth
 from fpn.lit import resuming
 from fpn.lit.guards import FiniteSteps, ToldIfCutShort, ToldIfUnreadable
@@ -25,6 +25,7 @@ from fpn.lit.schedule import Schedule
 from fpn.lit.starting import begin_fit, begin_test
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.models.optimized import optimized
+from fpn.settings import PositiveFloat
 from fpn.types import Batch, Inference, precision_named
 
 
@@ -48,7 +49,7 @@ class DetectionModule(LightningModule):
         frozen_parts: parts of the detector that are not trained.
 
     Raises:
-        InputError: the detector has no such part, or a factor is not above 0.
+        InputError: the detector has no such part.
     """
 
     last_losses: dict[str, Tensor]
@@ -61,7 +62,7 @@ class DetectionModule(LightningModule):
         classes: int,
         detector: Callable[[int], Detector] = FasterRCNN,
         optimizer: OptimizerCallable = PaperSGD,
-        lr_factors: dict[str, float] | None = None,
+        lr_factors: dict[str, PositiveFloat] | None = None,
         schedule: Schedule = Schedule(),
         metrics: list[Metric] | None = None,
         engine: Engine = "faster",
@@ -72,7 +73,6 @@ class DetectionModule(LightningModule):
         super().__init__()
         self.detector = detector(classes)
         self.lr_factors, self.frozen_parts = dict(lr_factors or {}), tuple(frozen_parts)
-        positive("lr_factors.", **self.lr_factors)
         self._check_parts("lr_factors", self.lr_factors)
         self._check_parts("frozen_parts", self.frozen_parts)
         for part in self.frozen_parts:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from fpn.errors import at_least, positive
+from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,13 @@ class Schedule:
         length: multiplies all counts of steps: 0.01 makes a hundredth of the same schedule.
     """
 
-    steps: int = 80_000
-    milestones: tuple[int, ...] = (60_000,)
-    gamma: float = 0.1
-    warmup_steps: int = 500
-    warmup_factor: float = 0.001
-    reference_images: int = 16
-    length: float = 1.0
-
-    def __post_init__(self) -> None:
-        at_least(1, "schedule.", steps=self.steps, reference_images=self.reference_images)
-        at_least(0, "schedule.", warmup_steps=self.warmup_steps, milestones=min(self.milestones, default=0))
-        at_least(0, "schedule.", gamma=self.gamma, warmup_factor=self.warmup_factor)
-        positive("schedule.", length=self.length)
+    steps: PositiveInt = 80_000
+    milestones: tuple[NonNegativeInt, ...] = (60_000,)
+    gamma: NonNegativeFloat = 0.1
+    warmup_steps: NonNegativeInt = 500
+    warmup_factor: NonNegativeFloat = 0.001
+    reference_images: PositiveInt = 16
+    length: PositiveFloat = 1.0
 
     def at(self, images: int) -> "Schedule":
         """The same schedule at another number of images a step."""
