@@ -85,15 +85,8 @@ def test_a_schedule_out_of_bounds_is_named(name: str, wrong: list[Any], right: A
     for value in wrong:
         with pytest.raises(ArgumentError, match=name):
             parser.parse_args([f"--schedule.{name}={value}"])
-    assert (
-        getattr(
-            parser.parse_args(
-                [f"--schedule.{name}={list(right) if name == 'milestones' else right}"]
-            ).schedule,
-            name,
-        )
-        == right
-    )
+    given = list(right) if isinstance(right, tuple) else right
+    assert getattr(parser.parse_args([f"--schedule.{name}={given}"]).schedule, name) == right
 
 
 def test_the_command_line_refuses_it_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def refuse_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of a restricted kind (fpn.settings) as what they are, which is all that a checkpoint may hold."""
+    """Numbers of a restricted kind (fpn.settings) as plain ones: a checkpoint may hold no other."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, bool) or not isinstance(value, int | float):
