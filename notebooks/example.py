@@ -12,7 +12,8 @@ from fpn.lit.cli import main
 from fpn.models.detectors import FasterRCNN
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))  # the measures of `scripts/questions.py`
+# `figures`, wherever one works from, and the measures of `scripts/questions.py`.
+sys.path += [str(ROOT / "notebooks"), str(ROOT / "scripts")]
 
 from aliasing import smooths_a_sum  # noqa: E402
 
@@ -21,10 +22,10 @@ LOGGER = "{class_path: fpn.lit.metrics_file.MetricsFile, init_args: {save_dir: r
 
 
 def begin() -> None:
-    """Work from the project's root; figures are JPEG, which keeps the notebooks small."""
+    """Work from the project's root; figures are small JPEG files, which keeps the notebooks small."""
     os.chdir(ROOT)
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75, "optimize": True})
-    plt.rcParams["figure.dpi"] = 60
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 50, "optimize": True})
+    plt.rcParams["figure.dpi"] = 56
 
 
 def detector_and_data() -> tuple[Path, Path]:
