@@ -36,6 +36,14 @@ class Parser(ArgumentParser):
         added: list[str] = super().add_class_arguments(class_type, *args, skip=skip, **options)
         return added
 
+    def dump(self, *args: Any, **options: Any) -> str:
+        """As jsonargparse's, of what has been parsed: it is not checked once more."""
+        return str(super().dump(*args, **{"skip_validation": True} | options))
+
+    def save(self, *args: Any, **options: Any) -> None:
+        """As jsonargparse's, of what has been parsed."""
+        super().save(*args, **{"skip_validation": True} | options)
+
 
 def as_word(config: Any) -> str:
     """A configuration as one word of a command line; in YAML, where the keys of a mapping may be numbers.

@@ -6,8 +6,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from PIL import Image
+from processes import together
 from torch import Tensor, nn
 
 from fpn.data.datamodule import CocoDataModule, ShapesDataModule
@@ -177,8 +176,7 @@ def test_overfitting_repeats_the_same_batches(root: Path) -> None:
 
 def test_two_processes_share_every_image_exactly(root: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, str(script), str(root), str(tmp_path), "2"]
-    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    together([str(root), str(tmp_path), "2"], script=script)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     for epoch in ("train0", "train1"):
         batches = [seen[epoch] for seen in ranks]

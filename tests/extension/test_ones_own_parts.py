@@ -5,7 +5,6 @@ They lie in a temporary folder, which is the working directory.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from processes import Started, run
 
 from fpn.data.shapes import generate_shapes
 
@@ -66,20 +66,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *words: str, status: int = 0, module: bool = False) -> str:
-    """What a command says, in that folder: `fpn`, or `python -m fpn`; its exit status is looked at."""
-    program = [sys.executable, "-m", "fpn"] if module else [sys.executable, "-c", ENTRY]
+def shell(folder: Path, *command: str) -> str:
+    """What a command prints, run in that folder as from a shell."""
     done = subprocess.run(
-        [*program, *words],
+        [sys.executable, *command],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 # As the installed script does it: the working directory is on the path of no script in another folder.
@@ -89,16 +88,8 @@ ENTRY = "import sys; sys.path.pop(0); from fpn.__main__ import main; sys.argv[0]
 @pytest.fixture(scope="module")
 def fitted(folder: Path) -> Path:
     """The last checkpoint of a fit of five of ten steps."""
-    run(
-        folder,
-        "fit",
-        "--config",
-        "own.yaml",
-        "--trainer.max_steps",
-        "5",
-        "--trainer.logger.init_args.name",
-        "own",
-    )
+    name = ["--trainer.logger.init_args.name", "own"]
+    shell(folder, "-c", ENTRY, "fit", "--config", "own.yaml", "--trainer.max_steps", "5", *name)
     return folder / "runs" / "own" / "version_0" / "checkpoints" / "last.ckpt"
 
 
@@ -109,7 +100,7 @@ def test_a_fit_trains_what_its_configuration_names(fitted: Path) -> None:
 
 
 def test_the_fit_goes_on(folder: Path, fitted: Path) -> None:
-    said = run(folder, "fit", "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", *IMPORT)
+    said = run(["fit", "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", *IMPORT], folder)
     newest = max(
         folder.glob("runs/fpn/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime
     )
@@ -118,8 +109,9 @@ def test_the_fit_goes_on(folder: Path, fitted: Path) -> None:
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_it_is_scored_by_the_users_metric_too(folder: Path, fitted: Path, command: str) -> None:
-    where = ["--trainer.logger.init_args.name", command, "--trainer.accelerator", "cpu"]
-    said = run(folder, command, "--ckpt_path", str(fitted), *where, *IMPORT, module=command == "test")
+    words = [command, "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", *IMPORT]
+    words += ["--trainer.logger.init_args.name", command]
+    said = shell(folder, "-m", "fpn", *words) if command == "test" else run(words, folder)
     assert "count_error" in said
     if command == "test":
         scores = json.loads((folder / "runs/test/version_0/scores.json").read_text())
@@ -128,17 +120,8 @@ def test_it_is_scored_by_the_users_metric_too(folder: Path, fitted: Path, comman
 
 
 def test_it_predicts(folder: Path, fitted: Path) -> None:
-    run(
-        folder,
-        "predict",
-        "--ckpt_path",
-        str(fitted),
-        "--images",
-        "shapes/val2017",
-        "--device",
-        "cpu",
-        *IMPORT,
-    )
+    images = ["--images", "shapes/val2017", "--device", "cpu"]
+    run(["predict", "--ckpt_path", str(fitted), *images, *IMPORT], folder)
     assert json.loads((folder / "predictions" / "detections.json").read_text())
 
 
@@ -159,18 +142,12 @@ assert len(found.boxes) and torch.equal(found.boxes, again.boxes)
 """
     (folder / "use.py").write_text(script)
     image = next((folder / "shapes" / "val2017").iterdir())
-    done = subprocess.run(
-        [sys.executable, "use.py", str(fitted), str(image)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with Started([str(fitted), str(image)], folder, script=folder / "use.py") as script:
+        assert script.status() == 0, script.said()
 
 
 def test_a_checkpoint_does_not_import_what_merely_lies_here(folder: Path, fitted: Path) -> None:
-    said = run(folder, "test", "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", status=2)
+    said = run(["test", "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu"], folder, status=2)
     (line,) = [line for line in said.splitlines() if line.startswith("fpn: ")]
     assert any(f"--import {module}" in line for module in MODULES)
 
@@ -181,13 +158,14 @@ def test_timms_networks_go_the_same_way(folder: Path) -> None:
     parts = {"class_path": "fpn.TimmBottomUp", "init_args": {"name": "mobilenetv3_small_050", "norm": "live"}}
     words = ["--config", "own.yaml", "--model.metrics", '["fpn.evaluation.BoxAP"]']
     words += ["--model.detector.bottom_up", json.dumps(parts), "--trainer.max_steps", "2"]
-    run(folder, "fit", *words, "--trainer.logger.init_args.name", "timm")
+    run(["fit", *words, "--trainer.logger.init_args.name", "timm"], folder)
     checkpoint = str(folder / "runs" / "timm" / "version_0" / "checkpoints" / "last.ckpt")
     own = ["--ckpt_path", checkpoint, *IMPORT]
-    run(folder, "test", *own, "--trainer.accelerator", "cpu", "--trainer.logger.init_args.name", "timm_test")
+    test = ["--trainer.accelerator", "cpu", "--trainer.logger.init_args.name", "timm_test"]
+    run(["test", *own, *test], folder)
     assert "AP" in json.loads((folder / "runs" / "timm_test" / "version_0" / "scores.json").read_text())
     images = ["--images", "shapes/val2017", "--device", "cpu", "--out", "timm", "--pictures", "false"]
-    run(folder, "predict", *own, *images)
+    run(["predict", *own, *images], folder)
     assert json.loads((folder / "timm" / "detections.json").read_text())
 
 
@@ -199,8 +177,8 @@ def test_a_file_is_a_row(folder: Path) -> None:
         "--model.schedule.warmup_steps=0", "--model.detector.bottom_up.width=8", "--trainer.accelerator=cpu",
     ]  # fmt: skip
     words = ["ablate", "table1", "--rows", "./c_panet.yaml", "--data", "shapes", "--devices_per_run", "0"]
-    run(folder, *words, "--import", "panet", "--", *small)
+    run([*words, "--import", "panet", "--", *small], folder)
     scores = list(folder.glob("runs/study/table1/c_panet/**/scores.json"))
     assert scores
-    assert "c_panet" in run(folder, "report", "runs/study")
+    assert "c_panet" in run(["report", "runs/study"], folder)
     assert "| FPN with PANet's bottom-up path |" in (folder / "report" / "report.md").read_text()

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from lit_runs import TEN_STEPS, scores_of
+from lit_runs import TEN_STEPS, kept, scores_of
+from processes import run, together
 
 from fpn.evaluation import evaluate_boxes, evaluate_proposals
 from fpn.lit.cli import COMMANDS, main
@@ -411,17 +411,10 @@ def test_a_corrupt_image_is_named(
 
 def test_python_m_fpn_and_a_seed_fixes_all(config: str) -> None:
     """Two processes with one seed train the same weights, bit for bit."""
-    states: list[dict[str, Any]] = []
-    for version in range(2):
-        run = subprocess.run(
-            [sys.executable, "-m", "fpn", "fit", "--config", config],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-        path = f"runs/tiny/version_{version}/checkpoints/last.ckpt"
-        states.append(torch.load(path, weights_only=True)["state_dict"])
+    command = [sys.executable, "-m", "fpn", "fit", "--config", config]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    run(["fit", "--config", config])
+    states = [kept(Path(f"runs/tiny/version_{version}"), "last")["state_dict"] for version in range(2)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -429,17 +422,8 @@ def test_two_processes_score_as_one(trained: tuple[str, str]) -> None:
     """Five images over two processes: every image once, the very same numbers; and training runs."""
     config, checkpoint = trained
     main(["test", "--ckpt_path", checkpoint])
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    for command in (["test", "--ckpt_path", checkpoint, *two], ["fit", "--config", config, *two]):
-        run = subprocess.run(
-            [sys.executable, "-m", "fpn", *command],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
+    together(["test", "--ckpt_path", checkpoint])
+    together(["fit", "--config", config])
     one, other = (scores_of(Path(f"runs/fpn/version_{v}")) for v in (0, 1))
     categories = one.pop("by_category"), other.pop("by_category")
     assert one == pytest.approx(other, abs=1e-6, nan_ok=True)

@@ -3,14 +3,10 @@
 import csv
 import json
 import math
-import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from processes import together
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -213,8 +210,6 @@ def learn(rank: int, config: str) -> None:
 
     DetectionModule.training_step = counting  # type: ignore[method-assign]
     DetectionModule.on_fit_end = at_the_end  # type: ignore[method-assign]
-    # Started from outside, as by torchrun or srun.
-    os.environ["LOCAL_RANK"] = str(rank)
     given = ["fit", "--config", config, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     main(given)
     try:
@@ -245,20 +240,7 @@ def test_two_processes_learn_as_one(config: str, shapes: Path) -> None:
     shutil.copytree(shapes, "torn")
     victim = min(Path("torn/train2017").iterdir())
     victim.unlink()
-    together = subprocess.Popen(
-        [sys.executable, __file__, config],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        printed = together.communicate(timeout=120)[0]
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(together.pid, signal.SIGKILL)
-    assert together.returncode == 0, printed
+    printed = "".join(together([config], script=__file__))
     said = [torch.load(f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
     for name, case in CASES.items():
@@ -411,11 +393,4 @@ def test_a_seed_fixes_everything_and_another_changes_everything(
 
 
 if __name__ == "__main__":
-    # Forked, what takes seconds to import is imported once.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pair = [context.Process(target=learn, args=(rank, sys.argv[1])) for rank in (0, 1)]
-    for process in pair:
-        process.start()
-    for process in pair:
-        process.join()
-    sys.exit(any(process.exitcode for process in pair))
+    learn(int(os.environ["LOCAL_RANK"]), sys.argv[1])

@@ -5,10 +5,8 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 import torch
 import yaml
 from lit_runs import TEN_STEPS, at_call, best_of, kept, rows
+from processes import Started, pair, together
 
 from fpn.lit.callbacks import Scores
 from fpn.lit.cli import main
@@ -224,47 +223,26 @@ def test_a_slurm_job_is_left_to_its_script_and_goes_on_with_nothing_unasked(
     ("options", "to_all"),
     [
         # As a runner asks one of two processes.
-        (
-            ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1", *EVERY_STEP],
-            False,
-        ),
+        (["--data.batch_size", "1", *EVERY_STEP], False),
         # As SLURM asks all that belongs to a job, workers included.
         (["--data.num_workers", "2"], True),
     ],
 )
 def test_processes_end_together_and_go_on(options: list[str], to_all: bool, config: str) -> None:
     """At no particular moment, long before the end."""
-    steps = '{"steps": 40, "milestones": [30], "warmup_steps": 2, "reference_images": 2}'
+    steps = '{"steps": 20, "milestones": [15], "warmup_steps": 2, "reference_images": 2}'
     given = ["fit", "--config", config, "--model.schedule", steps, *options]
-    program = [sys.executable, "-m", "fpn"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-    def run(*more: str) -> None:
-        if "ddp" in options:
-            subprocess.run([*program, *given, *more], check=True, capture_output=True, env=environment)
-        else:
-            main([*given, *more])
-
-    run()
-    stopped = subprocess.Popen(
-        [*program, *given],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    assert stopped.stdout is not None
-    for line in stopped.stdout:
-        if "step 3 of 40" in line:
-            (os.killpg if to_all else os.kill)(stopped.pid, signal.SIGTERM)
-            break
-    rest_of_output = stopped.communicate(timeout=120)[0]
-    assert stopped.returncode == 128 + signal.SIGTERM, rest_of_output
-    assert rest_of_output.count("fpn: ended by SIGTERM") == 1
+    run: Callable[[list[str]], object] = main if to_all else together
+    run(given)
+    with Started(given) if to_all else pair(given) as started:
+        processes = [started] if isinstance(started, Started) else started
+        processes[0].wait_for("step 3 of 20")
+        (os.killpg if to_all else os.kill)(processes[0].pid, signal.SIGTERM)
+        assert {one.status() for one in processes} == {128 + signal.SIGTERM}, processes[0].said()
+        assert "".join(one.said() for one in processes).count("fpn: ended by SIGTERM") == 1
     last = RUNS / "version_1/checkpoints/last.ckpt"
-    assert 3 <= kept(RUNS / "version_1", "last")["global_step"] < 40
-    run("--ckpt_path", str(last))
+    assert 3 <= kept(RUNS / "version_1", "last")["global_step"] < 20
+    run([*given, "--ckpt_path", str(last)])
     unbroken, rest = (kept(RUNS / f"version_{v}", "last")["state_dict"] for v in (0, 2))
     assert all(torch.equal(unbroken[name], rest[name]) for name in unbroken)
 
@@ -291,13 +269,11 @@ def test_a_killed_run_loses_what_came_after_the_last_checkpoint_only(config: str
     print(f"seed {seed}")  # noqa: T201
     chance = random.Random(seed)
     at = chance.randrange(4, 10)
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "fpn", "fit", "--config", config]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as killed:
-        assert killed.stdout is not None
-        next(line for line in killed.stdout if f"step {at} of 12" in line)
+    with Started(["fit", "--config", config]) as killed:
+        killed.wait_for(f"step {at} of 12")
         time.sleep(chance.uniform(0, 0.05))
-        killed.kill()
+        os.kill(killed.pid, signal.SIGKILL)
+        assert killed.status() in (-signal.SIGKILL, 0)
     main(["fit", "--config", config, "--ckpt_path", str(RUNS / "version_1/checkpoints/last.ckpt")])
 
     whole, begun, rest = (rows(RUNS / f"version_{version}") for version in range(3))

@@ -36,6 +36,13 @@ from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, import_named, only_installed
 from fpn.upgrade import upgraded
 
+_NOT_OPTIONS = {
+    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+    "validate": {"model", "dataloaders", "datamodule"},
+    "test": {"model", "dataloaders", "datamodule"},
+}
+"""Lightning's commands that need a data module, and of each the arguments that are made from the options."""
+
 
 class _Parser(Parser, LightningArgumentParser):
     """Lightning's, with what is ours."""
@@ -48,14 +55,13 @@ class DetectionCLI(LightningCLI):
     given on the command line or in a configuration file wins over it.
     """
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Those of Lightning's commands that need a data module."""
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": {"model", "dataloaders", "datamodule"},
-            "test": {"model", "dataloaders", "datamodule"},
-        }
+    def __init__(self, arguments: list[str], **options: Any) -> None:
+        self._asked = arguments[0]
+        super().__init__(DetectionModule, CocoDataModule, args=arguments, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is asked for: the options of others take time to look up."""
+        return {self._asked: _NOT_OPTIONS[self._asked]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Read COCO unless told otherwise, and take the number of classes from the data."""
@@ -68,8 +74,10 @@ class DetectionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, on top of what the checkpoint remembers where one is given."""
         assert isinstance(args, list)
-        for name in ("validate", "test"):
-            own = self._subcommand_parsers[name]
+        subcommand, *rest = args
+        own = self._subcommand_parsers[subcommand]
+        own.set_defaults({"weights_only": True})
+        if subcommand != "fit":
             own.set_defaults({"verbose": False})  # our own tables say it better
             own.add_argument(
                 "--stage_times",
@@ -77,9 +85,6 @@ class DetectionCLI(LightningCLI):
                 default=False,
                 help="print at the end how much time each stage took, from loading to scoring",
             )
-        for own in self._subcommand_parsers.values():
-            own.set_defaults({"weights_only": True})
-        subcommand, *rest = args
         rest, contents = _read_files(rest)
         path = _given_checkpoint(rest, contents)
         remembered = None
@@ -161,11 +166,10 @@ def run_lightning(arguments: list[str]) -> None:
     """
     _quiet()
     keep_freed_memory()
-    commands = DetectionCLI.subcommands()
+    command = arguments[0]
     try:
         DetectionCLI(
-            DetectionModule,
-            CocoDataModule,
+            arguments,
             save_config_callback=OwnFolder,
             subclass_mode_data=True,
             parser_class=_Parser,
@@ -179,9 +183,8 @@ def run_lightning(arguments: list[str]) -> None:
                 },
             },
             parser_kwargs={"prog": "fpn", "exit_on_error": False}
-            | {name: {"description": _description(name), "exit_on_error": False} for name in commands},
+            | {command: {"description": _description(command), "exit_on_error": False}},
             auto_configure_optimizers=False,
-            args=arguments,
         )
     except SIGTERMException as error:
         number = signal.Signals(error.args[0] if error.args else signal.SIGTERM)
