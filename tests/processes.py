@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["fpn.lit.lightning_cli", "fpn.lit.commands", "fpn.study.commands"])
+_SERVER.set_forkserver_preload(["fpn.lit.lightning_cli", "fpn.lit.predict", "fpn.study.commands"])
 
 
 class Started:

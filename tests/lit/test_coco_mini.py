@@ -37,18 +37,18 @@ def test_four_images_are_learned_by_heart(
             "detector": {
                 "bottom_up": {"name": "resnet18", "norm": "group", "width": 16},
                 "neck": {"channels": 32},
-                "rpn": {"sizes": {2: [16], 3: [32], 4: [64], 5: [128], 6: [256]}},
-                "roi_head": {"canonical_size": 112, "head": {"hidden": 256}},
+                "rpn": {"sizes": {2: [12], 3: [24], 4: [48], 5: [96], 6: [192]}},
+                "roi_head": {"canonical_size": 84, "head": {"hidden": 256}},
                 "roi_sampling": {"per_image": 64},
                 "training_proposals": {"pre_nms_top_n": 200, "post_nms_top_n": 200},
             },
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.002}},
-            "schedule": {"steps": 360, "milestones": [300], "warmup_steps": 20, "reference_images": 4},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}},
+            "schedule": {"steps": 140, "milestones": [115], "warmup_steps": 20, "reference_images": 4},
         },
         "data": {
             "train": {"images": images, "annotations": file},
             "val": {"images": images, "annotations": file},
-            "images": {"short_side": 128, "max_side": 192, "flip_probability": 0.0},
+            "images": {"short_side": 96, "max_side": 144, "flip_probability": 0.0},
             "batch_size": 4,
             "num_workers": 0,
         },
@@ -68,6 +68,8 @@ def test_resnet50_over_all_of_it(coco_mini: Path, tmp_path: Path, monkeypatch: p
     small = ["--data.images.short_side", "96", "--data.images.max_side", "160", "--data.num_workers", "0"]
     few = ["--model.detector.roi_sampling.per_image", "64"]
     few += ["--model.detector.testing_proposals.post_nms_top_n", "100"]
+    few += ["--model.detector.bottom_up.width", "16", "--model.detector.neck.channels", "64"]
+    few += ["--model.detector.roi_head.head.hidden", "64"]
     scratch = ["--model.detector.bottom_up.weights", "null", "--model.detector.bottom_up.frozen_stages", "0"]
     data = ["--data.root", str(coco_mini), "--trainer.accelerator", "cpu", "--data.batch_size", "8"]
     data += ["--trainer.limit_val_batches", "4"]  # all are tested below
