@@ -28,6 +28,7 @@ class Started:
         folder: the working directory; by default the suite's.
         environment: variables besides those of the suite.
         script: a file to run in the place of `fpn`.
+        output: a file that all is written to; by default one of its own.
     """
 
     def __init__(
@@ -36,9 +37,13 @@ class Started:
         folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
         script: Path | str | None = None,
+        output: str | None = None,
     ) -> None:
-        file, self._output = tempfile.mkstemp()
-        os.close(file)
+        self._own = output is None
+        if output is None:
+            file, output = tempfile.mkstemp()
+            os.close(file)
+        self._output = output
         variables = {**os.environ, **(environment or {})}
         program = None if script is None else str(script)
         given = (program, list(words), str(folder or Path.cwd()), variables, self._output)
@@ -53,7 +58,8 @@ class Started:
             os.killpg(self.pid, signal.SIGKILL)
         self.process.kill()  # should it not have come so far
         self.process.join()
-        Path(self._output).unlink()
+        if self._own:
+            Path(self._output).unlink()
 
     @property
     def pid(self) -> int:

@@ -10,14 +10,17 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from rich.console import Console
+from rich import get_console
 
 from fpn.errors import InputError
 
 
 def say(line: str) -> None:
-    """Print a line as it is: not wrapped, and with its square brackets, which a path or a name may have."""
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is: not wrapped, and with its square brackets, which a path or a name may have.
+
+    A progress bar stays below it.
+    """
+    get_console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 
 
 def batches_begun(trainer: Trainer) -> int:
@@ -101,18 +101,3 @@ def between_steps(trainer: Trainer) -> Iterator[bool]:
         yield within
     finally:
         progress.load_state_dict(kept)
-
-
-class DescribedBar(RichProgressBar):
-    """Lightning's progress bar, whose description of an epoch a subclass gives."""
-
-    def describe(self, epoch: int) -> str:
-        """What stands before the bar.
-
-        Args:
-            epoch: counted from 0.
-        """
-        return f"Epoch {epoch + 1}"
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return self.describe(current_epoch)

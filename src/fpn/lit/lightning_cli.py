@@ -25,7 +25,7 @@ from fpn.allocator import keep_freed_memory
 from fpn.checkpoints import remembered_config, remembered_version
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
-from fpn.lit.callbacks import Bar, PlainProgress, PrintStageTimes, Scores, Throughput
+from fpn.lit.callbacks import Bar, Ending, PlainProgress, PrintStageTimes, Scores, Throughput
 from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
 from fpn.lit.cli import COMMANDS
 from fpn.lit.module import DetectionModule
@@ -141,7 +141,7 @@ class DetectionCLI(LightningCLI):
         return cast(Trainer, trainer)
 
     def _callbacks(self, given: Namespace) -> list[Callback]:
-        callbacks: list[Callback] = [Throughput(), Scores(), EndOnSignal(), EndTogether()]
+        callbacks: list[Callback] = [Throughput(), Scores(), Ending(), EndOnSignal(), EndTogether()]
         if given["enable_checkpointing"] is not False:
             callbacks += [BestCheckpoint(), LastCheckpoint()]
         if given["enable_progress_bar"] is not False:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
+from rich import get_console
 
 from fpn.console import say
 from fpn.data.results import write_results
@@ -41,7 +41,7 @@ class Scores(Callback):
             return
         report: dict[str, Any] = {}
         for metric, scores in found:
-            Console().print(*metric.tables(scores))
+            get_console().print(*metric.tables(scores))
             report |= scores
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

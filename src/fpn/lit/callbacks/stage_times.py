@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
+from rich import get_console
 
 from fpn.lit.module import DetectionModule
 from fpn.stage_times import Stage, StageTimes
@@ -67,4 +67,4 @@ class PrintStageTimes(Callback):
         self._clock.close()
         if self.times is not None and trainer.is_global_zero:
             of = f" of the first of {trainer.world_size} processes" if trainer.world_size > 1 else ""
-            Console().print(self.times.table(of))
+            get_console().print(self.times.table(of))

@@ -1,0 +1,36 @@
+"""What a fit leaves: its best score, its folder, and what comes next."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fpn.console import say
+from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
+from fpn.lit.callbacks.last_checkpoint import LastCheckpoint
+
+
+class Ending(Callback):
+    """Tells at the end of a fit, in a few lines, what came of it."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The best score and its checkpoint, the folder, and the command that scores a checkpoint."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        newest = ""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint) and callback.saved >= 0:
+                newest = newest or str(callback.path)
+            if isinstance(callback, BestCheckpoint) and (best := callback.told()):
+                newest = callback.best_model_path
+                step = "" if callback.step is None else f" at step {callback.step:,}"
+                say(f"best {best}{step}: {_short(newest)}")
+        if trainer.loggers and trainer.log_dir:
+            say(f"the run's folder: {_short(trainer.log_dir)}")
+        if newest:
+            say(f"next: fpn test --ckpt_path {_short(newest)}")
+
+
+def _short(path: str) -> str:
+    """From the working directory, if it lies in it."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
