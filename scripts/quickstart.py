@@ -28,7 +28,7 @@ def main() -> None:
     fpn("fit", "--config", CONFIG)
     checkpoint = newest("checkpoints/last.ckpt")
     fpn("test", "--config", CONFIG, "--ckpt_path", str(checkpoint))
-    scores = newest("scores.json")
+    scores = newest("test*/scores.json")
     picture = scores.with_name("detections.jpg")
     draw_examples(checkpoint, picture)
     minutes = (time.monotonic() - start) / 60

@@ -25,7 +25,7 @@ def test_a_test_writes_the_curves_of_its_proposals(config: str, shapes: Path) ->
     assert not list(Path("runs").rglob("curves.json")), "a validation has no curves"
     main(["test", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"])
 
-    folder = Path("runs/fpn/version_0")
+    folder = Path("runs/tiny/version_0/test")
     curves = json.loads((folder / "curves.json").read_text())
     scores = json.loads((folder / "scores.json").read_text())
     truth = read_truth(shapes / "annotations" / "instances_val2017.json")

@@ -65,12 +65,12 @@ def test_fit_test_predict_evaluate(
     assert {"val/AP", "val/AP_small", "val/proposal_AR@100", "val/proposal_AR@1000", "lr-PaperSGD"} <= columns
     assert Path("runs/tiny/version_0/checkpoints/last.ckpt").is_file()
 
-    # A checkpoint is all that a test needs; its run has a folder of its own.
+    # A checkpoint is all that a test needs; its folder lies in that of the run.
     main(["test", "--ckpt_path", checkpoint])
     tables = capsys.readouterr().out
     for word in ("AP50", "AR@1000", "crescent", "medium"):
         assert word in tables
-    folder = Path("runs/fpn/version_0")
+    folder = Path("runs/tiny/version_0/test")
     scores = scores_of(folder)
     detections = json.loads((folder / "detections.json").read_text())
     truth = shapes / "annotations" / "instances_val2017.json"
@@ -101,15 +101,16 @@ def test_fit_test_predict_evaluate(
 
 def test_what_the_user_gives_wins_over_the_checkpoint(trained: tuple[str, str]) -> None:
     _, checkpoint = trained
-    limit = {"model": {"detector": {"detections": {"max_detections": 1}}}}
-    Path("one.yaml").write_text(yaml.safe_dump(limit))
-    for version, given in enumerate(
-        (["--config", "one.yaml"], ["--model.detector.detections.max_detections", "2"])
+    one = {"model": {"detector": {"detections": {"max_detections": 1}}}}
+    Path("one.yaml").write_text(yaml.safe_dump(one))
+    for name, limit, given in (
+        ("test", 1, ["--config", "one.yaml"]),
+        ("test_2", 2, ["--model.detector.detections.max_detections", "2"]),
     ):
         main(["test", "--ckpt_path", checkpoint, *given])
-        detections = json.loads(Path(f"runs/fpn/version_{version}/detections.json").read_text())
+        detections = json.loads(Path(f"runs/tiny/version_0/{name}/detections.json").read_text())
         counts = [sum(d["image_id"] == i for d in detections) for i in {d["image_id"] for d in detections}]
-        assert max(counts) == version + 1
+        assert max(counts) == limit
 
 
 def test_a_run_can_be_resumed(trained: tuple[str, str]) -> None:
@@ -247,7 +248,7 @@ def test_options_of_the_checkpoints_own_classes(config: str, shapes: Path) -> No
     main(["fit", "--config", config])
     checkpoint = str(only("runs/tiny/version_0/checkpoints/best.ckpt"))
     main(["test", "--ckpt_path", checkpoint, "--data.folder", "other", "--data.val_count", "3"])
-    detections = json.loads(Path("runs/fpn/version_0/detections.json").read_text())
+    detections = json.loads(Path("runs/tiny/version_0/test/detections.json").read_text())
     assert len({d["image_id"] for d in detections}) == 3
 
 
@@ -289,10 +290,10 @@ def test_proposal_network(config: str, shapes: Path, capsys: pytest.CaptureFixtu
     assert "Proposals" in capsys.readouterr().out
     main(["predict", "--ckpt_path", checkpoint, "--images", str(shapes / "val2017")])
     assert {d["category_id"] for d in json.loads(Path("predictions/detections.json").read_text())} == {1}
-    assert not Path("runs/fpn/version_0/detections.json").exists()
-    scores = scores_of(Path("runs/fpn/version_0"))
+    assert not Path("runs/tiny/version_0/test/detections.json").exists()
+    scores = scores_of(Path("runs/tiny/version_0/test"))
     truth = shapes / "annotations" / "instances_val2017.json"
-    recall = evaluate_proposals(truth, "runs/fpn/version_0/proposals.json", engine="pycocotools")
+    recall = evaluate_proposals(truth, "runs/tiny/version_0/test/proposals.json", engine="pycocotools")
     assert {key: scores[f"proposal_{key}"] for key in recall} == pytest.approx(recall, nan_ok=True)
 
 
@@ -424,7 +425,7 @@ def test_two_processes_score_as_one(trained: tuple[str, str]) -> None:
     main(["test", "--ckpt_path", checkpoint])
     together(["test", "--ckpt_path", checkpoint])
     together(["fit", "--config", config])
-    one, other = (scores_of(Path(f"runs/fpn/version_{v}")) for v in (0, 1))
+    one, other = (scores_of(Path("runs/tiny/version_0", name)) for name in ("test", "test_2"))
     categories = one.pop("by_category"), other.pop("by_category")
     assert one == pytest.approx(other, abs=1e-6, nan_ok=True)
     assert categories[0].keys() == categories[1].keys()

@@ -56,7 +56,7 @@ def test_four_images_are_learned_by_heart(
     Path("four.yaml").write_text(yaml.safe_dump(config))
     main(["fit", "--config", "four.yaml"])
     main(["test", "--ckpt_path", "runs/fpn/version_0/checkpoints/last.ckpt"])
-    scores = json.loads(Path("runs/fpn/version_1/scores.json").read_text())
+    scores = json.loads(Path("runs/fpn/version_0/test/scores.json").read_text())
     # Every object is found; how tightly depends on the machine's rounding in so short a run.
     assert scores["AP50"] >= 0.9
     assert scores["AP"] >= 0.7
@@ -77,7 +77,7 @@ def test_resnet50_over_all_of_it(coco_mini: Path, tmp_path: Path, monkeypatch: p
     checkpoint = "runs/fpn/version_0/checkpoints/last.ckpt"
     main(["test", "--ckpt_path", checkpoint])
     truth = json.loads((coco_mini / "annotations" / "instances_val2017.json").read_text())
-    scores = json.loads(Path("runs/fpn/version_1/scores.json").read_text())
+    scores = json.loads(Path("runs/fpn/version_0/test/scores.json").read_text())
     assert 0 <= scores["AP"] <= 1
     assert 0 < scores["proposal_AR@1000"] < 1
     main(

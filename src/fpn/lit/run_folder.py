@@ -1,5 +1,7 @@
 """A run's folder, in which no other run has written."""
 
+import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +24,24 @@ def led_by_a_file(loggers: Sequence[Logger]) -> list[Logger]:
     files = [logger for logger in loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
     others = [logger for logger in loggers if logger not in files]
     return [*(files or [MetricsFile(others[0].save_dir or "runs")]), *others]
+
+
+def beside_its_run(checkpoint: Path, what: str) -> dict[str, str]:
+    """Where a `MetricsFile` writes to RUN/test, or RUN/test_2 and so on, of RUN/checkpoints/*.ckpt.
+
+    Args:
+        checkpoint: which is scored.
+        what: is done with it, "test" or "validate".
+
+    Returns:
+        Its arguments; none for a checkpoint that lies elsewhere, or where nothing can be written beside it.
+    """
+    run = checkpoint.parent.parent
+    if checkpoint.parent.name != "checkpoints" or not os.access(run, os.W_OK):
+        return {}
+    names = itertools.chain([what], (f"{what}_{number}" for number in itertools.count(2)))
+    version = next(name for name in names if not (run / name).exists())
+    return {"save_dir": str(run.parent), "name": run.name, "version": version}
 
 
 class OwnFolder(SaveConfigCallback):
