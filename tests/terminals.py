@@ -14,7 +14,7 @@ from processes import Started
 
 
 def screen(words: Sequence[str], columns: int, status: int = 0) -> list[str]:
-    """The lines of a terminal so wide after `fpn` has ended with this status; those that scrolled away too."""
+    """The lines of a terminal so wide when `fpn` has ended so; those that scrolled away too."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 60, columns, 0, 0))
     terminal = pyte.HistoryScreen(columns, 60, history=10_000)

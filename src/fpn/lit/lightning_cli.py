@@ -100,14 +100,11 @@ class DetectionCLI(LightningCLI):
             raise InputError(
                 f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored, or --model.start_from"
             )
-        if (
-            path is not None
-            and subcommand != "fit"
-            and not any(w.startswith("--trainer.logger") for w in args)
-        ):
+        asked = any(word.startswith("--trainer.logger") for word in args)
+        if path is not None and subcommand != "fit" and not asked:
             for logger in _loggers(config):
                 if logger.class_path.endswith(".MetricsFile") and logger.init_args.version is None:
-                    logger.init_args.update(beside_its_run(Path(path), subcommand))
+                    logger.init_args.update(Namespace(beside_its_run(Path(path), subcommand)))
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own would let the checkpoint's values win over those the user gives.
