@@ -2,9 +2,7 @@
 
 import sys
 
-from fpn.console import mistakes
-from fpn.study.commands import ablate
+from fpn.lit.cli import main
 
 if __name__ == "__main__":
-    with mistakes("ablate.py"):
-        sys.exit(ablate(sys.argv[1:]))
+    main(["ablate", *sys.argv[1:]])

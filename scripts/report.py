@@ -2,9 +2,7 @@
 
 import sys
 
-from fpn.console import mistakes
-from fpn.study.commands import report
+from fpn.lit.cli import main
 
 if __name__ == "__main__":
-    with mistakes("report.py"):
-        sys.exit(report(sys.argv[1:]))
+    main(["report", *sys.argv[1:]])

@@ -144,7 +144,7 @@ def data(
         for antialias, limit in MEAN_LIMITS.items():
             given = files, ImageSettings(short_side, max_side, antialias)
             sides = {"torchvision": partial(torchvision_loading, *given), "ours": partial(loading, *given)}
-            title = f"input pipeline, batches of 2, one core, data.antialias {str(antialias).lower()}"
+            title = f"input pipeline, batches of 2, one core, data.images.antialias {str(antialias).lower()}"
             run.compare(title, sides, partial(same_batches, limit=limit), number=number)
     return run
 

@@ -7,9 +7,29 @@ from types import FunctionType
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
+from jsonargparse._util import import_object
 
 from fpn.errors import InputError
+
+_carry_over = _typehints.discard_init_args_on_class_path_change
+
+
+def _begin_anew(parser_or_action: Any, before: Any, now: Any) -> None:
+    """A class that takes another's place begins with its own settings, unless it `takes_settings_over`.
+
+    jsonargparse itself carries over whatever both accept, the first one's defaults too: a neck of one's own
+    would get as many channels as the paper's, and an optimiser SGD's learning rate.
+    """
+    if before and before.get("init_args") and before["class_path"] != now["class_path"]:
+        kind = import_object(now["class_path"])
+        if not getattr(kind, "takes_settings_over", False):
+            before["init_args"] = Namespace()
+    _carry_over(parser_or_action, before, now)
+
+
+# Private, as pyproject.toml's bound on the version says.
+_typehints.discard_init_args_on_class_path_change = _begin_anew
 
 # Where no type hint asks for a class, a configuration could have any made.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)

@@ -16,9 +16,12 @@ A configuration of the user's own may name any class, also one in the working di
 Whatever is installed is trusted: to import it runs it.
 """
 
+import os
+import site
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
@@ -35,7 +38,7 @@ def only_installed() -> Iterator[None]:
     """Import only what is installed or imported already, and read configurations only from this machine."""
     kept = sys.path[:]
     program = getattr(sys.modules["__main__"], "__file__", None)
-    own = {Path().resolve(), Path(program or "").resolve().parent}
+    own = {Path().resolve(), Path(program or "").resolve().parent} - _editable()
     sys.path[:] = [entry for entry in kept if Path(entry).resolve() not in own]
     set_parsing_settings(config_read_mode_fsspec_enabled=False)  # Lightning allows addresses
     try:
@@ -54,6 +57,9 @@ def check_remembered(config: Any, source: str) -> None:
     Raises:
         InputError: it names what is neither installed nor imported, or is no class.
     """
+    for name in filter(None, os.environ.get("FPN_IMPORT", "").split(",")):
+        import_module(name)
+    missing: dict[str, str] = {}
     for name in _names(config):
         if not isinstance(name, str) or not _is_path(name):
             raise InputError(f"{source} names {name!r}, which is no class in a module")
@@ -63,12 +69,18 @@ def check_remembered(config: Any, source: str) -> None:
             with only_installed():
                 found = _located(name)
                 if found is None and find_spec(package) is None:
-                    raise InputError(
-                        f"{source} names {name}, which is not installed, and not imported unasked: "
-                        f"add --import {module} (in Python: import {module} first)"
-                    )
+                    missing[name] = module
+                    continue
         if not isinstance(found, type) or found.__module__.partition(".")[0] in sys.stdlib_module_names:
             raise InputError(f"{source} names {name}, which is no class that detectors are made of")
+    if missing:
+        modules = list(dict.fromkeys(missing.values()))
+        is_ = "is" if len(missing) == 1 else "are"
+        raise InputError(
+            f"{source} names {', '.join(missing)}, which {is_} not installed, and not imported unasked: "
+            f"add {' '.join(f'--import {module}' for module in modules)} "
+            f"(in Python: import {', '.join(modules)} first)"
+        )
 
 
 def check_classes(config: Any) -> None:
@@ -90,6 +102,13 @@ def import_named(config: Any) -> None:
     for name in _names(config):
         if isinstance(name, str):
             _located(name)
+
+
+def _editable() -> set[Path]:
+    """Folders of projects that are installed as they lie, which a file among the installed packages lists."""
+    files = (file for folder in site.getsitepackages() for file in Path(folder).glob("*.pth"))
+    lines = (line for file in files for line in file.read_text(errors="replace").splitlines())
+    return {Path(line).resolve() for line in lines if line.startswith("/")}
 
 
 def _is_path(name: str) -> bool:

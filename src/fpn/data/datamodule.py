@@ -52,6 +52,9 @@ class CocoDataModule(LightningDataModule):
         seed: Determines the order of the training images and what is drawn for each.
     """
 
+    takes_settings_over = True
+    """In a configuration, from the data module whose place it takes."""
+
     def __init__(
         self,
         root: str = "datasets/coco",

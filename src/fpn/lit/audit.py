@@ -43,8 +43,8 @@ def audit(
         decode: read all images wholly, as training does.
         json: a file to write everything to: besides counts, the ids and files that are counted.
         num_workers: processes that read images, 0 for none; by default one for each core.
-        short_side: pixels of an image's short side at the network's input, as data.short_side.
-        max_side: most pixels of its long side, as data.max_side.
+        short_side: pixels of an image's short side at the network's input, as data.images.short_side.
+        max_side: most pixels of its long side, as data.images.max_side.
         max_unreadable: share of the training images that training does without, as
         data.max_unreadable.
     """

@@ -1,6 +1,5 @@
 """The command line. Nothing heavy is imported before a command needs it, so that the help comes at once."""
 
-import argparse
 import itertools
 import os
 import sys
@@ -69,10 +68,14 @@ def _run(command: str, words: list[str]) -> None:
 
 def _modules(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The modules that the user names, and the other words."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--import", dest="modules", action="append", default=[])
-    given, others = finder.parse_known_args(words)
-    listed = [os.environ.get("FPN_IMPORT", ""), *given.modules]
+    listed, others = [os.environ.get("FPN_IMPORT", "")], []
+    left = iter(words)
+    for word in left:  # behind a -- too
+        option, equals, value = word.partition("=")
+        if option == "--import":
+            listed.append(value if equals else next(left, ""))
+        else:
+            others.append(word)
     names = [name.strip() for text in listed for name in text.split(",")]
     return [name for name in dict.fromkeys(names) if name], others
 
@@ -92,8 +95,9 @@ def _importing(modules: Sequence[str]) -> Iterator[None]:
         for name in modules:
             try:
                 import_module(name)
-            except ImportError as error:
-                raise InputError(f"--import {name}: {error}") from error
+            except Exception as error:  # whatever a module raises
+                kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+                raise InputError(f"--import {name}: {kind}{error}") from error
         yield
     finally:
         sys.path[:] = path

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,7 +89,7 @@ class DetectionCLI(LightningCLI):
         path = _given_checkpoint(rest, contents)
         remembered = None
         if path is not None:
-            import_named(contents)  # what is named here may be the checkpoint's too
+            import_named([*contents, *_values(rest)])  # what is named here may be the checkpoint's too
             remembered = remembered_config(path)
         if remembered is not None:
             rest = ["--config", as_word(remembered), *rest]
@@ -240,6 +240,16 @@ def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
             words[number] = as_word(content := today)
         contents.append(content)
     return words, contents
+
+
+def _values(words: Sequence[str]) -> Iterator[Any]:
+    """What options of the model, the data and the trainer are set to; a name as a configuration has it."""
+    for word, after in itertools.pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        if option.startswith(("--model", "--data", "--trainer")):
+            with suppress(yaml.YAMLError):
+                content = yaml.safe_load(value if equals else after)
+                yield {"class_path": content} if isinstance(content, str) else content
 
 
 def _given_checkpoint(words: Sequence[str], contents: Sequence[Any]) -> str | None:

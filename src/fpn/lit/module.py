@@ -85,7 +85,7 @@ class DetectionModule(LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         scored = [BoxAP(), ProposalRecall()] if metrics is None else metrics
         fitting = [metric for metric in scored if self.detector.finds_objects or not metric.of_detections]
-        self._metrics = nn.ModuleList(fitting)  # so that they are where the detector is
+        self._metrics = _Metrics(fitting)  # so that they are where the detector is
         self.engine: Engine = engine
         self.seed = torch.initial_seed()
         """Of all sampling; a run that goes on has that of the one it goes on with."""
@@ -298,3 +298,20 @@ class DetectionModule(LightningModule):
         """Refuse a checkpoint of another detector, or one trained for other categories."""
         resuming.take_up(self, checkpoint)
         self.begun = True
+
+
+class _Metrics(nn.ModuleList):
+    """Metrics, of which a checkpoint holds nothing: it may be scored by others."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        super().__init__(metrics)
+        self.register_load_state_dict_post_hook(_miss_none)
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Nothing of their own."""
+        return options.get("destination")
+
+
+def _miss_none(module: nn.Module, keys: Any) -> None:
+    for names in (keys.missing_keys, keys.unexpected_keys):
+        names[:] = [name for name in names if not name.startswith("_metrics.")]

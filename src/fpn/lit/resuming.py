@@ -51,7 +51,9 @@ def take_up(module: "DetectionModule", checkpoint: Mapping[str, Any]) -> None:
                 "the checkpoint was trained for other categories than the data has: "
                 f"{theirs.difference(ours)}"
             )
-    check_weights(module.state_dict(), checkpoint["state_dict"], "the checkpoint")
+    # Older ones may hold something of the metrics too.
+    weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("_metrics.")}
+    check_weights(module.state_dict(), weights, "the checkpoint")
     if kept is None:
         return
     module.seed = kept.get("seed", module.seed)

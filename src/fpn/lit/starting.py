@@ -38,7 +38,7 @@ def begin_fit(module: "DetectionModule") -> None:
         elif bottom_up.fixed or "bottom_up" in module.frozen_parts:
             rank_zero_warn(
                 "the bottom-up starts from random weights, yet part of it is not trained: set its weights, "
-                "or norm: batch (or group) and frozen_stages: 0"
+                "or frozen_stages: 0 and norms that are trained (a ResNet's norm: batch, timm's norm: live)"
             )
 
     _in_turn(module, load)

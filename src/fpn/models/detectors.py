@@ -43,6 +43,8 @@ class Detector(nn.Module, ABC):
     """Whether it ends in detections with a class, and not in proposals."""
     reads_proposals: ClassVar[bool] = False
     """Whether it needs `Batch.proposals`."""
+    takes_settings_over: ClassVar[bool] = True
+    """In a configuration, of parts that both have, from the detector whose place it takes."""
 
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -85,7 +87,7 @@ class ProposalNetwork(Detector):
         anchor_sampling: which anchors the RPN learns from.
         training_proposals: which boxes of the RPN are proposals in training.
         testing_proposals: which boxes of the RPN are proposals in testing.
-        rpn_box_loss: of the RPN's boxes.
+        rpn_box_loss: of the RPN's boxes: a class of them, or one.
         rpn_loss_per_image: the RPN's losses are divided by so many anchors an image, as in Detectron2 by
             those of `anchor_sampling` even where fewer are found; null for those that were sampled.
     """
@@ -111,7 +113,7 @@ class ProposalNetwork(Detector):
         self.rpn = rpn(self.neck)
         self.anchor_sampling = anchor_sampling
         self.training_proposals, self.testing_proposals = training_proposals, testing_proposals
-        self.rpn_box_loss, self.rpn_loss_per_image = rpn_box_loss(), rpn_loss_per_image
+        self.rpn_box_loss, self.rpn_loss_per_image = _made(rpn_box_loss), rpn_loss_per_image
         if not self.finds_objects:
             self.bottom_up.end_at(max(self.neck.inputs))
             _refuse_unread(self.neck, self.rpn.levels)
@@ -168,7 +170,7 @@ class FasterRCNN(ProposalNetwork):
         roi_head: RoI pooling, head and predictor.
         roi_sampling: which RoIs the head learns from.
         detections: which boxes of the head are detections.
-        roi_box_loss: of the head's boxes.
+        roi_box_loss: of the head's boxes: a class of them, or one.
         **proposal_network: the arguments of `ProposalNetwork`.
     """
 
@@ -185,7 +187,7 @@ class FasterRCNN(ProposalNetwork):
     ) -> None:
         super().__init__(classes, **proposal_network)
         self.roi_head = _roi_head(roi_head, self.neck, classes, self.bottom_up)
-        self.roi_sampling, self.detections, self.roi_box_loss = roi_sampling, detections, roi_box_loss()
+        self.roi_sampling, self.detections, self.roi_box_loss = roi_sampling, detections, _made(roi_box_loss)
         _refuse_unread(self.neck, self.rpn.levels + self.roi_head.levels)
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -230,7 +232,7 @@ class FastRCNN(Detector):
         detections: which boxes of the head are detections.
         training_top_n: best proposals of each image that are used in training …
         testing_top_n: … and in testing.
-        roi_box_loss: of the head's boxes.
+        roi_box_loss: of the head's boxes: a class of them, or one.
     """
 
     finds_objects = True
@@ -253,7 +255,7 @@ class FastRCNN(Detector):
         self.neck = neck(self.bottom_up.channels)
         self.roi_head = _roi_head(roi_head, self.neck, classes, self.bottom_up)
         _refuse_unread(self.neck, self.roi_head.levels)
-        self.roi_sampling, self.detections, self.roi_box_loss = roi_sampling, detections, roi_box_loss()
+        self.roi_sampling, self.detections, self.roi_box_loss = roi_sampling, detections, _made(roi_box_loss)
         self.training_top_n, self.testing_top_n = training_top_n, testing_top_n
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -330,6 +332,10 @@ def _merge(found: Sequence[list[Detections] | None], nms_iou: float, number: int
     """The sets of each image over all sizes, from those of each size over all images."""
     sets = zip(*(of_size for of_size in found if of_size is not None), strict=True)
     return [merge_detections(of_image, nms_iou, number) for of_image in sets]
+
+
+def _made(loss: Callable[[], BoxLoss] | BoxLoss) -> BoxLoss:
+    return loss if isinstance(loss, BoxLoss) else loss()
 
 
 def _refuse_unread(neck: Neck, levels: tuple[int, ...]) -> None:

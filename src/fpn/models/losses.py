@@ -61,6 +61,13 @@ class SmoothL1(BoxLoss):
         return F.smooth_l1_loss(predicted, wanted, reduction="sum", beta=self.beta)
 
 
+class L1(SmoothL1):
+    """The L1 of the deltas, as in Detectron2."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+
 class IoULoss(BoxLoss):
     """A loss of the boxes themselves, which the deltas make; the base class of such losses.
 

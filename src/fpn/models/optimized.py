@@ -1,14 +1,16 @@
 """A detector made for inference alone: the same boxes, sooner."""
 
 import copy
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fpn.models.bottom_up import BottomUp, Stages
 
 Network = TypeVar("Network", bound=nn.Module)
+_KNOWN = ("fpn", "torch", "torchvision", "timm")
 
 
 def optimized(detector: Network) -> Network:
@@ -17,8 +19,9 @@ def optimized(detector: Network) -> Network:
     It is a copy with weights of its own, which takes as much memory once more: what happens to the detector
     afterwards does not change what it finds. The BatchNorms of a ResNet are folded into its convolutions, and
     so are those of any bottom-up that says how (`BottomUp.fold_norms`). On a CPU the weights of convolutions
-    lie with their channels last, and so do the maps they make; in training, the gradients would cost more
-    than that saves. Forward hooks, as of a profiler or of who watches features, are called by both, though
+    lie with their channels last, and so do the maps they make, unless a part is of other packages than this
+    one, PyTorch and timm, which may look at how a map lies; in training, the gradients would cost more than
+    that saves. Forward hooks, as of a profiler or of who watches features, are called by both, though
     not where a norm has gone into a convolution.
     """
     hooks = [
@@ -28,10 +31,23 @@ def optimized(detector: Network) -> Network:
     ]
     gradients = [p.grad for p in detector.parameters() if p.grad is not None]
     memo: dict[int, object] = {id(hook): hook for hook in hooks} | {id(g): None for g in gradients}
+    # What a module has computed and keeps, as a map or a normalised weight, comes without its history.
+    kept = (tensor for module in detector.modules() for tensor in _tensors(vars(module)))
+    memo |= {id(tensor): tensor.detach() for tensor in kept if not tensor.is_leaf}
     network = copy.deepcopy(detector, memo)
     for module in list(network.modules()):
         if isinstance(module, BottomUp | Stages):
             module.fold_norms()
-    if all(p.device.type == "cpu" for p in network.parameters()):
+    known = all(type(module).__module__.partition(".")[0] in _KNOWN for module in network.modules())
+    if known and all(p.device.type == "cpu" for p in network.parameters()):
         network.to(memory_format=torch.channels_last)
     return network.eval()
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Those in dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)

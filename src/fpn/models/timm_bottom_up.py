@@ -119,7 +119,10 @@ def _parts(
     if refused := [
         key for key in options if key.startswith(("pretrained", "checkpoint", "cache", "feature"))
     ]:
-        raise InputError(f"bottom_up.options: {refused[0]} is none; weights are given as bottom_up.weights")
+        raise InputError(
+            f"bottom_up.options cannot have {refused[0]}: weights are given as bottom_up.weights, levels as "
+            "bottom_up.levels"
+        )
     try:
         network = _extractor(name, options | given)
         strides = network.feature_info.reduction()

@@ -126,6 +126,7 @@ def _ablate_parser() -> argparse.ArgumentParser:
     options = "partition=gpu time=24:00:00 ..."
     add("--slurm", nargs="*", metavar="KEY=VALUE", help=f"submit jobs, with options of sbatch ({options})")
     add("--task", metavar="NAME", help="only this task, as a job does; what it needs must be finished")
+    add("--import", metavar="MODULE", help="import a module of your own, here and in every step")
     add("--dry-run", action="store_true", help="print what would be done, the full commands, and do nothing")
     return parser
 

@@ -178,8 +178,10 @@ class Making(NamedTuple):
             proposes: whether proposals are to be written.
         """
         study, folder = self.study, self.study.out / f"{self.name}{stage}"
-        files = [config_file("base"), *study.scale, config_file(self.row.file)]
-        files += [config_file(f"{study.family}/{name}") for name in protocols]
+        row = [config_file(self.row.file)]
+        files = [config_file(f"{study.family}/{name}") for name in protocols]
+        # The last word on a row of the user's own is the user's.
+        files = [config_file("base"), *study.scale, *(row + files if self.row.shipped else files + row)]
         words = ["fit", *_config_words(files)]
         words += ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
         words += ["--trainer.default_root_dir", str(folder)]

@@ -99,7 +99,9 @@ def _from_folder(folder: Path) -> Run:
             **{key: about[key] for key in ("table", "row", "name", "seed", "family", "data")},
             anchors=about.get("anchors"),
             setting=about.get("setting", ""),
-            scores=None if numbers is None else {k: v for k, v in numbers.items() if k != "by_category"},
+            scores=None
+            if numbers is None
+            else {k: v for k, v in numbers.items() if isinstance(v, int | float)},
             curves=_object(curves) if curves.exists() else None,
         )
     except KeyError as error:

@@ -131,7 +131,10 @@ def plan(
     known = {f"{table}/{key}": row for table, of_table in TABLES.items() for key, row in of_table.items()}
     asked = [f"{table}/{key}" for table in tables for key in TABLES[table]]
     if rows:
-        chosen = dict(_row(tables[0], word) for word in rows)
+        chosen: dict[str, Row] = {}
+        for name, row in (_row(tables[0], word) for word in rows):
+            if chosen.setdefault(name, row) != row:
+                raise InputError(f"{chosen[name].file} and {row.file} are both {name}: give one another name")
         known, asked = known | chosen, list(chosen)
     scale = tuple(map(config_file, SCALES.get(data, (data,))))
     study = Study(known, scale, family, data, Path(out), wandb, tuple(given))

@@ -27,7 +27,8 @@ class Step:
         name: unique within its task, as fit.
         words: what follows `fpn` on the command line.
         resumable: started again with `--ckpt_path` of the newest last.ckpt of its task, if any.
-        results: names of files, as last.ckpt, to be linked into the task's folder from the folder of the run.
+        results: names of files, as last.ckpt, to be linked into the task's folder from the folder of the run;
+            the first has to be there.
     """
 
     name: str
@@ -96,10 +97,11 @@ class Task:
         """
         for name in step.results:
             newest = self._newest(name)
-            if newest is None:
+            if newest is None and name == step.results[0]:
                 raise InputError(f"{step.name} ended well but has written no {name} below {self.folder}")
-            with replacing(self.folder / name) as new:
-                new.symlink_to(newest.relative_to(self.folder))
+            if newest is not None:
+                with replacing(self.folder / name) as new:
+                    new.symlink_to(newest.relative_to(self.folder))
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         _write(self.folder / f"{step.name}.json", {**self._record(step), "finished": now})
 

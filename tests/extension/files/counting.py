@@ -6,6 +6,8 @@ from fpn import Metric
 
 
 class CountError(Metric):
+    of_detections = True  # so that it is left out where there are proposals alone
+
     def __init__(self, threshold: float = 0.5):
         super().__init__()
         self.threshold = threshold
