@@ -169,16 +169,55 @@ def test_timms_networks_go_the_same_way(folder: Path) -> None:
     assert json.loads((folder / "timm" / "detections.json").read_text())
 
 
-def test_a_file_is_a_row(folder: Path) -> None:
-    """`ablate` trains and tests it after Table 1's recipe, and `report` shows it by its own name."""
+@pytest.mark.parametrize(("table", "row"), [("table1", "c_panet"), ("table4", "own_parts")])
+def test_a_file_is_a_row(folder: Path, table: str, row: str) -> None:
+    """`ablate` trains and tests it after the table's recipe, and `report` shows it by its own name."""
     small = [
         "--data.train_count=6", "--data.val_count=3", "--data.long_side=96", "--data.batch_size=2",
         "--model.schedule.steps=2", "--model.schedule.length=1", "--model.schedule.reference_images=2",
-        "--model.schedule.warmup_steps=0", "--model.detector.bottom_up.width=8", "--trainer.accelerator=cpu",
+        "--model.schedule.warmup_steps=0", "--trainer.accelerator=cpu",
     ]  # fmt: skip
-    words = ["ablate", "table1", "--rows", "./c_panet.yaml", "--data", "shapes", "--devices_per_run", "0"]
-    run([*words, "--import", "panet", "--", *small], folder)
-    scores = list(folder.glob("runs/study/table1/c_panet/**/scores.json"))
-    assert scores
-    assert "c_panet" in run(["report", "runs/study"], folder)
-    assert "| FPN with PANet's bottom-up path |" in (folder / "report" / "report.md").read_text()
+    small += ["--model.detector.bottom_up.width=8"] if table == "table1" else []
+    words = ["ablate", table, "--rows", f"./{row}.yaml", "--data", "shapes", "--devices_per_run", "0"]
+    run([*words, *IMPORT, "--", *small], folder)
+    (scores,) = folder.glob(f"runs/study/{table}/{row}/seed_0/scores.json")
+    assert row in run(["report", f"runs/study/{table}"], folder)
+    report = (folder / "report" / "report.md").read_text()
+    name = {"c_panet": "FPN with PANet's bottom-up path", "own_parts": "Parts of one's own, all at once"}[row]
+    assert f"| {name} |" in report
+    if table == "table4":
+        # The loss is the file's, though the recipe has one too; and its metric has a column.
+        config = yaml.safe_load(next(scores.parent.glob("version_0/config.yaml")).read_text())
+        loss = config["model"]["detector"]["init_args"]["roi_box_loss"]
+        assert loss["class_path"] == "balanced_l1.BalancedL1"
+        assert f"{json.loads(scores.read_text())['count_error']:.4g}" in report
+
+
+def test_what_the_command_line_names_is_found_here(folder: Path, fitted: Path) -> None:
+    """Also where there is a checkpoint, which may not name it itself."""
+    others = [word for module in MODULES if module != "counting" for word in ("--import", module)]
+    words = ["test", "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", *others]
+    said = run([*words, "--model.metrics", "[counting.CountError]"], folder)
+    assert "count_error" in said
+
+
+def test_a_class_in_anothers_place_has_its_own_defaults(folder: Path) -> None:
+    words = ["fit", "--config", "base", "--model.detector.bottom_up", "plain.Plain"]
+    said = run([*words, "--model.optimizer", "torch.optim.AdamW", "--print_config"], folder)
+    model = yaml.safe_load(said[said.index("seed_everything") :])["model"]
+    assert model["detector"]["init_args"]["bottom_up"]["init_args"] == {"width": 4, "frozen_stages": 0}
+    assert model["optimizer"]["init_args"]["lr"] == 0.001
+    # A detector takes over what is said of its parts.
+    said = run([*words, "--model.detector", "fpn.ProposalNetwork", "--print_config"], folder)
+    model = yaml.safe_load(said[said.index("seed_everything") :])["model"]
+    assert model["detector"]["class_path"].endswith("ProposalNetwork")
+    assert model["detector"]["init_args"]["bottom_up"]["class_path"] == "plain.Plain"
+
+
+def test_a_refusal_names_all_that_is_missing(folder: Path, fitted: Path) -> None:
+    said = run(["predict", "--ckpt_path", str(fitted), "--images", "shapes/val2017"], folder, status=2)
+    assert all(f"--import {module}" in said for module in MODULES)
+    variables = {"FPN_IMPORT": ",".join(MODULES)}
+    (folder / "load.py").write_text("import sys, fpn; fpn.load(sys.argv[1])")
+    with Started([str(fitted)], folder, variables, script=folder / "load.py") as script:
+        assert script.status() == 0, script.said()

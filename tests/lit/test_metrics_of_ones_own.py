@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from lit_runs import scores_of
+from lit_runs import kept, scores_of
 from processes import together
 
 from fpn.lit.cli import main
@@ -66,3 +66,21 @@ def test_metrics_that_give_the_same_number(config: str, capsys: pytest.CaptureFi
         main(["fit", "--config", config, "--model.metrics+=fpn.evaluation.BoxAP"])
     assert caught.value.code == 2
     assert "model.metrics: BoxAP gives AP, as another metric does" in capsys.readouterr().err
+
+
+def test_a_checkpoint_holds_nothing_of_metrics(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is scored by others than it was trained with, whatever they keep."""
+    monkeypatch.syspath_prepend(".")
+    buffered = FOUND.replace(
+        "super().__init__()", "super().__init__(); self.register_buffer('edges', torch.ones(3))"
+    )
+    assert buffered != FOUND
+    Path("edged.py").write_text(buffered)
+    main(["fit", "--config", config, "--model.metrics+=edged.Found"])
+    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    assert not [name for name in kept(Path("runs/tiny/version_0"), "last")["state_dict"] if "edges" in name]
+    main(["test", "--ckpt_path", last, "--model.metrics", "[fpn.evaluation.ProposalRecall]"])
+    main(["test", "--ckpt_path", last])
+    assert "found 20" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, genera
 
 from fpn.checkpoints import build_detector
 from fpn.models.detectors import FasterRCNN
-from fpn.models.losses import BoxLoss, CIoU, DIoU, GIoU, SmoothL1
+from fpn.models.losses import L1, BoxLoss, CIoU, DIoU, GIoU, SmoothL1
 from fpn.models.necks import FeaturePyramid
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead, TwoFCHead
@@ -118,3 +118,14 @@ def test_configurations_of_before_mean_the_same(whole: bool) -> None:
             assert detector.roi_box_loss.beta == 0.5
     for other in ({}, {"model": None}, {"model": {"detector": None}}, {"data": {"loss": 3}}):
         assert upgraded(other) == other
+
+
+def test_a_loss_is_given_as_a_class_or_as_one() -> None:
+    bottom_up, neck = partial(ResNet, "resnet18", width=8, norm="group"), partial(FeaturePyramid, channels=8)
+    own = GIoU(weight=2.0)
+    detector = FasterRCNN(3, bottom_up=bottom_up, neck=neck, rpn_box_loss=L1, roi_box_loss=own)
+    assert detector.roi_box_loss is own
+    assert isinstance(detector.rpn_box_loss, L1)
+    predicted, wanted, references = torch.randn(3, 5, 4)
+    expected = (predicted - wanted).abs().sum()
+    torch.testing.assert_close(detector.rpn_box_loss(predicted, wanted, references, (1, 1, 1, 1)), expected)

@@ -1,3 +1,4 @@
+import warnings
 from functools import partial
 from threading import Lock
 from typing import Any, Literal
@@ -254,3 +255,29 @@ def test_gradients_are_not_copied() -> None:
     sum(p.sum() for p in detector.parameters()).backward()
     assert all(p.grad is None for p in optimized(detector).parameters())
     assert all(p.grad is not None for p in detector.parameters())
+
+
+class Keeping(FeaturePyramid):
+    """Keeps the last maps, and looks at how they lie."""
+
+    def forward(self, c: Features) -> Features:
+        self.last = p = super().forward(c)
+        for features in p.values():
+            features.view(len(features), -1)
+        return p
+
+
+def test_a_network_that_keeps_what_it_computed() -> None:
+    """And one that needs its maps in their usual order in memory."""
+    neck = partial(Keeping, channels=8)
+    detector = FasterRCNN(3, bottom_up=partial(ResNet, "resnet18", width=8, norm="batch"), neck=neck)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch has another way by now, which few use
+        detector.neck.laterals["2"][0] = nn.utils.weight_norm(detector.neck.laterals["2"][0])
+    images = torch.randn(1, 3, 64, 96)
+    detector.neck(detector.bottom_up(images))
+    fast = optimized(detector.eval())
+    with torch.no_grad():
+        one, other = (network.neck(network.bottom_up(images)) for network in (detector, fast))
+    for level, features in one.items():
+        torch.testing.assert_close(other[level], features, rtol=1e-4, atol=1e-5)

@@ -243,13 +243,16 @@ def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
 
 
 def _values(words: Sequence[str]) -> Iterator[Any]:
-    """What options of the model, the data and the trainer are set to; a name as a configuration has it."""
+    """What options of the model, the data and the trainer are set to, names of classes as in a file."""
     for word, after in itertools.pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option.startswith(("--model", "--data", "--trainer")):
             with suppress(yaml.YAMLError):
                 content = yaml.safe_load(value if equals else after)
-                yield {"class_path": content} if isinstance(content, str) else content
+                yield content
+                for name in content if isinstance(content, list) else [content]:
+                    if isinstance(name, str) and all(part.isidentifier() for part in name.split(".")):
+                        yield {"class_path": name}
 
 
 def _given_checkpoint(words: Sequence[str], contents: Sequence[Any]) -> str | None:

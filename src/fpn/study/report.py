@@ -15,7 +15,7 @@ from fpn.errors import InputError
 from fpn.study.paper import paper_table
 from fpn.study.plots import draw_curves, same_axes
 from fpn.study.results import read_runs
-from fpn.study.sections import PLAIN, Compared, Section, sections_of
+from fpn.study.sections import Compared, Section, is_percentage, sections_of, written
 
 LEGEND = """\
 AP and AR are in percent. Ours are means over the finished seeds, n of them, ± the standard deviation
@@ -63,8 +63,8 @@ def _markdown(section: Section, figure: Path | None) -> list[str]:
     blocks = [f"## {_escaped(section.heading)}"]
     if layout.papers:
         blocks.append(f"The paper's: {_escaped(paper_table(section.table).title)}.")
-    lines = [["row", "name", "", "n", *(_escaped(_title(column)) for column in layout.columns)]]
-    lines.append(["---"] * 4 + ["--:"] * len(layout.columns))
+    lines = [["row", "name", "", "n", *(_escaped(_title(column)) for column in section.columns)]]
+    lines.append(["---"] * 4 + ["--:"] * len(section.columns))
     for row in section.rows:
         heads = [[row.key, row.name], *([["", ""]] * 3)]
         lines += [
@@ -85,7 +85,7 @@ def _lines(section: Section, row: Compared) -> list[list[str]]:
 
     That is ours from the paper's; on other data than the paper's each from its own reference row.
     """
-    columns, key = section.layout.columns, section.layout.reference
+    columns, key = section.columns, section.layout.reference
     ours = ["ours", row.seeds, *(_ours(section, row, column) for column in columns)]
     if not section.layout.papers:
         return [ours]
@@ -101,7 +101,7 @@ def _lines(section: Section, row: Compared) -> list[list[str]]:
         ]
         pairs = [] if reference is row else pairs
     for label, one, other in pairs:
-        cells = ["" if c in PLAIN else _difference(one.get(c), other.get(c)) for c in columns]
+        cells = [_difference(one.get(c), other.get(c)) if is_percentage(c) else "" for c in columns]
         if not {"", "-"}.issuperset(cells):
             lines.append([label, "", *cells])
     return lines
@@ -125,7 +125,7 @@ def _ours(section: Section, row: Compared, column: str) -> str:
 
 
 def _number(value: float | None, column: str) -> str:
-    return "-" if value is None else PLAIN.get(column, "{:.1f}").format(value)
+    return "-" if value is None else written(value, column)
 
 
 def _difference(value: float | None, other: float | None) -> str:
@@ -163,7 +163,7 @@ def _brief(section: Section) -> Table:
     table = Table(title=Text(section.heading))
     table.add_column("row", overflow="fold")
     table.add_column("n")
-    columns = section.layout.ranked or section.layout.columns
+    columns = section.layout.ranked or section.columns
     sides = ("paper", "ours") if section.layout.papers else ("ours",)
     for column in columns:
         for side in sides:

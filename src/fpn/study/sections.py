@@ -1,6 +1,7 @@
 """The sections of a report: a table of one family on one data set each, never mixed."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import mean
@@ -72,8 +73,18 @@ LAYOUTS = {
     "fig1_proposals": Layout("Figure 1, proposals alone", COST, papers=False),
     "running_time": Layout("Running time", COST),
 }
-PLAIN = {"anchors": "{:,.0f}", "seconds": "{:.3f}", "peak_memory_mb": "{:,.0f}"}
-"""The columns that are no percentages, and how they are written."""
+_PLAIN = {"anchors": "{:,.0f}", "seconds": "{:.3f}", "peak_memory_mb": "{:,.0f}"}
+_COCO = re.compile(r"(proposal_)?A[PR](@|_|\d|$)")
+
+
+def is_percentage(column: str) -> bool:
+    """Whether it is one of COCO's numbers."""
+    return _COCO.match(column) is not None
+
+
+def written(value: float, column: str) -> str:
+    """A column's number; those of metrics of the user's own with four digits."""
+    return ("{:.1f}" if is_percentage(column) else _PLAIN.get(column, "{:.4g}")).format(value)
 
 
 class Compared(NamedTuple):
@@ -117,17 +128,26 @@ class Section(NamedTuple):
         recipe = "" if self.layout.columns == COST else f", {self.family} recipe"
         return f"{self.layout.heading} on {self.data}{recipe}"
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is shown of it; where something is trained, numbers of metrics of the user's own too."""
+        if self.layout.columns == COST:
+            return COST
+        names = {name for row in self.rows for run in row.finished for name in run.scores or {}}
+        own = {name for name in names if not is_percentage(name)}
+        return (*self.layout.columns, *sorted(own))
+
     def values(self, row: Compared, column: str) -> list[float]:
         """The column's numbers of the runs that have it, in its own unit; NaN for no object."""
         if column == "anchors":
             return [float(run.anchors) for run in row.runs if run.anchors is not None]
-        key, factor = self.layout.prefix + column, 1 if column in PLAIN else 100
+        key, factor = (self.layout.prefix + column, 100) if is_percentage(column) else (column, 1)
         scores = [_curve_scores(run) | (run.scores or {}) for run in row.finished]
         return [factor * its[key] for its in scores if key in its]
 
     def means(self, row: Compared) -> dict[str, float]:
         """The means over the runs, of the columns that have any."""
-        known = {c: [x for x in self.values(row, c) if not math.isnan(x)] for c in self.layout.columns}
+        known = {c: [x for x in self.values(row, c) if not math.isnan(x)] for c in self.columns}
         return {column: mean(values) for column, values in known.items() if values}
 
     def order(self, column: str) -> Order:
