@@ -73,11 +73,10 @@ def test_a_checkpoint_holds_nothing_of_metrics(
 ) -> None:
     """It is scored by others than it was trained with, whatever they keep."""
     monkeypatch.syspath_prepend(".")
-    buffered = FOUND.replace(
-        "super().__init__()", "super().__init__(); self.register_buffer('edges', torch.ones(3))"
-    )
-    assert buffered != FOUND
-    Path("edged.py").write_text(buffered)
+    first = "super().__init__()"
+    assert first in FOUND
+    buffer = "self.register_buffer('edges', torch.ones(3))"
+    Path("edged.py").write_text(FOUND.replace(first, f"{first}; {buffer}"))
     main(["fit", "--config", config, "--model.metrics+=edged.Found"])
     last = "runs/tiny/version_0/checkpoints/last.ckpt"
     assert not [name for name in kept(Path("runs/tiny/version_0"), "last")["state_dict"] if "edges" in name]

@@ -609,9 +609,7 @@ def test_a_file_of_the_users_own_is_a_row(tmp_path: Path, monkeypatch: pytest.Mo
         names("table5")
     Path("other").mkdir()
     Path("other/c_wide.yaml").write_text("model: {detector: {neck: {channels: 64}}}")
-    with pytest.raises(
-        InputError, match=r"c_wide.yaml and other/c_wide.yaml are both table1/c_wide: give one"
-    ):
+    with pytest.raises(InputError, match=r"c_wide\.yaml and other/c_wide\.yaml are both table1/c_wide"):
         plan(["table1"], ["c_wide.yaml", "other/c_wide.yaml"])
     file.rename("c.yaml")
     with pytest.raises(InputError, match=r"table1 has a row 'c' of its own: give \./c.yaml another name"):
