@@ -181,10 +181,10 @@ def test_a_file_is_a_row(folder: Path, table: str, row: str) -> None:
     words = ["ablate", table, "--rows", f"./{row}.yaml", "--data", "shapes", "--devices_per_run", "0"]
     run([*words, *IMPORT, "--", *small], folder)
     (scores,) = folder.glob(f"runs/study/{table}/{row}/seed_0/scores.json")
-    assert row in run(["report", f"runs/study/{table}"], folder)
+    run(["report", f"runs/study/{table}"], folder)
     report = (folder / "report" / "report.md").read_text()
     name = {"c_panet": "FPN with PANet's bottom-up path", "own_parts": "Parts of one's own, all at once"}[row]
-    assert f"| {name} |" in report
+    assert f"| {row} | {name} |" in report.replace("\\_", "_")
     if table == "table4":
         # The loss is the file's, though the recipe has one too; and its metric has a column.
         config = yaml.safe_load(next(scores.parent.glob("version_0/config.yaml")).read_text())
@@ -216,7 +216,8 @@ def test_a_class_in_anothers_place_has_its_own_defaults(folder: Path) -> None:
 
 def test_a_refusal_names_all_that_is_missing(folder: Path, fitted: Path) -> None:
     said = run(["predict", "--ckpt_path", str(fitted), "--images", "shapes/val2017"], folder, status=2)
-    assert all(f"--import {module}" in said for module in MODULES)
+    parts = [module for module in MODULES if module != "counting"]  # a prediction is not scored
+    assert all(f"--import {module}" in said for module in parts), said
     variables = {"FPN_IMPORT": ",".join(MODULES)}
     (folder / "load.py").write_text("import sys, fpn; fpn.load(sys.argv[1])")
     with Started([str(fitted)], folder, variables, script=folder / "load.py") as script:

@@ -54,11 +54,11 @@ def test_a_metric_of_ones_own(
     test += ["--model.metrics", '["fpn.evaluation.ProposalRecall", "counting.Found"]']
     main(test)
     assert "found 20\ntrue " in capsys.readouterr().out
-    scores = scores_of(Path("runs/tiny/version_1"))
+    scores = scores_of(Path("runs/tiny/version_0/test"))
     assert (scores["found"], scores["true"]) == (20, pytest.approx(objects))
     assert "AP" not in scores
     together([*test, "--import", "counting"])
-    assert scores_of(Path("runs/tiny/version_2")) == pytest.approx(scores, nan_ok=True)
+    assert scores_of(Path("runs/tiny/version_0/test_2")) == pytest.approx(scores, nan_ok=True)
 
 
 def test_metrics_that_give_the_same_number(config: str, capsys: pytest.CaptureFixture[str]) -> None:

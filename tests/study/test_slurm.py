@@ -264,4 +264,4 @@ def test_the_script_refuses_in_one_line(cluster: Path) -> None:
     Path("file").write_text("")
     command = [sys.executable, str(HERE.parents[1] / "scripts" / "ablate.py"), "table1", "--rows", "c"]
     done = subprocess.run([*command, "--out", "file/study"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "ablate.py: file/study: Not a directory\n")
+    assert (done.returncode, done.stderr) == (2, "fpn: file/study: Not a directory\n")
