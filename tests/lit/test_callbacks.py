@@ -1,6 +1,5 @@
 import csv
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -58,15 +57,6 @@ def test_speed_is_logged_where_epochs_are_shorter_than_the_interval(config: str,
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     assert [int(row["step"]) for row in rows] == [6, 13]
     assert all(float(row["train/images_per_second"]) > 0 for row in rows)
-
-
-def test_the_bar_tells_how_many_epochs_there_will_be(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # Five batches make three steps, the last of them of one batch.
-    schedule = {"steps": 7, "milestones": [5], "warmup_steps": 2, "reference_images": 4}
-    given = ["--trainer.accumulate_grad_batches", "2", "--model.schedule", json.dumps(schedule)]
-    main(["fit", "--config", config, *given, "--trainer.callbacks+=fpn.lit.callbacks.Bar"])
-    # Where there is no terminal, a bar is drawn as it is left: with the epoch that the run ended in.
-    assert re.findall(r"Epoch \d+ of \d+", capsys.readouterr().out) == ["Epoch 3 of 3"]
 
 
 def test_a_dry_run_of_a_test_writes_nothing(config: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -225,7 +225,7 @@ def test_a_slurm_job_is_left_to_its_script_and_goes_on_with_nothing_unasked(
         # As a runner asks one of two processes.
         (["--data.batch_size", "1", *EVERY_STEP], False),
         # As SLURM asks all that belongs to a job, workers included.
-        (["--data.num_workers", "2"], True),
+        (["--data.num_workers", "1"], True),
     ],
 )
 def test_processes_end_together_and_go_on(options: list[str], to_all: bool, config: str) -> None:

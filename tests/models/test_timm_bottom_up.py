@@ -171,7 +171,7 @@ def test_mistakes_are_named(timm: Any, tmp_path: Path) -> None:
             r"bottom_up.levels \[2, 7\]: the maps of resnet18 have strides of \[2, 4, 8, 16, 32\]",
         ),
         ({"options": {"depth": 3}}, "timm cannot make maps of resnet18 .*depth"),
-        ({"options": {"checkpoint_path": "x.pth"}}, "options: checkpoint_path is none"),
+        ({"options": {"checkpoint_path": "x.pth"}}, "bottom_up.options cannot have checkpoint_path"),
     ):
         with pytest.raises(InputError, match=message):
             TimmBottomUp(**({"name": "resnet18"} | arguments))

@@ -141,7 +141,7 @@ def test_the_input_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     benchmark.main(words)
     out = capsys.readouterr().out
     assert "100.00 % of them" in out
-    assert out.count("data.antialias true | ours") == 1
+    assert out.count("data.images.antialias true | ours") == 1
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     status, line = told(capsys, *words, "--images", str(tmp_path))
     assert status == 2

@@ -14,6 +14,7 @@ class Ending(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The best score and its checkpoint, the folder, and the command that scores a checkpoint."""
+        folder = trainer.log_dir  # which all processes have to ask together
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         newest = ""
@@ -24,8 +25,8 @@ class Ending(Callback):
                 newest = callback.best_model_path
                 step = "" if callback.step is None else f" at step {callback.step:,}"
                 say(f"best {best}{step}: {_short(newest)}")
-        if trainer.loggers and trainer.log_dir:
-            say(f"the run's folder: {_short(trainer.log_dir)}")
+        if trainer.loggers and folder:
+            say(f"the run's folder: {_short(folder)}")
         if newest:
             say(f"next: fpn test --ckpt_path {_short(newest)}")
 
