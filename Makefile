@@ -5,13 +5,16 @@ LOWEST := .venv-lowest
 PYTHON ?= python3
 UV := $(shell command -v uv 2> /dev/null)
 
-.PHONY: quickstart test test-lowest notebooks wheel lint clean
+.PHONY: quickstart test test-long test-lowest notebooks wheel lint clean
 
 quickstart: $(VENV)/.installed  ## train, test and look at a small detector, from nothing, in minutes
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/.installed  ## the whole test suite, a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+test-long: $(VENV)/.installed  ## the same, and what takes long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal -m ''
 
 test-lowest: $(LOWEST)/.installed  ## the test suite with the lowest versions that are supported
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal

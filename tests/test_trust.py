@@ -452,3 +452,21 @@ def test_texts_are_no_classes(own: str) -> None:
     for function in (print, {"class_path": "os.system"}):
         with pytest.raises(InputError, match="is no class: a configuration names classes only"):
             check_classes({"a": [function]})
+
+
+def test_a_project_that_is_installed_as_it_lies_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for who works in its folder, which a .pth file among the installed packages names."""
+    packages, project = tmp_path / "packages", tmp_path / "project"
+    packages.mkdir()
+    project.mkdir()
+    (project / "lying.py").write_text("import fpn\n\n\nclass Neck(fpn.Neck):\n    pass\n")
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(str(project))
+    config = {"neck": {"class_path": "lying.Neck"}}
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(packages)])
+    with pytest.raises(InputError, match="add --import lying"):
+        check_remembered(config, "a checkpoint")
+    (packages / "project.pth").write_text(f"import something\n{project}\n")
+    check_remembered(config, "a checkpoint")

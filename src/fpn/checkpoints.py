@@ -14,7 +14,7 @@ from fpn.errors import InputError
 from fpn.files import replacing
 from fpn.interop.files import read_weights
 from fpn.interop.peers import TrainedWeights, from_peer
-from fpn.interop.settings import differences, settings_of
+from fpn.interop.settings import detector_settings, differences
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, check_remembered, only_installed
@@ -174,7 +174,9 @@ def start_from(detector: Detector, path: str | Path, parts: Sequence[str] | None
         module = detector.get_submodule(part)
         check_weights(module.state_dict(), state, f"{part} of {path}")
         module.load_state_dict(state)
-    ours = {key: value for key, value in settings_of(detector).items() if key.partition(".")[0] in copied}
+    ours = {
+        key: value for key, value in detector_settings(detector).items() if key.partition(".")[0] in copied
+    }
     new = [part for part in names if part not in copied and detector.get_submodule(part).state_dict()]
     return Start(str(path), copied, new, differences(ours, trained.settings), trained.remedy, peers is None)
 
@@ -264,7 +266,7 @@ def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
     settings = {}
     if kept["config"]:
         with torch.device("meta"):
-            settings = settings_of(
+            settings = detector_settings(
                 _detector(kept["config"], len(remembered_categories(kept, path).ids), path)
             )
     return TrainedWeights(_weights(checkpoint), settings, "the configuration files it was trained with")

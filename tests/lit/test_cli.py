@@ -432,6 +432,7 @@ def test_two_processes_score_as_one(trained: tuple[str, str]) -> None:
     assert state["global_step"] == 2
 
 
+@pytest.mark.long
 def test_two_nodes_by_torchrun(config: str) -> None:
     """The command of a cluster, its two nodes on one machine: both learn, one writes."""
     with socket.socket() as free:

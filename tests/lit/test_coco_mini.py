@@ -26,6 +26,7 @@ def four_images(coco_mini: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_four_images_are_learned_by_heart(
     coco_mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

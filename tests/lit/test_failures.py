@@ -70,9 +70,9 @@ def infinite_gradient(parameter: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("fault", "step", "more"),
     [
-        ("loss", 0, []),
+        pytest.param("loss", 0, [], marks=pytest.mark.long),
         ("loss", 5, []),  # the first of an epoch
-        ("gradient", 7, []),
+        pytest.param("gradient", 7, [], marks=pytest.mark.long),
         # The second batch of step 1.
         ("loss", 3, ["--trainer.accumulate_grad_batches", "2", "--model.schedule.reference_images", "4"]),
     ],

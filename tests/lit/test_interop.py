@@ -263,6 +263,7 @@ def test_weights_are_not_scored_under_other_settings(
         assert all(name in error for name in names), error
 
 
+@pytest.mark.long
 def test_a_fit_from_a_peers_weights_goes_on_and_is_used_without_them(
     config: str, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,10 +28,10 @@ EVERY_STEP = ["--trainer.callbacks+=fpn.lit.stopping.EndOnSignal", "--trainer.ca
 @pytest.mark.parametrize(
     ("hook", "call", "number"),
     [
-        ("on_train_batch_end", 2, signal.SIGTERM),
+        pytest.param("on_train_batch_end", 2, signal.SIGTERM, marks=pytest.mark.long),
         ("on_train_batch_end", 5, signal.SIGUSR1),
         ("on_validation_batch_end", 2, signal.SIGINT),
-        ("on_validation_end", 1, signal.SIGUSR1),
+        pytest.param("on_validation_end", 1, signal.SIGUSR1, marks=pytest.mark.long),
         ("on_train_epoch_end", 1, signal.SIGTERM),
     ],
 )
@@ -65,7 +65,9 @@ def test_a_run_ended_by_a_signal_goes_on_as_if_it_had_not_been(
         assert all(float(row["train/images_per_second"] or 1) > 0.01 for row in csv.DictReader(file))
 
 
-@pytest.mark.parametrize("hook", ["on_validation_batch_end", "on_train_batch_end"])
+@pytest.mark.parametrize(
+    "hook", ["on_validation_batch_end", pytest.param("on_train_batch_end", marks=pytest.mark.long)]
+)
 def test_averaged_weights_go_on_too(hook: str, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a validation they are in the place of those that are trained."""
     average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.6}}

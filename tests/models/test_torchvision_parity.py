@@ -202,6 +202,7 @@ def test_losses_and_gradients_agree_in_single_precision() -> None:
         assert (gradient - gradients[name]).norm() < 1e-3 * gradients[name].norm(), name
 
 
+@pytest.mark.long
 def test_losses_and_gradients_agree_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of bfloat16 is 1/256."""
     (expected, gradients), (losses, ours) = both_learn(few()[:2], monkeypatch)
@@ -212,6 +213,7 @@ def test_losses_and_gradients_agree_in_bfloat16(monkeypatch: pytest.MonkeyPatch)
         assert cosine > 0.99, name
 
 
+@pytest.mark.long
 def test_what_the_network_says_agrees_in_bfloat16() -> None:
     """Logits and deltas of the RPN, and of the head on the same RoIs, before anything is chosen by them."""
     torch.manual_seed(0)

@@ -33,6 +33,7 @@ def test_figure_1(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_figure_1_of_proposals_times_networks_without_a_second_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     forward = ProposalNetwork.forward

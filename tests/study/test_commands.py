@@ -28,6 +28,7 @@ GIVEN = {
 }
 
 
+@pytest.mark.long
 def test_a_row_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -398,3 +398,17 @@ def test_mistakes(
     Path("empty").mkdir()
     with pytest.raises(error, match=message):
         report(arguments)
+
+
+def test_numbers_survive_the_way_through_csv(tmp_path: Path) -> None:
+    """What is no number does not get in their way; those of a metric of the user's have a column."""
+    more = {"count_error": 1.25, "confusion": [[1, 2], [3, 4]], "note": "text"}
+    run(tmp_path / "runs" / "c", ar(0.5) | more, curves=curves(0.4))
+    assert report([str(tmp_path / "runs"), "--csv", str(tmp_path / "csv")]) == 0
+    (one,), (other,) = read_runs([tmp_path / "runs"]), read_runs([tmp_path / "csv"])
+    expected = {"proposal_AR@100": 0.25, "proposal_AR@1000": 0.5, "count_error": 1.25}
+    assert one.scores == other.scores == expected
+    lines = write_report([tmp_path / "csv"], tmp_path / "report").read_text().splitlines()
+    (heading,) = (line for line in lines if line.startswith("| row |"))
+    assert heading.endswith("| count error |")
+    assert any("| ours |" in line and line.endswith("| 1.25 |") for line in lines)

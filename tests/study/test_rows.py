@@ -240,6 +240,7 @@ def test_fpn_of_table_3_is_that_of_table_2(data: str) -> None:
     }
 
 
+@pytest.mark.long
 def test_modern_rows() -> None:
     for name, task in fits("coco", "modern").items():
         config = resolved(task.steps[0].words)
@@ -349,7 +350,13 @@ TRAINED = [
 ]
 
 
-@pytest.mark.parametrize("row", TRAINED)
+SHORTLY = ("table1/a", "table1/c", "table1/e", "table2/a", "table3/star", "table5/resnet50_joint")
+"""What every change is tried with: the others differ from one of these in a setting."""
+
+
+@pytest.mark.parametrize(
+    "row", [row if row in SHORTLY else pytest.param(row, marks=pytest.mark.long) for row in TRAINED]
+)
 def test_one_step_at_pocket_scale(
     row: str, tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

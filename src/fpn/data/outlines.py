@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 Outline = NDArray[np.float64]
 
 
-class Stamp(NamedTuple):
+class Drawn(NamedTuple):
     """An outline drawn on h × w pixels that just hold it."""
 
     outline: Outline
@@ -100,7 +100,7 @@ def rotated(outline: Outline, degrees: float) -> Outline:
     return outline @ np.array([[cos, sin], [-sin, cos]])
 
 
-def stamp(outline: Outline, size: float, shift: tuple[float, float]) -> Stamp:
+def stamp(outline: Outline, size: float, shift: tuple[float, float]) -> Drawn:
     """Draw an outline.
 
     Args:
@@ -117,4 +117,4 @@ def stamp(outline: Outline, size: float, shift: tuple[float, float]) -> Stamp:
     # Pillow puts the centre of a pixel, not its corner, at whole coordinates.
     ImageDraw.Draw(image).polygon((outline * samples - 0.5).ravel().tolist(), fill=255)
     coverage = np.asarray(image.reduce(samples), dtype=np.float32) / np.float32(255)
-    return Stamp(outline, np.asarray(image) > 0, coverage, samples)
+    return Drawn(outline, np.asarray(image) > 0, coverage, samples)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fpn.data.outlines import SHAPES, Stamp, blob, frame, rotated, stamp, stroke
+from fpn.data.outlines import SHAPES, Drawn, blob, frame, rotated, stamp, stroke
 from fpn.types import Categories
 
 CATEGORIES = Categories(ids=(1, 2, 4, 5, 7, 8, 11, 13, 16, 19), names=tuple(SHAPES))
@@ -38,7 +38,7 @@ class _Item(NamedTuple):
     size: float
     mask: NDArray[np.bool_]
     """(h, w) pixels that it claims."""
-    stamps: list[tuple[Stamp, int, int]]
+    stamps: list[tuple[Drawn, int, int]]
     """What is painted, with (x, y) from the item's corner."""
     keep: float = 0.0
     """Share of it that must stay visible."""
@@ -136,7 +136,7 @@ def _sizes(
     return smallest * (largest / smallest) ** share
 
 
-def _shape(rng: np.random.Generator, label: int, size: float) -> Stamp:
+def _shape(rng: np.random.Generator, label: int, size: float) -> Drawn:
     stretched = list(SHAPES.values())[label] * np.exp(rng.uniform(-0.15, 0.15, 2))
     return stamp(rotated(stretched, rng.uniform(-20, 20)), size, (rng.random(), rng.random()))
 
@@ -251,7 +251,7 @@ def _resized(grid: NDArray[np.float64], width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _paint(rng: np.random.Generator, canvas: NDArray[np.float32], drawn: Stamp, x: int, y: int) -> None:
+def _paint(rng: np.random.Generator, canvas: NDArray[np.float32], drawn: Drawn, x: int, y: int) -> None:
     """Fill a stamp plainly, with a gradient or with stripes, in colours that stand out from what is there."""
     height, width = drawn.coverage.shape
     (rows, columns), inside = _overlap(x, y, width, height, canvas.shape[2], canvas.shape[1])

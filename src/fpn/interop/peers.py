@@ -16,7 +16,7 @@ class TrainedWeights(NamedTuple):
     weights: dict[str, Tensor]
     """Under our names."""
     settings: dict[str, Any]
-    """What is done with them, as `settings_of` has it."""
+    """What is done with them, as `detector_settings` has it."""
     remedy: str
     """Configuration files that have these settings."""
 

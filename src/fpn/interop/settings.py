@@ -35,7 +35,7 @@ _DEFAULTS = {
 }
 
 
-def settings_of(detector: Detector) -> dict[str, Any]:
+def detector_settings(detector: Detector) -> dict[str, Any]:
     """Those of a detector, as `rpn.grid`; what its weights' names or shapes tell is left out."""
     parts = {part: getattr(detector, part, None) for part in _KEYS}
     return {
@@ -53,9 +53,9 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 
 @cache
 def settings_in(*names: str) -> dict[str, Any]:
-    """As `settings_of`, of the detector that configuration files make."""
+    """As `detector_settings`, of the detector that configuration files make."""
     with torch.device("meta"):
-        return settings_of(FasterRCNN(1, **arguments_in(*names)))
+        return detector_settings(FasterRCNN(1, **arguments_in(*names)))
 
 
 def arguments_in(*names: str) -> dict[str, Any]:

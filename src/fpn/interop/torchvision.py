@@ -14,7 +14,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from fpn.errors import InputError
 from fpn.interop.files import SCORES, content_of, filled, renamed, with_threshold
-from fpn.interop.settings import arguments_in, differences, settings_in, settings_of
+from fpn.interop.settings import arguments_in, detector_settings, differences, settings_in
 from fpn.models.detectors import FasterRCNN
 from fpn.models.resnet import ResNet
 from fpn.weights import check_weights
@@ -104,7 +104,7 @@ def to_torchvision(detector: FasterRCNN) -> dict[str, Tensor]:
     if not isinstance(bottom_up, ResNet) or bottom_up.name not in list_models():
         name = getattr(bottom_up, "name", type(bottom_up).__name__)
         raise InputError(f"torchvision's model cannot have a bottom-up {name}; it has a ResNet of its own")
-    for key, (ours, theirs) in differences(settings_of(detector), settings_of_file("")).items():
+    for key, (ours, theirs) in differences(detector_settings(detector), settings_of_file("")).items():
         raise InputError(f"torchvision's model cannot have {key} {ours!r}; it has {theirs!r}")
     names = {ours: theirs for theirs, ours in _NAMES.items()}
     state = {renamed(name, names): value for name, value in detector.state_dict().items()}
