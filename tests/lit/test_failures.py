@@ -279,6 +279,7 @@ def test_no_run_writes_where_another_has(
     assert Path(late.log_dir, "metrics.csv").read_text() == "step\n"
 
 
+@pytest.mark.long
 def test_without_a_logger_nothing_is_written_over(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     def files() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}

@@ -13,6 +13,8 @@ from fpn.errors import InputError
 from fpn.lit.cli import main
 from fpn.study.rows import plan
 
+pytestmark = pytest.mark.long
+
 GIVEN = {
     "data.train_count": 4,
     "data.val_count": 3,
