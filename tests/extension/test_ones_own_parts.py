@@ -197,6 +197,10 @@ def test_what_the_command_line_names_is_found_here(folder: Path, fitted: Path) -
     """Also where there is a checkpoint, which may not name it itself."""
     others = [word for module in MODULES if module != "counting" for word in ("--import", module)]
     words = ["test", "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", *others]
+    # What is called as a file is, is no reason to run it.
+    (folder / "train.py").write_text("raise SystemExit('ran')")
+    shutil.copy(folder / "shapes/annotations/instances_train2017.json", folder / "train.json")
+    words += ["--data.train.annotations", "train.json"]
     said = run([*words, "--model.metrics", "[counting.CountError]"], folder)
     assert "count_error" in said
 

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -100,8 +101,8 @@ class DetectionCLI(LightningCLI):
             raise InputError(
                 f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored, or --model.start_from"
             )
-        asked = any(word.startswith("--trainer.logger") for word in args)
-        if path is not None and subcommand != "fit" and not asked:
+        placed = any(word.startswith("--trainer.logger") for word in args)
+        if path is not None and subcommand != "fit" and not placed:
             for logger in _loggers(config):
                 if logger.class_path.endswith(".MetricsFile") and logger.init_args.version is None:
                     logger.init_args.update(Namespace(beside_its_run(Path(path), subcommand)))
@@ -243,7 +244,10 @@ def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
 
 
 def _values(words: Sequence[str]) -> Iterator[Any]:
-    """What options of the model, the data and the trainer are set to, names of classes as in a file."""
+    """What options of the model, the data and the trainer are set to, names of classes as in a file.
+
+    Only a name that ends as classes' do is one: the file train.json is no reason to run a train.py.
+    """
     for word, after in itertools.pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option.startswith(("--model", "--data", "--trainer")):
@@ -251,7 +255,7 @@ def _values(words: Sequence[str]) -> Iterator[Any]:
                 content = yaml.safe_load(value if equals else after)
                 yield content
                 for name in content if isinstance(content, list) else [content]:
-                    if isinstance(name, str) and all(part.isidentifier() for part in name.split(".")):
+                    if isinstance(name, str) and re.fullmatch(r"(\w+\.)+[A-Z]\w*", name):
                         yield {"class_path": name}
 
 
