@@ -92,16 +92,15 @@ def write_csv(runs: Iterable[Run], folder: Path) -> None:
 def _from_folder(folder: Path) -> Run:
     about = _object(folder / "run.json")
     scores, curves = folder / "scores.json", folder / "curves.json"
-    numbers = _object(scores) if scores.exists() else None
+    told = _object(scores) if scores.exists() else None
+    numbers = None if told is None else {k: v for k, v in told.items() if isinstance(v, int | float)}
     try:
         return Run(
             folder,
             **{key: about[key] for key in ("table", "row", "name", "seed", "family", "data")},
             anchors=about.get("anchors"),
             setting=about.get("setting", ""),
-            scores=None
-            if numbers is None
-            else {k: v for k, v in numbers.items() if isinstance(v, int | float)},
+            scores=numbers,
             curves=_object(curves) if curves.exists() else None,
         )
     except KeyError as error:

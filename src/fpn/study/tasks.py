@@ -28,7 +28,7 @@ class Step:
         words: what follows `fpn` on the command line.
         resumable: started again with `--ckpt_path` of the newest last.ckpt of its task, if any.
         results: names of files, as last.ckpt, to be linked into the task's folder from the folder of the run;
-            the first has to be there.
+            the first has to be there, of the others those beside it are.
     """
 
     name: str
@@ -95,13 +95,13 @@ class Task:
         Raises:
             InputError: a result was not written.
         """
-        for name in step.results:
-            newest = self._newest(name)
-            if newest is None and name == step.results[0]:
-                raise InputError(f"{step.name} ended well but has written no {name} below {self.folder}")
-            if newest is not None:
-                with replacing(self.folder / name) as new:
-                    new.symlink_to(newest.relative_to(self.folder))
+        for first in step.results[:1]:
+            newest = self._newest(first)
+            if newest is None:
+                raise InputError(f"{step.name} ended well but has written no {first} below {self.folder}")
+            for result in filter(Path.exists, (newest.with_name(name) for name in step.results)):
+                with replacing(self.folder / result.name) as new:
+                    new.symlink_to(result.relative_to(self.folder))
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         _write(self.folder / f"{step.name}.json", {**self._record(step), "finished": now})
 
