@@ -17,6 +17,7 @@ GROUND = {
     "types",
     "settings",
     "errors",
+    "importing",
     "console",
     "trust",
     "weights",
@@ -31,6 +32,7 @@ GROUND = {
 ALLOWED: dict[str, set[str]] = {
     "types": {"errors"},
     "errors": set(),
+    "importing": {"errors"},
     "console": {"errors"},
     "files": set(),
     "weights": {"errors"},

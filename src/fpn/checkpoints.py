@@ -12,6 +12,7 @@ from torch import Tensor
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
 from fpn.files import replacing
+from fpn.importing import asked_for, import_asked
 from fpn.interop.files import read_weights
 from fpn.interop.peers import TrainedWeights, from_peer
 from fpn.interop.settings import detector_settings, differences
@@ -335,6 +336,7 @@ def _part(config: Any, name: str, path: str | Path) -> Mapping[str, Any]:
 
 def _detector(config: Any, classes: int, path: str | Path) -> Detector:
     part = _part(_part(config, "model", path), "detector", path)
+    import_asked(asked_for())  # the command line has done so, a program of the user's has not
     check_remembered(part, str(path))
     try:
         with only_installed():

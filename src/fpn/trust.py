@@ -16,12 +16,10 @@ A configuration of the user's own may name any class, also one in the working di
 Whatever is installed is trusted: to import it runs it.
 """
 
-import os
 import site
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
@@ -57,22 +55,17 @@ def check_remembered(config: Any, source: str) -> None:
     Raises:
         InputError: it names what is neither installed nor imported, or is no class.
     """
-    for name in filter(None, os.environ.get("FPN_IMPORT", "").split(",")):
-        import_module(name)
     missing: dict[str, str] = {}
-    for name in _names(config):
-        if not isinstance(name, str) or not _is_path(name):
-            raise InputError(f"{source} names {name!r}, which is no class in a module")
-        package, module = name.partition(".")[0], name.rpartition(".")[0]
-        found = None
-        if package not in sys.stdlib_module_names:
-            with only_installed():
-                found = _located(name)
-                if found is None and find_spec(package) is None:
-                    missing[name] = module
-                    continue
-        if not isinstance(found, type) or found.__module__.partition(".")[0] in sys.stdlib_module_names:
-            raise InputError(f"{source} names {name}, which is no class that detectors are made of")
+    with only_installed():
+        for name in _names(config):
+            if not isinstance(name, str) or not _is_path(name):
+                raise InputError(f"{source} names {name!r}, which is no class in a module")
+            package, module = name.partition(".")[0], name.rpartition(".")[0]
+            found = None if package in sys.stdlib_module_names else _located(name)
+            if found is None and package not in sys.stdlib_module_names and find_spec(package) is None:
+                missing[name] = module
+            elif not isinstance(found, type) or found.__module__.partition(".")[0] in sys.stdlib_module_names:
+                raise InputError(f"{source} names {name}, which is no class that detectors are made of")
     if missing:
         modules = list(dict.fromkeys(missing.values()))
         is_ = "is" if len(missing) == 1 else "are"

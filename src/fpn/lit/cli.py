@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fpn.console import mistakes
 from fpn.errors import InputError
+from fpn.importing import VARIABLE, asked_for, import_asked
 from fpn.shipped import config_file
 
 COMMANDS = {
@@ -68,7 +69,8 @@ def _run(command: str, words: list[str]) -> None:
 
 def _modules(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The modules that the user names, and the other words."""
-    listed, others = [os.environ.get("FPN_IMPORT", "")], []
+    listed: list[str] = []
+    others: list[str] = []
     left = iter(words)
     for word in left:  # behind a -- too
         option, equals, value = word.partition("=")
@@ -76,8 +78,7 @@ def _modules(words: Sequence[str]) -> tuple[list[str], list[str]]:
             listed.append(value if equals else next(left, ""))
         else:
             others.append(word)
-    names = [name.strip() for text in listed for name in text.split(",")]
-    return [name for name in dict.fromkeys(names) if name], others
+    return asked_for(listed), others
 
 
 @contextmanager
@@ -87,21 +88,16 @@ def _importing(modules: Sequence[str]) -> Iterator[None]:
     That comes last, after all that is installed: a file there that is called as another package is not taken
     for it.
     """
-    path, asked = sys.path[:], os.environ.get("FPN_IMPORT", "")
+    path, asked = sys.path[:], os.environ.get(VARIABLE, "")
     here = str(Path.cwd())
     sys.path[:] = [entry for entry in path if entry not in ("", here)] + [here]
-    os.environ["FPN_IMPORT"] = ",".join(modules)  # for the processes that a command starts
+    os.environ[VARIABLE] = ",".join(modules)  # for the processes that a command starts
     try:
-        for name in modules:
-            try:
-                import_module(name)
-            except Exception as error:  # whatever a module raises
-                kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-                raise InputError(f"--import {name}: {kind}{error}") from error
+        import_asked(modules)
         yield
     finally:
         sys.path[:] = path
-        os.environ["FPN_IMPORT"] = asked
+        os.environ[VARIABLE] = asked
 
 
 def _with_values(words: Sequence[str]) -> list[str]:

@@ -4,9 +4,10 @@ import logging
 import math
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -16,6 +17,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from fpn.console import say
 from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
 from fpn.types import Batch
+
+Scoring = Literal["validation", "test"]
+Batches = Sequence[int | float]
+"""How many there are, by data loader; inf where that is not known."""
 
 PER_SECOND = 5
 """How often the bar is drawn anew."""
@@ -36,7 +41,55 @@ class Clock:
         return str(timedelta(seconds=round(seconds)))
 
 
-class Bar(ProgressBar):
+class _Progress(ProgressBar):
+    """What both kinds of showing it share: the clock of a training, and the batches of what scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock: Clock | None = None
+
+    @abstractmethod
+    def show_batches(self, trainer: Trainer, what: Scoring, done: int, batches: Batches) -> None:
+        """After each batch.
+
+        Args:
+            trainer: that runs.
+            what: is under way.
+            done: batches.
+            batches: how many there are.
+        """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._clock = Clock(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show it, unless it is Lightning's trial before a training."""
+        if not trainer.sanity_checking:
+            self.show_batches(trainer, "validation", batch_idx + 1, trainer.num_val_batches)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show it."""
+        self.show_batches(trainer, "test", batch_idx + 1, trainer.num_test_batches)
+
+
+class Bar(_Progress):
     """One line on a terminal, at the bottom of what is printed meanwhile.
 
     Of a training it shows the step, the time left of the whole run, the loss, images a second and the best
@@ -48,7 +101,6 @@ class Bar(ProgressBar):
         self.shown = True
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._clock: Clock | None = None
         self._drawn = -math.inf
 
     def disable(self) -> None:
@@ -79,45 +131,16 @@ class Bar(ProgressBar):
         self._progress.start()
         self._log_to(sys.stderr)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._clock = Clock(trainer)
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Draw it, unless that was done just now."""
         self._draw_training(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw it."""
-        if not trainer.sanity_checking:
-            self._draw("validating", batch_idx + 1, trainer.num_val_batches)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Back to training."""
         if trainer.training and not trainer.sanity_checking:
             self._draw_training(trainer, at_once=True)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw it."""
-        self._draw("testing", batch_idx + 1, trainer.num_test_batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last step, and leave it as it stands."""
@@ -149,10 +172,11 @@ class Bar(ProgressBar):
         of = f"/{steps:,}" if steps > 0 else ""
         self._show(f"step {step:,}{of}", step, steps if steps > 0 else None, "  ".join(told))
 
-    def _draw(self, what: str, done: int, batches: Sequence[int | float]) -> None:
-        total = sum(batches)
+    def show_batches(self, trainer: Trainer, what: Scoring, done: int, batches: Batches) -> None:
+        """Draw it, unless that was done just now."""
+        total, doing = sum(batches), {"validation": "validating", "test": "testing"}[what]
         if self._progress is not None and (self._due() or done == total):
-            self._show(f"{what} {done:,}/{int(total):,}" if math.isfinite(total) else what, done, total)
+            self._show(f"{doing} {done:,}/{int(total):,}" if math.isfinite(total) else doing, done, total)
 
     def _show(self, description: str, done: int, total: float | None, told: str = "") -> None:
         assert self._progress is not None
@@ -177,19 +201,11 @@ class Bar(ProgressBar):
             self._log_to(sys.stderr)
 
 
-class PlainProgress(ProgressBar):
+class PlainProgress(_Progress):
     """A line of losses and remaining time every few steps, where there is no terminal to draw a bar on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._clock: Clock | None = None
 
     def disable(self) -> None:
         """Other processes than the first print nothing anyway."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._clock = Clock(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -207,32 +223,8 @@ class PlainProgress(ProgressBar):
         values = "  ".join(f"{key.removeprefix('train/')} {value:.3g}" for key, value in losses.items())
         say(f"{line}: {values}")
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Print a line for each tenth of a validation."""
-        if not trainer.sanity_checking:
-            self._tenths(trainer, "validated", batch_idx, trainer.num_val_batches)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Print a line for each tenth of a test."""
-        self._tenths(trainer, "tested", batch_idx, trainer.num_test_batches)
-
-    def _tenths(self, trainer: Trainer, done: str, batch_idx: int, batches: list[int | float]) -> None:
-        tenth = max(int(sum(batches)) // 10, 1)
-        if trainer.is_global_zero and (batch_idx + 1) % tenth == 0:
-            say(f"{done} {batch_idx + 1} of {int(sum(batches))} batches")
+    def show_batches(self, trainer: Trainer, what: Scoring, done: int, batches: Batches) -> None:
+        """Print a line for each tenth."""
+        total, told = int(sum(batches)), {"validation": "validated", "test": "tested"}[what]
+        if trainer.is_global_zero and done % max(total // 10, 1) == 0:
+            say(f"{told} {done} of {total} batches")
