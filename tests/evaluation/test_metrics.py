@@ -1,15 +1,11 @@
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Started
 
 from fpn.errors import InputError
 from fpn.evaluation import (
@@ -204,23 +200,6 @@ def curves(truth: dict[str, Any], results: list[dict[str, Any]], images: list[in
     return recall_curves(ground.restricted_to(images), read_results(results, ground, with_categories=True))
 
 
-def together(script: Path, *arguments: Any) -> None:
-    """Run a script that starts processes, and leave none of them behind."""
-    process = subprocess.Popen(
-        [sys.executable, str(script), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed = process.communicate(timeout=100)[0]
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, printed
-
-
 def dealt(images: list[int], processes: int) -> list[list[int]]:
     """Exact shards: each image once, none to fill up."""
     return [images[rank::processes] for rank in range(processes)]
@@ -253,7 +232,8 @@ def test_two_and_three_processes_equal_one(
     }
     torch.save(case, tmp_path / "case.pt")
     script = Path(__file__).with_name("ranks.py")
-    together(script, tmp_path)
+    with Started([str(tmp_path)], script=script) as ranks:
+        assert ranks.status() == 0, ranks.said()
     said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
 
     for share, shares in SHARES.items():

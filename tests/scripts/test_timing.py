@@ -45,9 +45,9 @@ def test_figure_1_of_proposals_times_networks_without_a_second_stage(monkeypatch
         return found
 
     monkeypatch.setattr(ProposalNetwork, "forward", spy)
-    timing.measure("fig1_proposals", ["a", "d"], repeats=1, factor=0.2)
-    pyramid = [([4], side) for side in (80, 120, 160, 200, 240)]
-    assert [one[:2] for one in seen] == 2 * [*pyramid, ([2, 3, 4, 5, 6], 160)]
+    timing.measure("fig1_proposals", ["a", "d"], repeats=1, factor=0.25)
+    pyramid = [([4], side) for side in (100, 150, 200, 250, 300)]
+    assert [one[:2] for one in seen] == 2 * [*pyramid, ([2, 3, 4, 5, 6], 200)]
     assert {number for levels, side, number in seen if levels == [4] and side >= 200} == {1000}, (
         "random boxes would be suppressed"
     )
