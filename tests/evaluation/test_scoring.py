@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fpn.evaluation import evaluate_boxes, evaluate_categories, evaluate_proposals, scoring
+from fpn.evaluation import evaluate_boxes, evaluate_categories, evaluate_proposals, score_boxes, scoring
 from fpn.evaluation.engines import Engine
 
 BOX_KEYS = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
@@ -200,8 +200,10 @@ def test_boxes_equal_pycocotools(annotation_file: Path, made_up: Any, reference:
 def test_categories_equal_pycocotools(annotation_file: Path, made_up: Any, reference: Any) -> None:
     precision = reference(made_up).eval["precision"]
     names = {one["id"]: one["name"] for one in json.loads(annotation_file.read_text())["categories"]}
+    scores = score_boxes(annotation_file, made_up)
     table = evaluate_categories(annotation_file, made_up)
 
+    np.testing.assert_allclose(scores.precision, precision[..., 0, 2], rtol=0, atol=1e-15)
     assert list(table) == [names[id_] for id_ in sorted(names)]
     for k, row in enumerate(table.values()):
         parts = [precision[:, :, k, 0, 2], precision[0, :, k, 0, 2], precision[5, :, k, 0, 2]]

@@ -40,6 +40,8 @@ class BoxAP(COCOMetric):
         super().__init__(**options)
         self.by_category: dict[str, dict[str, float]] = {}
         """The AP numbers of each category by its name, after `compute`."""
+        self.precision: np.ndarray | None = None
+        """`BoxScores.precision`, after `compute`."""
 
     def line(self, scores: Mapping[str, float]) -> str:
         """The AP numbers, in percent."""
@@ -67,7 +69,7 @@ class BoxAP(COCOMetric):
         return box_scores(truth, results, engine=self._against.engine)
 
     def _scored(self, scores: BoxScores) -> dict[str, float]:
-        self.by_category = scores.categories
+        self.by_category, self.precision = scores.categories, scores.precision
         return scores.overall
 
     def _category_ids(self) -> np.ndarray:

@@ -36,6 +36,11 @@ class BoxScores(NamedTuple):
     """AP AP50 AP75 AP_small AP_medium AP_large AR@1 AR@10 AR@100 AR_small AR_medium AR_large."""
     categories: dict[str, dict[str, float]]
     """By name, in the order of the category ids: AP AP50 AP75 AP_small AP_medium AP_large."""
+    precision: np.ndarray
+    """(10, 101, K) interpolated precision at IoU .50:.05:.95, recall 0:.01:1, by category in that order.
+
+    At up to 100 detections and of objects of all sizes; -1 where there is none.
+    """
 
 
 class ProposalRecalls(NamedTuple):
@@ -114,7 +119,7 @@ def box_scores(truth: GroundTruth, results: Results, *, engine: Engine = "faster
     overall |= {f"AR{area}": _mean(table.recall[:, :, i, -1]) for i, area in enumerate(AREAS) if area}
     names = truth.categories.values()
     by_name = {name: _average_precisions(table.precision[:, :, [k]]) for k, name in enumerate(names)}
-    return BoxScores(overall, by_name)
+    return BoxScores(overall, by_name, table.precision[..., 0, -1])
 
 
 def proposal_scores(
