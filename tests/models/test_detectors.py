@@ -293,3 +293,43 @@ def test_an_image_pyramid_merges_what_its_scales_find(monkeypatch: pytest.Monkey
     assert merged.detections[0].boxes[:, 0].tolist() == [1.0, 50.0, 50.0]
     assert merged.detections[0].labels.tolist() == [1, 3, 2]
     assert merged.detections[0].scores.tolist() == pytest.approx([0.9, 0.6, 0.4])
+
+
+@pytest.mark.parametrize("kind", [ProposalNetwork, FasterRCNN, FastRCNN])
+def test_what_is_found_and_the_losses_come_from_one_run_of_the_network(kind: type[Detector]) -> None:
+    detector = small(kind).eval()
+    data = batch([targets(3), targets(0)])
+    if kind is FastRCNN:
+        data = data._replace(proposals=[targets(40).boxes for _ in range(2)])
+    runs = []
+    detector.neck.register_forward_hook(lambda *_: runs.append("neck"))
+
+    def apart() -> tuple[Inference, dict[str, torch.Tensor]]:
+        return detector(data), detector.losses(data, torch.Generator().manual_seed(1))
+
+    with torch.no_grad():
+        expected, losses = apart()
+        assert len(runs) == 2
+        found, together = detector.find_with_losses(data, torch.Generator().manual_seed(1))
+        assert len(runs) == 3
+        apart()
+        assert len(runs) == 5
+    assert together == losses
+    for a, b in zip(
+        found.detections or found.proposals, expected.detections or expected.proposals, strict=True
+    ):
+        assert len(a.boxes) > 0
+        assert all(map(torch.equal, a, b))
+
+
+def test_losses_of_ones_own_are_those_of_a_validation() -> None:
+    class Own(FasterRCNN):
+        def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+            doubled = super().losses(batch._replace(images=2 * batch.images), generator)
+            return {"own": sum(doubled.values(), torch.zeros(()))}
+
+    detector = small(Own).eval()
+    data = batch([targets(3)])
+    with torch.no_grad():
+        expected = detector.losses(data, torch.Generator().manual_seed(1))
+        assert detector.find_with_losses(data, torch.Generator().manual_seed(1))[1] == expected

@@ -41,6 +41,8 @@ class DetectionModule(LightningModule):
         metrics: what a validation or test is scored by; COCO's numbers of detections and of proposals
             unless given.
         engine: what computes COCO's scores; "pycocotools" is the slower reference.
+        val_losses: log the losses of the validation images too, as val/loss and val/roi_class, in the pass
+            that finds their objects. What is sampled is the same in every validation.
         start_from: a checkpoint of any detector of ours, a file of torchvision's or Detectron2's, or
             COCO_V1, which torchvision publishes: those of its parts (bottom_up, neck, rpn, roi_head) that
             this detector has too start from its weights; they have to fit. Read when a training begins, not
@@ -66,6 +68,7 @@ class DetectionModule(LightningModule):
         schedule: Schedule = Schedule(),
         metrics: list[Metric] | None = None,
         engine: Engine = "faster",
+        val_losses: bool = True,
         start_from: str | None = None,
         start_parts: tuple[str, ...] | None = None,
         frozen_parts: tuple[str, ...] = (),
@@ -87,6 +90,7 @@ class DetectionModule(LightningModule):
         fitting = [metric for metric in scored if self.detector.finds_objects or not metric.of_detections]
         self._metrics = _Metrics(fitting)  # so that they are where the detector is
         self.engine: Engine = engine
+        self.val_losses = val_losses
         self.seed = torch.initial_seed()
         """Of all sampling; a run that goes on has that of the one it goes on with."""
         self.options: dict[str, Any] = {}
@@ -225,18 +229,29 @@ class DetectionModule(LightningModule):
             self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add what is found to the metrics."""
-        self._collect(batch)
+        """Add what is found to the metrics, and the losses to their mean over the images."""
+        if not self.val_losses:
+            self._collect(batch, self.finder(batch))
+            return
+        seed = sample_seed(0, batch_idx, self.global_rank)
+        chance = torch.Generator(device=self.device).manual_seed(seed)
+        found, losses = self.finder.find_with_losses(batch, chance)
+        self._collect(batch, found)
+        values = {"loss": torch.stack(list(losses.values())).sum(), **losses}
+        named = {f"val/{name}": value for name, value in values.items()}
+        self.log_dict(named, batch_size=len(batch.images), sync_dist=True)
 
     def test_step(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         """The same, of images at several sizes where the data has an image pyramid."""
-        self._collect(batch)
+        if isinstance(batch, list):
+            self._collect(batch[0], self.finder.over_scales(batch))
+        else:
+            self._collect(batch, self.finder(batch))
 
-    def _collect(self, batch: Batch | list[Batch]) -> None:
-        found = self.finder.over_scales(batch) if isinstance(batch, list) else self.finder(batch)
+    def _collect(self, batch: Batch, found: Inference) -> None:
         self.last_found = found
         for metric in self.metrics:
-            metric.update(batch[0] if isinstance(batch, list) else batch, found)
+            metric.update(batch, found)
 
     def on_validation_model_eval(self) -> None:
         """Load what is scored without a checkpoint, and forget the detector of an earlier validation."""

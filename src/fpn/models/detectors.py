@@ -70,13 +70,53 @@ class Detector(nn.Module, ABC):
             As `forward`, the results at all sizes merged by non-maximum suppression.
         """
 
+    def find_with_losses(
+        self, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[Inference, dict[str, Tensor]]:
+        """What `forward` and `losses` give, for a validation that asks for both.
+
+        The detectors here run their network once for it, but for the head on the RoIs that are sampled.
+        """
+        return self(batch), self.losses(batch, generator)
+
     def detect(self, batch: Batch) -> list[Detections]:
         """The N results of the last stage, in pixels of the original images."""
         found: Inference = self(batch)
         return found.proposals if found.detections is None else found.detections
 
 
-class ProposalNetwork(Detector):
+class _OnPyramid(Detector):
+    """A detector that begins with a bottom-up pathway and a neck."""
+
+    neck: Neck
+    _kept: list[tuple[Tensor, Any]] | None = None
+    """Where more than one thing is asked of the same images: those, and what `_look` has made of them."""
+
+    def find_with_losses(
+        self, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[Inference, dict[str, Tensor]]:
+        """As of `Detector`."""
+        self._kept = []
+        try:
+            return super().find_with_losses(batch, generator)
+        finally:
+            self._kept = None
+
+    def _outputs(self, batch: Batch) -> Any:
+        for images, outputs in self._kept or ():
+            if images is batch.images:
+                return outputs
+        outputs = self._look(batch)
+        if self._kept is not None:
+            self._kept.append((batch.images, outputs))
+        return outputs
+
+    def _look(self, batch: Batch) -> Any:
+        p: Features = self.neck(self.bottom_up(batch.images))
+        return p
+
+
+class ProposalNetwork(_OnPyramid):
     """The region proposal network alone: Table 1.
 
     Args:
@@ -120,12 +160,13 @@ class ProposalNetwork(Detector):
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`rpn_objectness` and `rpn_box`."""
-        output = self.rpn(self._pyramid(batch), batch.images.shape[-2:])
+        _, output = self._outputs(batch)
         return self._rpn_losses(output, batch, generator)
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals only."""
-        return Inference(_to_original(self._propose(self._pyramid(batch), batch), batch), None)
+        _, output = self._outputs(batch)
+        return Inference(_to_original(self._propose(output, batch), batch), None)
 
     def over_scales(self, batches: Sequence[Batch]) -> Inference:
         """Proposals only, as many as at one size."""
@@ -133,12 +174,11 @@ class ProposalNetwork(Detector):
         found = [self.forward(batch).proposals for batch in batches]
         return Inference(_merge(found, selection.nms_iou, selection.post_nms_top_n), None)
 
-    def _pyramid(self, batch: Batch) -> Features:
-        p: Features = self.neck(self.bottom_up(batch.images))
-        return p
+    def _look(self, batch: Batch) -> tuple[Features, RPNOutput]:
+        p = super()._look(batch)
+        return p, self.rpn(p, batch.images.shape[-2:])
 
-    def _propose(self, p: Features, batch: Batch) -> list[Detections]:
-        output = self.rpn(p, batch.images.shape[-2:])
+    def _propose(self, output: RPNOutput, batch: Batch) -> list[Detections]:
         return select_proposals(output, batch.sizes, self.rpn.box_weights, self.testing_proposals)
 
     def _rpn_losses(
@@ -192,8 +232,7 @@ class FasterRCNN(ProposalNetwork):
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`rpn_objectness`, `rpn_box`, `roi_class` and `roi_box`."""
-        p = self._pyramid(batch)
-        output = self.rpn(p, batch.images.shape[-2:])
+        p, output = self._outputs(batch)
         losses = self._rpn_losses(output, batch, generator)
         proposals = select_proposals(output, batch.sizes, self.rpn.box_weights, self.training_proposals)
         boxes = [proposal.boxes for proposal in proposals]
@@ -203,8 +242,8 @@ class FasterRCNN(ProposalNetwork):
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals and the detections made of them."""
-        p = self._pyramid(batch)
-        proposals = self._propose(p, batch)
+        p, output = self._outputs(batch)
+        proposals = self._propose(output, batch)
         detections = _find_objects(
             self.roi_head, p, [found.boxes for found in proposals], batch, self.detections
         )
@@ -220,7 +259,7 @@ class FasterRCNN(ProposalNetwork):
         )
 
 
-class FastRCNN(Detector):
+class FastRCNN(_OnPyramid):
     """Fast R-CNN on a pyramid, on proposals from a file: Table 2, and half of alternating training.
 
     Args:
@@ -261,13 +300,13 @@ class FastRCNN(Detector):
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`roi_class` and `roi_box`."""
         boxes = _given_proposals(batch, self.training_top_n)
-        p = self.neck(self.bottom_up(batch.images))
+        p = self._outputs(batch)
         return _roi_losses(self.roi_head, p, boxes, batch, self.roi_sampling, self.roi_box_loss, generator)
 
     def forward(self, batch: Batch) -> Inference:
         """The given proposals, scored by their rank, and the detections made of them."""
         boxes = _given_proposals(batch, self.testing_top_n)
-        p = self.neck(self.bottom_up(batch.images))
+        p = self._outputs(batch)
         detections = _find_objects(self.roi_head, p, boxes, batch, self.detections)
         ranked = [
             Detections(

@@ -24,10 +24,12 @@ class Scores(Callback):
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One line: the main scores."""
+        """One line: the main scores, and the loss."""
         if trainer.sanity_checking or not isinstance(pl_module, DetectionModule):
             return
         lines = [metric.line(scores) for metric, scores in pl_module.by_metric()]
+        if "val/loss" in trainer.callback_metrics:
+            lines.append(f"loss {trainer.callback_metrics['val/loss']:.4g}")
         if trainer.is_global_zero:
             say(f"step {trainer.global_step:,}: {'  '.join(lines)}")
 
