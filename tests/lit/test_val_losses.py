@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import together
 
 import fpn
 from fpn.data.samplers import sample_seed
@@ -55,3 +56,23 @@ def test_they_can_be_left_out_and_change_no_score(config: str, unbroken: Path) -
     assert float(with_["val/loss"]) > 0
     assert not [name for name in without if name.startswith("val/") and name.removeprefix("val/") in NAMES]
     assert {name: with_[name] for name in without} == without
+
+
+def test_two_processes_with_unlike_shares_have_the_mean_of_one(config: str, unbroken: Path) -> None:
+    """Three images and two. All that can be is sampled, so that chance has no part."""
+    words = [
+        "validate",
+        "--config",
+        config,
+        "--ckpt_path",
+        str(unbroken / "checkpoints" / "last.ckpt"),
+        *HERE,
+    ]
+    for sampling in ("anchor_sampling", "roi_sampling"):
+        words += [f"--model.detector.{sampling}.per_image", "1000000"]
+        words += [f"--model.detector.{sampling}.fg_fraction", "1.0"]
+    main(words)
+    together(words)
+    one, two = (logged(Path(f"runs/tiny/version_{n}"))[0] for n in range(2))
+    for name in NAMES:
+        assert float(two[f"val/{name}"]) == pytest.approx(float(one[f"val/{name}"]), rel=1e-5)

@@ -20,6 +20,7 @@ from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, Metric, ProposalRecall, Truth
 from fpn.lit import resuming
 from fpn.lit.guards import FiniteSteps, ToldIfCutShort, ToldIfUnreadable
+from fpn.lit.mean_losses import MeanLosses
 from fpn.lit.optimizer import PaperSGD, by_part, scale
 from fpn.lit.schedule import Schedule
 from fpn.lit.starting import begin_fit, begin_test
@@ -58,6 +59,8 @@ class DetectionModule(LightningModule):
     """The losses of the last training step by name."""
     last_found: Inference
     """What the last validation or test step found."""
+    mean_losses: MeanLosses
+    """Of the images of a validation."""
 
     def __init__(
         self,
@@ -237,9 +240,7 @@ class DetectionModule(LightningModule):
         chance = torch.Generator(device=self.device).manual_seed(seed)
         found, losses = self.finder.find_with_losses(batch, chance)
         self._collect(batch, found)
-        values = {"loss": torch.stack(list(losses.values())).sum(), **losses}
-        named = {f"val/{name}": value for name, value in values.items()}
-        self.log_dict(named, batch_size=len(batch.images), sync_dist=True)
+        self.mean_losses.add(losses, len(batch.images))
 
     def test_step(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         """The same, of images at several sizes where the data has an image pyramid."""
@@ -271,12 +272,14 @@ class DetectionModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier epoch found."""
+        self.mean_losses = MeanLosses()
         for metric in self.metrics:
             metric.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Score what was found."""
-        self.log_dict(self.scores("val"))
+        losses = self.mean_losses.over(self.trainer.strategy)
+        self.log_dict(self.scores("val") | {f"val/{name}": value for name, value in losses.items()})
 
     def on_validation_end(self) -> None:
         """Let go of what training would leave behind."""
