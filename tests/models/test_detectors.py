@@ -151,6 +151,17 @@ def test_no_ground_truth_to_learn_from() -> None:
         small().losses(batch(None))
 
 
+@pytest.mark.parametrize("kind", [ProposalNetwork, FasterRCNN, FastRCNN])
+@pytest.mark.parametrize("bad", [[5.0, 5, 5, 9], [5, 9, 8, 4], [5, 5, torch.inf, 9], [torch.nan, 5, 8, 9]])
+def test_a_degenerate_true_box_is_named(kind: type[Detector], bad: list[float]) -> None:
+    """torchvision's detectors refuse those without area too; a loss of NaN would tell nothing."""
+    truth = targets(3)
+    truth.boxes[1] = torch.tensor(bad)
+    data = batch([targets(2), truth])._replace(proposals=[targets(5).boxes] * 2)
+    with pytest.raises(InputError, match=f"x1 {bad[0]:g}, y1 {bad[1]:g}"):
+        small(kind).losses(data)
+
+
 def test_bfloat16_network_keeps_boxes_in_float32() -> None:
     detector = small()
     data = batch([targets(3), targets(1)])

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -66,6 +67,30 @@ def test_proposals_by_loop() -> None:
         expected = sorted(expected, key=lambda item: -item[0])[:30]
         torch.testing.assert_close(found.scores, torch.tensor([s for s, _ in expected]))
         torch.testing.assert_close(found.boxes, torch.tensor([b for _, b in expected]), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("min_size", [0.0, 1e-3])
+def test_what_is_not_finite_is_no_proposal(value: float, min_size: float) -> None:
+    """The others are those that there would be without it."""
+    out = output(1, {2: 60, 3: 20})
+    selection = ProposalSelection(pre_nms_top_n=25, post_nms_top_n=80, min_size=min_size)
+    bad = torch.zeros(60, dtype=torch.bool)
+    bad[out.objectness[2][0].topk(20).indices] = True
+    rest = RPNOutput(
+        {2: out.anchors[2][~bad], 3: out.anchors[3]},
+        {2: out.objectness[2][:, ~bad], 3: out.objectness[3]},
+        {2: out.deltas[2][:, ~bad], 3: out.deltas[3]},
+    )
+    out.objectness[2][:, bad] = value
+    (found,), (expected,) = (select_proposals(o, [(70, 90)], ONES, selection) for o in (out, rest))
+    assert len(found.scores) > 10
+    assert all(map(torch.equal, found, expected))
+    # Nor where there are no others to fill the number.
+    out.objectness[2][:] = value
+    (found,) = select_proposals(out, [(70, 90)], ONES, selection)
+    (expected,) = select_proposals(RPNOutput(*({3: part[3]} for part in out)), [(70, 90)], ONES, selection)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_numbers_are_per_image() -> None:

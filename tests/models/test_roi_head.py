@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,6 +34,9 @@ def test_is_torchvisions() -> None:
     predictor.cls_score.load_state_dict(mine.scores.state_dict())
     predictor.bbox_pred.load_state_dict(mine.deltas.state_dict())
     p, r = pyramid(), rois(60)
+    # Inverted in one direction, which torchvision pools as zeros, and in both; a point.
+    r.boxes[:3] = torch.tensor([[300.0, 50, 100, 90], [80, 300, 120, 100], [400, 0, 420, -10]])
+    r.boxes[3:5] = torch.tensor([[200.0, 220, 80, 90], [77, 77, 77, 77]])
     r = RoIs(torch.cat((r.boxes[r.image == 0], r.boxes[r.image == 1])), r.image.sort().values)
     boxes = [r.boxes[r.image == n] for n in (0, 1)]
     pooled = pool({str(k): x for k, x in p.items()}, boxes, [(512, 512)] * 2)
@@ -61,6 +66,16 @@ def test_levels_without_rois_still_have_gradients(shared: bool, number: int) -> 
     (scores.sum() + deltas.sum()).backward()
     assert all(q.grad is not None and torch.isfinite(q.grad).all() for q in head.parameters())
     assert all(x.grad is not None for x in p.values())
+
+
+@pytest.mark.parametrize("pooling", ["align", "pool"])
+def test_an_inverted_roi_is_pooled_as_zeros(pooling: Literal["align", "pool"]) -> None:
+    head = RoIHead(FeaturePyramid(CHANNELS, 8), 5, pooling=pooling)
+    inverted = RoIs(torch.tensor([[300.0, 50, 100, 90], [80, 300, 120, 100]]), torch.tensor([0, 1]))
+    for given, expected in zip(
+        head(pyramid(), inverted), head.head["shared"](torch.zeros(2, 8, 7, 7)), strict=True
+    ):
+        assert torch.equal(given, expected)
 
 
 def test_roi_pool_and_chosen_levels() -> None:

@@ -38,3 +38,8 @@ def test_an_octave_is_a_level(side: float) -> None:
 def test_canonical_size_moves_the_boundaries() -> None:
     assert assign_levels(square(56), 2, 5, canonical_size=56).item() == 4
     assert assign_levels(square(55), 2, 5, canonical_size=56).item() == 3
+
+
+def test_a_box_of_no_size_has_a_level_too() -> None:
+    inverted = torch.tensor([[50.0, 10.0, 10.0, 50.0], [math.nan, 0.0, 9.0, 9.0], [0.0, 0.0, math.inf, 9.0]])
+    assert assign_levels(inverted, 2, 5).tolist() == [2, 2, 5]

@@ -66,3 +66,9 @@ def test_without_ground_truth_or_candidates() -> None:
     some = boxes([(0, 0, 5, 5), (3, 3, 5, 5)])
     assert match_boxes(some[:0], some, 0.7, 0.3, rescue=True).tolist() == [BACKGROUND, BACKGROUND]
     assert match_boxes(some, some[:0], 0.7, 0.3, rescue=True).shape == (0,)
+
+
+def test_two_boxes_without_area_do_not_match() -> None:
+    points = torch.tensor([[5.0, 5.0, 5.0, 5.0]])
+    assert match_boxes(points, points, 0.5, 0.5, rescue=False).tolist() == [BACKGROUND]
+    assert match_boxes(points, points, 0.7, 0.3, rescue=True).tolist() == [BACKGROUND]

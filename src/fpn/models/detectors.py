@@ -32,7 +32,7 @@ from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling, sample_anchors, sample_rois
 from fpn.ops.boxes import rescale_boxes
 from fpn.settings import NonNegativeInt, PositiveInt
-from fpn.types import Batch, Detections, Features, Inference, RoIs, RPNOutput, Targets
+from fpn.types import Batch, Detections, Features, Inference, RoIs, RPNOutput, Size, Targets
 
 
 class Detector(nn.Module, ABC):
@@ -161,7 +161,7 @@ class ProposalNetwork(_OnPyramid):
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`rpn_objectness` and `rpn_box`."""
         _, output = self._outputs(batch)
-        return self._rpn_losses(output, batch, generator)
+        return self._rpn_losses(output, batch.sizes, _ground_truth(batch), generator)
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals only."""
@@ -182,12 +182,16 @@ class ProposalNetwork(_OnPyramid):
         return select_proposals(output, batch.sizes, self.rpn.box_weights, self.testing_proposals)
 
     def _rpn_losses(
-        self, output: RPNOutput, batch: Batch, generator: torch.Generator | None
+        self,
+        output: RPNOutput,
+        sizes: Sequence[Size],
+        targets: Sequence[Targets],
+        generator: torch.Generator | None,
     ) -> dict[str, Tensor]:
         anchors = torch.cat(list(output.anchors.values()))
         sampled = [
             sample_anchors(anchors, target, size, self.anchor_sampling, self.rpn.box_weights, generator)
-            for target, size in zip(_ground_truth(batch), batch.sizes, strict=True)
+            for target, size in zip(targets, sizes, strict=True)
         ]
         objectness = torch.cat(list(output.objectness.values()), dim=1)
         deltas = torch.cat(list(output.deltas.values()), dim=1)
@@ -233,11 +237,12 @@ class FasterRCNN(ProposalNetwork):
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`rpn_objectness`, `rpn_box`, `roi_class` and `roi_box`."""
         p, output = self._outputs(batch)
-        losses = self._rpn_losses(output, batch, generator)
+        truth = _ground_truth(batch)
+        losses = self._rpn_losses(output, batch.sizes, truth, generator)
         proposals = select_proposals(output, batch.sizes, self.rpn.box_weights, self.training_proposals)
         boxes = [proposal.boxes for proposal in proposals]
         return losses | _roi_losses(
-            self.roi_head, p, boxes, batch, self.roi_sampling, self.roi_box_loss, generator
+            self.roi_head, p, boxes, truth, self.roi_sampling, self.roi_box_loss, generator
         )
 
     def forward(self, batch: Batch) -> Inference:
@@ -301,7 +306,8 @@ class FastRCNN(_OnPyramid):
         """`roi_class` and `roi_box`."""
         boxes = _given_proposals(batch, self.training_top_n)
         p = self._outputs(batch)
-        return _roi_losses(self.roi_head, p, boxes, batch, self.roi_sampling, self.roi_box_loss, generator)
+        truth = _ground_truth(batch)
+        return _roi_losses(self.roi_head, p, boxes, truth, self.roi_sampling, self.roi_box_loss, generator)
 
     def forward(self, batch: Batch) -> Inference:
         """The given proposals, scored by their rank, and the detections made of them."""
@@ -348,12 +354,12 @@ def _roi_losses(
     head: RoIHead,
     p: Features,
     boxes: Sequence[Tensor],
-    batch: Batch,
+    truth: Sequence[Targets],
     sampling: RoISampling,
     box_loss: BoxLoss,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
-    targets = sample_rois(boxes, _ground_truth(batch), sampling, head.box_weights, generator)
+    targets = sample_rois(boxes, truth, sampling, head.box_weights, generator)
     scores, deltas = head(p, targets.rois)
     return fast_rcnn_losses(scores, deltas, targets, box_loss, head.box_weights)
 
@@ -386,6 +392,13 @@ def _refuse_unread(neck: Neck, levels: tuple[int, ...]) -> None:
 def _ground_truth(batch: Batch) -> list[Targets]:
     if batch.targets is None:
         raise InputError("this batch has no ground truth to learn from")
+    boxes = torch.cat([target.boxes for target in batch.targets])
+    fine = ((boxes[:, 2:] > boxes[:, :2]) & boxes.isfinite().all(dim=1, keepdim=True)).all(dim=1)
+    if not fine.all():
+        x1, y1, x2, y2 = boxes[~fine][0].tolist()
+        raise InputError(
+            f"a true box has no width or height, or is not finite: x1 {x1:g}, y1 {y1:g}, x2 {x2:g}, y2 {y2:g}"
+        )
     return batch.targets
 
 

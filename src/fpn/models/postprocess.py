@@ -56,7 +56,7 @@ def select_proposals(
 ) -> list[Detections]:
     """The proposals of each image, best first, in pixels of the network's input.
 
-    No gradient flows through them (Faster R-CNN, Sec. 3.2).
+    No gradient flows through them (Faster R-CNN, Sec. 3.2). What is not of finite numbers is none of them.
 
     Args:
         output: what the RPN says.
@@ -66,9 +66,12 @@ def select_proposals(
     """
     boxes, logits, levels = [], [], []
     for k, objectness in output.objectness.items():
-        top, index = objectness.detach().topk(min(selection.pre_nms_top_n, objectness.shape[1]), dim=1)
+        finite = objectness.detach().masked_fill(~objectness.isfinite(), -torch.inf)
+        top, index = finite.topk(min(selection.pre_nms_top_n, objectness.shape[1]), dim=1)
         deltas = output.deltas[k].detach().gather(1, index[..., None].expand(-1, -1, 4))
-        boxes.append(decode_boxes(deltas, output.anchors[k][index], box_weights))
+        box = decode_boxes(deltas, output.anchors[k][index], box_weights)
+        # A NaN is smaller than any box that stays.
+        boxes.append(box.masked_fill(top.isinf()[..., None], torch.nan))
         logits.append(top)
         levels.append(torch.full_like(index[0], k))
     level = torch.cat(levels)

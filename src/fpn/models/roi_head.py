@@ -19,6 +19,9 @@ from fpn.ops.roi_align import roi_align
 from fpn.settings import BoxWeights, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from fpn.types import Features, RoIs
 
+_OUTSIDE = -1e6
+"""Pixels: where a map has nothing to pool."""
+
 
 class HeadInput(NamedTuple):
     """What a head is built for."""
@@ -168,9 +171,12 @@ class RoIHead(nn.Module):
         """Logits (R, K + 1) and deltas (R, K + 1, 4), float32, in the order of the RoIs.
 
         A level without RoIs still runs its part, on none, so that its parameters have gradients (of zero).
+        An RoI of negative area, inverted in one direction, is pooled as zeros (torchvision, Detectron2).
         """
+        x1, y1, x2, y2 = rois.boxes.unbind(1)
+        boxes = torch.where(((x2 - x1) * (y2 - y1) >= 0)[:, None], rois.boxes, _OUTSIDE)
         level = assign_levels(
-            rois.boxes,
+            boxes,
             self.levels[0],
             self.levels[-1],
             self.canonical_size,
@@ -180,7 +186,7 @@ class RoIHead(nn.Module):
         order = level.argsort(stable=True)
         counts = (level - self.levels[0]).bincount(minlength=len(self.levels)).tolist()
         indices = dict(zip(self.levels, order.split(counts), strict=True))
-        pooled = {k: self._pool(p[k], k, rois.boxes[i], rois.image[i]) for k, i in indices.items()}
+        pooled = {k: self._pool(p[k], k, boxes[i], rois.image[i]) for k, i in indices.items()}
         back = order.argsort()
         if self.shared:
             scores, deltas = self.head["shared"](torch.cat(list(pooled.values()))[back])

@@ -25,9 +25,9 @@ def assign_levels(
             float32 is 0 for all sizes that matter).
 
     Returns:
-        (R,) int64 levels.
+        (R,) int64 levels; the finest of a box that has no size, as one of negative area.
     """
     x1, y1, x2, y2 = boxes.float().unbind(1)
     size = ((x2 - x1) * (y2 - y1)).sqrt()
     level = torch.floor(canonical_level + torch.log2(size / canonical_size) + epsilon)
-    return level.clamp(lowest, highest).long()
+    return level.clamp(lowest, highest).nan_to_num(nan=lowest).long()

@@ -20,7 +20,7 @@ def match_boxes(
 
     Args:
         ground_truth: (G, 4).
-        candidates: (A, 4).
+        candidates: (A, 4). Two boxes without area do not overlap.
         foreground_iou: a candidate with at least this overlap belongs to the box it overlaps most.
         background_iou: one with less overlap than this with every box is background; in between, ignored.
         rescue: candidates that overlap some ground truth more than all others do (ties included) are
@@ -39,7 +39,7 @@ def match_boxes(
     # In blocks, so that hundreds of objects among 200,000 anchors take no more memory than a few.
     block = max(1, PAIRS_AT_ONCE // max(1, len(candidates)))
     for start in range(0, len(ground_truth), block):
-        iou = box_iou(ground_truth[start : start + block], candidates)
+        iou = box_iou(ground_truth[start : start + block], candidates).nan_to_num_(nan=0.0)
         block_iou, block_best = iou.max(dim=0)
         best = torch.where(block_iou > best_iou, block_best + start, best)
         best_iou = torch.maximum(block_iou, best_iou)
