@@ -265,9 +265,10 @@ def _errors(truth: GroundTruth, found: Results, pairs: Pairs, told: Verdicts) ->
             kept = kept[np.lexsort((-found.scores[kept], of[kept]))]
         left = objects - less
         table, _ = precision_recall(of[kept], right[kept], counted[kept], left)
-        # A category of which neither objects nor results are left is out of the mean.
+        # A category of which neither objects nor results are left is out of the mean; of none, all is mended.
         some = np.bincount(of[kept], minlength=len(objects)) > 0
-        return float(table[:, (objects > 0) & ((left > 0) | some)].mean())
+        values = table[:, (objects > 0) & ((left > 0) | some)]
+        return float(values.mean()) if values.size else 1.0
 
     counts = {kind: int((kinds == kind).sum()) for kind in KINDS} | {"missed": int(missed.sum())}
     if not objects.any():
