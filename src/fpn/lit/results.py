@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fpn.console import say
-from fpn.data.coco import read_annotations
-from fpn.data.coco_file import uncollected
+from fpn.data.coco import annotations_of
+from fpn.data.coco_file import CocoFile, read_json, uncollected
 from fpn.data.results import proposals_from_results, proposals_to_results
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
@@ -14,7 +14,7 @@ from fpn.evaluation import Engine
 from fpn.evaluation.inputs import read_results, read_truth
 from fpn.evaluation.scoring import box_scores, proposal_scores
 from fpn.evaluation.tables import box_table, category_table, proposal_table
-from fpn.report import Tested, input_scales, write_report
+from fpn.report import Reported, input_scales, write_report
 from fpn.settings import PositiveInt, Share
 
 
@@ -60,11 +60,13 @@ def evaluate(
         console.print(category_table(scores.categories), box_table(scores.overall))
     if report is None:
         return
-    listed, folder, page = read_annotations(Path(annotations)), Path(results).parent, Path(report)
+    # Of the images alone: scoring takes annotations that training would not.
+    content = read_json(Path(annotations), "annotations") | {"annotations": []}
+    listed, folder, page = annotations_of(CocoFile(annotations, content)), Path(results).parent, Path(report)
     names = zip(listed.image_ids.tolist(), listed.file_names.tolist(), strict=True)
     config = folder / "config.yaml"
     write_report(
-        Tested(
+        Reported(
             f"{results} on {annotations}",
             truth,
             None if proposals else found,

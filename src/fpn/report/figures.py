@@ -38,7 +38,7 @@ def precision_by_iou(scores: BoxScores) -> Panel:
     def draw(axes: Axes) -> None:
         there = scores.precision[0, 0] > -1
         for t, (iou, curve) in enumerate(zip(IOUS, scores.precision[..., there], strict=True)):
-            colour = colormaps["viridis"](0.2 + 0.65 * t / len(IOUS))
+            colour = colormaps["viridis"](0.3 + 0.55 * t / len(IOUS))
             label = f"IoU {iou:.2f}: AP {100 * curve.mean():.1f}" if there.any() else f"IoU {iou:.2f}"
             mean = 100 * curve.mean(axis=1) if there.any() else np.full(len(RECALLS), np.nan)
             axes.plot(100 * RECALLS, mean, color=colour, linestyle=_LINES[t % len(_LINES)], label=label)
@@ -48,18 +48,16 @@ def precision_by_iou(scores: BoxScores) -> Panel:
 
 
 def precision_by_category(scores: BoxScores) -> Panel:
-    """Precision over recall at an IoU of .5: of more than seven categories, the best, median and worst."""
+    """Precision over recall at an IoU of .5: of many categories, seven from the best to the worst."""
 
     def draw(axes: Axes) -> None:
         known = [(one["AP50"], k, name) for k, (name, one) in enumerate(scores.categories.items())]
         known = sorted((one for one in known if one[0] == one[0]), reverse=True)
-        shown = known
-        if len(known) > len(_COLOURS):
-            middle = len(known) // 2
-            shown = [*known[:3], known[middle], *known[-3:]]
+        places = np.linspace(0, len(known) - 1, min(len(known), len(_COLOURS))).round().astype(int)
+        shown = [known[place] for place in places]
         for number, (average, k, name) in enumerate(shown):
             _line(axes, number, 100 * RECALLS, scores.precision[0, :, k], f"{100 * average:.1f} {name}", 10)
-        few = "" if shown is known else ", best, median and worst"
+        few = "" if len(shown) == len(known) else ", from the best to the worst"
         _label(axes, f"by category at IoU .5{few} (%)", "recall (%)")
 
     return draw

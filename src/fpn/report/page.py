@@ -1,7 +1,8 @@
-"""The page: what `Tested` holds and `diagnosis` says of it, in HTML that loads nothing."""
+"""The page: what `Reported` holds and `diagnosis` says of it, in HTML that loads nothing."""
 
 import math
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -36,7 +37,7 @@ _DETECTIONS_DRAWN = 100
 
 
 @dataclass(frozen=True)
-class Tested:
+class Reported:
     """What is reported on."""
 
     title: str
@@ -58,7 +59,7 @@ class Tested:
 
 
 def input_scales(truth: GroundTruth, annotations: Annotations, settings: ImageSettings) -> np.ndarray:
-    """`Tested.scales` of images that go through these settings."""
+    """`Reported.scales` of images that go through these settings."""
     order = np.argsort(annotations.image_ids)
     sizes = annotations.sizes[order[np.searchsorted(annotations.image_ids[order], truth.image_ids)]]
     sides = settings.short_side, settings.max_side, settings.rounding
@@ -66,7 +67,7 @@ def input_scales(truth: GroundTruth, annotations: Annotations, settings: ImageSe
     return (resized / sizes)[:, ::-1]
 
 
-def write_report(tested: Tested, page: Path, curves: Path) -> None:
+def write_report(tested: Reported, page: Path, curves: Path) -> None:
     """Writes the page and its curves as PNG.
 
     Raises:
@@ -114,7 +115,7 @@ def write_report(tested: Tested, page: Path, curves: Path) -> None:
 
 
 def _detections(
-    tested: Tested, scores: BoxScores, found: DetectionDiagnosis, drawn: Sequence[figures.Panel]
+    tested: Reported, scores: BoxScores, found: DetectionDiagnosis, drawn: Sequence[figures.Panel]
 ) -> Iterable[str]:
     truth, overall = tested.truth, scores.overall
     single = truth.category[~truth.crowd]
@@ -257,7 +258,7 @@ def _confusion(confusion: Confusion, names: Sequence[str]) -> str:
     rows = "".join(
         f"<tr><th>{escape(every[i])}"
         + "".join(
-            f'<td style="--a:{shares[i, k]:.2f}">{counts[i, k]}' if counts[i, k] else "<td>" for k in shown
+            f"<td class=s{10 * shares[i, k]:.0f}>{counts[i, k]}" if counts[i, k] else "<td>" for k in shown
         )
         for i in shown
     )
@@ -278,7 +279,7 @@ def _confusion(confusion: Confusion, names: Sequence[str]) -> str:
 
 
 def _examples(
-    tested: Tested,
+    tested: Reported,
     truth: GroundTruth,
     results: Results,
     by_image: Sequence[float | None],
@@ -309,7 +310,7 @@ def _figure(one: Example) -> str:
     )
 
 
-def _settings(tested: Tested) -> str:
+def _settings(tested: Reported) -> str:
     packages = ("fpn", "torch", "torchvision", "lightning", "pycocotools", "faster-coco-eval", "numpy")
     versions = [("Python", platform.python_version()), *((name, version(name)) for name in packages)]
     p = tested.pyramid
@@ -332,13 +333,21 @@ def _section(title: str, note: str, *content: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], sortable: bool = False) -> str:
-    heads = "".join(f"<th><button>{escape(h)}</button>" if sortable else f"<th>{escape(h)}" for h in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{cell if isinstance(cell, _Raw) else escape(cell)}" for cell in row)
-        for row in rows
-    )
+    rows = list(rows)
+    words = {i for row in rows for i, cell in enumerate(row) if re.fullmatch(r"[-–\d.,]*", cell) is None}
+    kinds = [" class=word" if i in words else "" for i in range(len(head))]
+    heads = (f"<button>{escape(one)}</button>" if sortable else escape(one) for one in head)
+    lines = ((cell if isinstance(cell, _Raw) else escape(cell) for cell in row) for row in rows)
+    body = "".join(f"<tr>{_cells('td', kinds, line)}" for line in lines)
     kind = ' class="sortable"' if sortable else ""
-    return f'<div class="wide"><table{kind}><thead><tr>{heads}</thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide"><table{kind}><thead><tr>{_cells("th", kinds, heads)}</thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cells(tag: str, kinds: Sequence[str], contents: Iterable[str]) -> str:
+    return "".join(f"<{tag}{kind}>{content}" for kind, content in zip(kinds, contents, strict=True))
 
 
 def _percent(value: float | None) -> str:

@@ -11,7 +11,7 @@ from fpn.evaluation import BoxAP, BoxScores, ProposalRecall, Pyramid
 from fpn.lit.module import DetectionModule
 from fpn.models.detectors import Detector
 from fpn.models.roi_head import RoIHead
-from fpn.report import Tested, input_scales, write_report
+from fpn.report import Reported, input_scales, write_report
 from fpn.settings import Share
 
 
@@ -47,7 +47,7 @@ class Report(Callback):
         dataset: CocoDataset = trainer.test_dataloaders.dataset  # type: ignore[union-attr]
         annotations = dataset.annotations
         names = zip(annotations.image_ids.tolist(), annotations.file_names.tolist(), strict=True)
-        tested = Tested(
+        about = Reported(
             f"Test of {trainer.ckpt_path or pl_module.start_from}",
             truth,
             detections,
@@ -60,7 +60,7 @@ class Report(Callback):
             yaml.safe_dump(pl_module.config, sort_keys=False),
             self.score_threshold,
         )
-        write_report(tested, folder / "report.html", folder / "curves.png")
+        write_report(about, folder / "report.html", folder / "curves.png")
         say(f"the report: {folder / 'report.html'}")
 
 
