@@ -28,6 +28,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":")
 _INK = "#010203"
 """Of letters and axes; a page puts its own in its place."""
+_WIDTH, _HEIGHT = 5.4, 3.9
+"""Of a panel, in inches."""
 _POINTS = 150
 """Of a curve over training, beyond which neighbours are averaged."""
 
@@ -137,33 +139,36 @@ def svg(panel: Panel) -> str:
     """A panel as an element of a page, in the page's own letters and ink."""
     file = io.StringIO()
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = _figure([panel], (5.4, 3.9))
-        FigureCanvasSVG(figure).print_svg(file)
+        FigureCanvasSVG(_figure([panel])).print_svg(file)
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r"(<g) id=\"[^\"]*\"", r"\1", text)  # the same in every figure
+    text = re.sub(r"\s*\n\s*", "\n", text)
     return text.replace(_INK, "currentColor").replace("<svg ", '<svg role="img" ', 1)
 
 
 def write_png(panels: Sequence[Panel], path: Path) -> None:
     """All of them in one picture."""
-    rows = -(-len(panels) // 3)
-    figure = _figure(panels, (5.4 * min(len(panels), 3), 3.9 * rows))
+    figure = _figure(panels)
+    figure.set_facecolor("white")
+    figure.set_dpi(130)
     with replacing(path) as part:
-        FigureCanvasAgg(figure).print_figure(part, format="png", dpi=130, facecolor="white")
+        FigureCanvasAgg(figure).print_png(part)
 
 
-def _figure(panels: Sequence[Panel], size: tuple[float, float]) -> Figure:
+def _figure(panels: Sequence[Panel]) -> Figure:
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
     inked: Any = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     with rc_context({**dict.fromkeys(inked, _INK), "text.parse_math": False}):
-        figure = Figure(figsize=size, layout="constrained", facecolor="none")
-        columns = min(len(panels), 3)
-        grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
-        for axes, panel in zip(grid, panels, strict=False):
-            panel(axes)
-        for axes in list(grid)[len(panels) :]:
-            axes.remove()
+        figure = Figure(figsize=(columns * _WIDTH, rows * _HEIGHT), facecolor="none")
+        for number, panel in enumerate(panels):
+            row, column = divmod(number, columns)
+            # Room for ticks and labels, in inches: a layout engine would take longer than all the rest.
+            left, bottom = column * _WIDTH + 0.5, (rows - 1 - row) * _HEIGHT + 0.75
+            sides = (_WIDTH - 0.65) / columns / _WIDTH, (_HEIGHT - 1.1) / rows / _HEIGHT
+            panel(figure.add_axes((left / columns / _WIDTH, bottom / rows / _HEIGHT, *sides)))
         return figure
 
 
