@@ -15,8 +15,15 @@ from fpn.evaluation.inputs import GroundTruth, Results, read_results, read_truth
 from fpn.evaluation.scoring import box_scores
 from fpn.lit.cli import main
 from fpn.report import Reported, write_report
+from fpn.report.examples import extremes
 
 IMAGES = 6
+
+
+def test_no_image_is_both_best_and_worst() -> None:
+    truth, _ = read(["a"])
+    assert extremes(truth, [0.0] * IMAGES) == ([0, 1, 2], [3, 4, 5])
+    assert extremes(truth, [0.5, None, 0.9, 0.1, 0.2, 0.3]) == ([2, 0], [3, 4])
 
 
 def made_up(names: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

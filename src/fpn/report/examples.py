@@ -37,9 +37,9 @@ def extremes(truth: GroundTruth, by_image: Sequence[float | None]) -> tuple[list
     objects = np.bincount(truth.image[~truth.crowd], minlength=len(scores))
     known = np.flatnonzero(~np.isnan(scores) & (objects > 0))
     number = min(SHOWN, len(known) // 2)
-    best = known[np.lexsort((-objects[known], -scores[known]))]
+    best = known[np.lexsort((-objects[known], -scores[known]))][:number]
     worst = known[np.lexsort((-objects[known], scores[known]))]
-    return best[:number].tolist(), worst[:number].tolist()
+    return best.tolist(), worst[~np.isin(worst, best)][:number].tolist()
 
 
 def example(
@@ -60,10 +60,9 @@ def example(
         InputError: the file cannot be read.
     """
     image = read_image(path)
-    factor = min(1.0, _LONG_SIDE / max(image.shape[-2:]))
-    if factor < 1:
-        image = interpolate(image[None].float(), scale_factor=factor, mode="bilinear", antialias=True)[0]
-        image = image.round().to(torch.uint8)
+    factor = _LONG_SIDE / max(image.shape[-2:])
+    image = interpolate(image[None].float(), scale_factor=factor, mode="bilinear", antialias=True)[0]
+    image = image.round().to(torch.uint8)
     categories = Categories(tuple(truth.categories), tuple(truth.categories.values()))
     own = np.flatnonzero((results.image_ids == truth.image_ids[place]) & (results.scores >= least))
     own = own[np.argsort(-results.scores[own], kind="stable")][:most]
