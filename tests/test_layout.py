@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_file"},
     "study": GROUND | {"models", "checkpoints", "study"},
     "pictures": GROUND,
+    "report": GROUND | {"ops", "data", "evaluation", "pictures", "report"},
     "interop": GROUND | {"ops", "models", "data", "shipped", "interop"},
     "stage_times": GROUND | {"models.detectors"},
     "checkpoints": GROUND | {"ops", "models", "data", "interop"},

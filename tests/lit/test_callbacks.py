@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from pages import page_of
 
 from fpn.evaluation import recall_curves
 from fpn.evaluation.inputs import read_results, read_truth
@@ -35,6 +36,10 @@ def test_a_test_writes_the_curves_of_its_proposals(config: str, shapes: Path) ->
         assert average[limit] == pytest.approx(scores[f"proposal_AR@{limit}"])
         assert np.mean(curves["by_iou"][f"recall@{limit}"]) == pytest.approx(scores[f"proposal_AR@{limit}"])
     assert average[1000] > 0
+    page = page_of(folder / "report.html")
+    assert page.headings[1:] == ["Proposals", "Images", "Best", "Worst", "Training", "Settings and versions"]
+    told = next(row for row in page.rows if row[:1] == ["all"])
+    assert told[-2:] == [f"{100 * average[limit]:.1f}" for limit in (100, 1000)]
 
 
 def test_no_interval_is_no_logging(config: str, capsys: pytest.CaptureFixture[str]) -> None:

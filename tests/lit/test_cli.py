@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from lit_runs import TEN_STEPS, kept, scores_of
+from pages import page_of
 from processes import run, together
 
 from fpn.evaluation import evaluate_boxes, evaluate_proposals
@@ -78,6 +79,17 @@ def test_fit_test_predict_evaluate(
     assert {d["image_id"] for d in detections} == ids
     assert {d["category_id"] for d in detections} <= set(map(int, (1, 2, 4, 5, 7, 8, 11, 13, 16, 19)))
 
+    page = page_of(folder / "report.html")
+    parts = ["Scores", "Categories", "Precision and recall", "Errors", "Confusion", "Sizes and levels"]
+    parts += ["Proposals", "Images", "Best", "Worst", "Training", "Settings and versions"]
+    assert page.headings[1:] == parts
+    assert f"{100 * scores['AP']:.1f}" == next(row[1] for row in page.rows if row[:1] == ["AP"])
+    assert ["level", "P5"] in [row[:2] for row in page.rows]
+    assert page.pictures == 4
+    assert page.figures == 2 + 1 + 3 + 2
+    assert "canonical_size: 56" in page.text
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
     again = evaluate_boxes(truth, folder / "detections.json", engine="pycocotools")
     assert {key: scores[key] for key in again} == pytest.approx(again, abs=1e-12, nan_ok=True)
     for flags in ([], ["--proposals"]):
@@ -105,12 +117,13 @@ def test_what_the_user_gives_wins_over_the_checkpoint(trained: tuple[str, str]) 
     Path("one.yaml").write_text(yaml.safe_dump(one))
     for name, limit, given in (
         ("test", 1, ["--config", "one.yaml"]),
-        ("test_2", 2, ["--model.detector.detections.max_detections", "2"]),
+        ("test_2", 2, ["--model.detector.detections.max_detections", "2", "--report", "false"]),
     ):
         main(["test", "--ckpt_path", checkpoint, *given])
         detections = json.loads(Path(f"runs/tiny/version_0/{name}/detections.json").read_text())
         counts = [sum(d["image_id"] == i for d in detections) for i in {d["image_id"] for d in detections}]
         assert max(counts) == limit
+        assert Path(f"runs/tiny/version_0/{name}/report.html").exists() == (name == "test")
 
 
 def test_a_run_can_be_resumed(trained: tuple[str, str]) -> None:

@@ -12,6 +12,7 @@ import torch
 import yaml
 from lit.conftest import TINY
 from lit_runs import TEN_STEPS, scores_of
+from pages import page_of
 from PIL import Image
 
 from fpn import Predictor, load
@@ -206,9 +207,13 @@ def test_training_images_that_cannot_be_read_have_no_proposals(
     data += ["--data.val.proposals", "val/proposals.safetensors"]
     recwarn.clear()
     main(["fit", "--config", "fast.yaml", "--model.schedule", TEN_STEPS, *data, *HERE])
-    assert Path("runs/tiny/version_1/checkpoints/best.ckpt").is_file()
+    best = "runs/tiny/version_1/checkpoints/best.ckpt"
+    assert Path(best).is_file()
     told = [str(w.message) for w in recwarn if "another image takes its place" in str(w.message)]
     assert sorted(line.partition(":")[0] for line in told) == [str(path) for path in broken]
+
+    main(["test", "--ckpt_path", best, *data])
+    assert {"Errors", "Proposals"} & {*page_of(newest_test(best) / "report.html").headings} == {"Errors"}
 
     # One more than may be.
     paths[4].write_bytes(b"\xff\xd8 torn")

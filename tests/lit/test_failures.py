@@ -292,7 +292,8 @@ def test_without_a_logger_nothing_is_written_over(config: str, capsys: pytest.Ca
     assert trained.keys() - at_first.keys() == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     main(test)
     tested = files()
-    assert tested.keys() - trained.keys() == {"scores.json", "curves.json", "detections.json"}
+    report = {"report.html", "curves.png"}
+    assert tested.keys() - trained.keys() == {"scores.json", "curves.json", "detections.json"} | report
     line = refused(capsys, lambda: fit(config, *none))
     assert "has the checkpoints/best.ckpt of another run: give another --trainer.default_root_dir, " in line
     assert "has the scores.json of another run: " in refused(capsys, lambda: main(test))

@@ -1,6 +1,10 @@
-"""COCO's numbers: of saved results (`scoring`), within a loop (`metrics`), and for the eye (`tables`)."""
+"""COCO's numbers: of saved results (`scoring`), within a loop (`metrics`), for the eye (`tables`).
+
+Besides, what lies behind them (`diagnosis`).
+"""
 
 from fpn.evaluation.curves import recall_curves
+from fpn.evaluation.diagnosis import Pyramid, diagnose, diagnose_proposals
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.metric import Metric, Truth
 from fpn.evaluation.metrics import BoxAP, ProposalRecall
@@ -19,9 +23,12 @@ __all__ = [
     "Engine",
     "Metric",
     "ProposalRecall",
+    "Pyramid",
     "Truth",
     "box_table",
     "category_table",
+    "diagnose",
+    "diagnose_proposals",
     "evaluate_boxes",
     "evaluate_categories",
     "evaluate_proposals",

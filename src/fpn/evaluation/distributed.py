@@ -117,6 +117,10 @@ class COCOMetric(Metric):
             for image, category, box, score in zip(*columns, strict=True):
                 yield {"image_id": image, "category_id": category, "bbox": box, "score": score}
 
+    def seen(self) -> tuple[GroundTruth, Results]:
+        """Ground truth and results of the images seen: of all processes on process 0, after `compute`."""
+        return self._seen() if self._gathered is None else self._gathered
+
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gathers the states of all processes, of which some may have seen no image."""
         # For a state without entries torchmetrics gathers a flat float32 tensor, which fits neither (M, 4)

@@ -66,7 +66,7 @@ def accumulate(
     else:
         evaluator, index = pycocotools.cocoeval.COCOeval, pycocotools.coco.COCO
     objects = (truth.image, truth.category, truth.boxes, truth.areas, truth.crowd, np.zeros(len(truth.image)))
-    image, category, boxes, scores = _numbered(truth, results)
+    image, category, boxes, scores = numbered(truth, results)
     # As `COCO.loadRes` makes them, less the polygons, which boxes do not need.
     found = (image, category, boxes, boxes[:, 2] * boxes[:, 3], np.zeros(len(image), dtype=bool), scores)
     # pycocotools prints its progress, with no switch to turn that off.
@@ -120,7 +120,7 @@ def by_images(truth: GroundTruth, results: Results, size: int) -> Iterator[tuple
         yield part, Results(*(column[order[first:last]] for column in results))
 
 
-def _numbered(truth: GroundTruth, results: Results) -> Results:
+def numbered(truth: GroundTruth, results: Results) -> Results:
     """Results of listed images and categories alone, with their places in `truth` as ids."""
     kept = np.ones(len(results.scores), dtype=bool)
     places = []

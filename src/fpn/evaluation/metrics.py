@@ -112,8 +112,7 @@ class ProposalRecall(COCOMetric):
 
         Scored anew at every call, in about the time of `compute`, whose errors it raises.
         """
-        truth, results = self._seen() if self._gathered is None else self._gathered
-        return recall_curves(truth, results, engine=self._against.engine)
+        return recall_curves(*self.seen(), engine=self._against.engine)
 
     def _scored_boxes(self, found: Inference) -> list[Detections]:
         self.last_stage = found.detections is None

@@ -26,7 +26,7 @@ from fpn.allocator import keep_freed_memory
 from fpn.checkpoints import remembered_config, remembered_version
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
-from fpn.lit.callbacks import Bar, Ending, PlainProgress, PrintStageTimes, Scores, Throughput
+from fpn.lit.callbacks import Bar, Ending, PlainProgress, PrintStageTimes, Report, Scores, Throughput
 from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
 from fpn.lit.cli import COMMANDS
 from fpn.lit.module import DetectionModule
@@ -85,6 +85,10 @@ class DetectionCLI(LightningCLI):
                 type=bool,
                 default=False,
                 help="print at the end how much time each stage took, from loading to scoring",
+            )
+        if subcommand == "test":
+            own.add_argument(
+                "--report", type=bool, default=True, help="write report.html and curves.png beside the scores"
             )
         rest, contents = _read_files(rest)
         path = _given_checkpoint(rest, contents)
@@ -155,6 +159,8 @@ class DetectionCLI(LightningCLI):
             callbacks.append(Bar() if sys.stdout.isatty() else PlainProgress())
         if given["logger"] is not False and not given["fast_dev_run"]:
             callbacks.append(LearningRateMonitor())
+        if self.config[self.subcommand].get("report"):
+            callbacks.append(Report())
         if self.config[self.subcommand].get("stage_times"):
             callbacks.append(PrintStageTimes())
         return callbacks

@@ -2,31 +2,86 @@
 
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from fpn.console import say
+from fpn.data.coco import annotations_of
+from fpn.data.coco_file import CocoFile, read_json, uncollected
 from fpn.data.results import proposals_from_results, proposals_to_results
+from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
-from fpn.evaluation import Engine, evaluate_proposals, score_boxes
+from fpn.evaluation import Engine
+from fpn.evaluation.inputs import read_results, read_truth
+from fpn.evaluation.scoring import box_scores, proposal_scores
 from fpn.evaluation.tables import box_table, category_table, proposal_table
+from fpn.report import Reported, input_scales, write_report
+from fpn.settings import PositiveInt, Share
 
 
-def evaluate(annotations: str, results: str, proposals: bool = False, engine: Engine = "faster") -> None:
+def evaluate(
+    annotations: str,
+    results: str,
+    proposals: bool = False,
+    engine: Engine = "faster",
+    report: str | None = None,
+    images: str | None = None,
+    score_threshold: Share = 0.5,
+    short_side: PositiveInt = 800,
+    max_side: PositiveInt = 1333,
+) -> None:
     """Score a saved results file by the COCO protocol.
+
+    With --report, a page is written too: curves, errors, confusions, scores by size and level. Beside
+    it lie its curves as NAME_curves.png. From the folder of a test it takes the settings and the
+    training's metrics.
 
     Args:
         annotations: the ground truth, a COCO instances file.
         results: a list of {image_id, category_id, bbox, score}, as COCO's server takes it.
         proposals: score as class-agnostic proposals: average recall at 100 and 1000 boxes an image.
         engine: what computes the scores; pycocotools is the slower reference with the same numbers.
+        report: the page to write, as report.html.
+        images: the folder in which the annotations' file names start, for a page that shows some.
+        score_threshold: on the page, what counts as found in the confusion matrix and in the pictures.
+        short_side: pixels of an image's short side at the network's input, for sizes and levels there.
+        max_side: most pixels of its long side.
     """
+    if report is None and images is not None:
+        raise InputError("--images are shown on a page: give --report, the file to write")
     console = Console()
+    with uncollected():
+        truth = read_truth(annotations)
+        found = read_results(results, truth, with_categories=not proposals)
+    scores = None
     if proposals:
-        console.print(proposal_table(evaluate_proposals(annotations, results, engine=engine)))
+        console.print(proposal_table(proposal_scores(truth, found, engine=engine)))
+    else:
+        scores = box_scores(truth, found, engine=engine)
+        console.print(category_table(scores.categories), box_table(scores.overall))
+    if report is None:
         return
-    scores = score_boxes(annotations, results, engine=engine)
-    console.print(category_table(scores.categories), box_table(scores.overall))
+    # Of the images alone: scoring takes annotations that training would not.
+    content = read_json(Path(annotations), "annotations") | {"annotations": []}
+    listed, folder, page = annotations_of(CocoFile(annotations, content)), Path(results).parent, Path(report)
+    names = zip(listed.image_ids.tolist(), listed.file_names.tolist(), strict=True)
+    config = folder / "config.yaml"
+    write_report(
+        Reported(
+            f"{results} on {annotations}",
+            truth,
+            None if proposals else found,
+            scores,
+            found if proposals else None,
+            input_scales(truth, listed, ImageSettings(short_side, max_side)),
+            files={} if images is None else {id_: Path(images, name) for id_, name in names},
+            history=folder.parent / "metrics.csv",
+            settings=config.read_text() if config.is_file() else "",
+            score=score_threshold,
+        ),
+        page,
+        page.with_name(f"{page.stem}_curves.png"),
+    )
+    say(f"the report: {page}")
 
 
 def proposals(source: str, out: str, annotations: str | None = None, top: PositiveInt | None = None) -> None:

@@ -13,7 +13,7 @@ from fpn.lit.metrics_file import MetricsFile
 from fpn.lit.together import StepError
 
 _OF_A_FIT = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
-_OF_A_TEST = ("scores.json", "curves.json", "detections.json", "proposals.json")
+_OF_A_TEST = ("scores.json", "curves.json", "detections.json", "proposals.json", "report.html", "curves.png")
 
 
 def led_by_a_file(loggers: Sequence[Logger]) -> list[Logger]:
