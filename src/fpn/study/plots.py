@@ -1,14 +1,12 @@
 """Recall curves of the rows of a table, side by side."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from fpn.study.results import Curves
 
@@ -43,9 +41,8 @@ def draw_curves(rows: Mapping[str, Sequence[Curves]], title: str, path: Path) ->
         x = np.array(some[curve][across])
         if curve == "by_limit":
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(FixedLocator(list(x)))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_xticklabels([f"{limit:g}" for limit in x])
+            axes.set_xticks(x, [f"{limit:g}" for limit in x])
+            axes.set_xticks([], minor=True)
         if curve == "by_size":  # an octave's point stands between the ticks of its ends
             axes.set_xticks(np.arange(len(x) - 1) + 0.5, [f"{edge:g}" for edge in x[1:]])
             x = np.arange(len(x))
@@ -53,10 +50,8 @@ def draw_curves(rows: Mapping[str, Sequence[Curves]], title: str, path: Path) ->
             if not curves:
                 continue
             style = line_style(number)
-            values = 100 * np.array([run[curve][up] for run in curves])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # where there is no object, all are NaN
-                mean, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
+            values = 100 * np.ma.masked_invalid([run[curve][up] for run in curves])  # NaN: no object
+            mean, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
             axes.plot(
                 x,
                 mean,
