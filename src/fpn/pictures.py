@@ -27,8 +27,8 @@ _ABOVE, _BELOW, _INSIDE, _SHIFT = 0.0, 0.1, 0.2, 0.1
 """What a label's place costs, beside the shares of boxes that it covers; a shift all along its box."""
 _BEARABLE = 0.5
 """What it may cost before a shorter label is tried."""
-_TAKEN = 1e6
-"""What a pixel of another label costs: more than all boxes."""
+_TAKEN = 1e5
+"""What a pixel of another label costs: more than all boxes together."""
 
 
 class _Mark(NamedTuple):
@@ -40,6 +40,16 @@ class _Mark(NamedTuple):
     texts: list[str]
     """That its label may have, the longest first."""
     is_true: bool
+
+
+class _Row(NamedTuple):
+    """Where in y a label may lie."""
+
+    top: int
+    cost: float
+    """Of lying there."""
+    before: NDArray[np.float64]
+    """What is covered at each x costs, all that lies left of it."""
 
 
 def draw(image: Tensor, found: Detections, categories: Categories, score_threshold: float = 0.0) -> Tensor:
@@ -117,9 +127,10 @@ def place_labels(
     weights = 1 / np.maximum(1, sides.prod(axis=1))
     places: list[Rectangle | None] = []
     for box, of_label in zip(boxes, widths, strict=True):
+        rows = _rows(box, height, size, others, weights)
         options = []
         for width in of_label:
-            option = _best_place(box, width, height, size, others, weights)
+            option = _best_place(box, width, height, rows, size[1])
             options += [option] if option else []
             if option and option[0] <= _BEARABLE:
                 break
@@ -159,46 +170,45 @@ def beside(left: Sequence[Tensor], right: Sequence[Tensor], gap: int = 4, column
     return sheet
 
 
+def _rows(
+    box: Rectangle, height: int, size: Size, others: NDArray[np.int64], weights: NDArray[np.float64]
+) -> list[_Row]:
+    """Where in y a label may lie; `weights` are what a pixel of each of others costs."""
+    _, y1, _, y2 = box
+    rows = []
+    for top, cost in ((y1 - height, _ABOVE), (y2, _BELOW), (y1, _INSIDE), (y2 - height, _INSIDE)):
+        if 0 <= top <= size[0] - height:
+            common = np.minimum(top + height, others[:, 3]) - np.maximum(top, others[:, 1])
+            begin, end = (
+                np.bincount(others[:, i], common.clip(min=0) * weights, size[1] + 1) for i in (0, 2)
+            )
+            columns = (begin - end).cumsum()
+            rows.append(_Row(top, cost, np.append(0, columns.cumsum())))
+    return rows
+
+
 def _best_place(
-    box: Rectangle,
-    width: int,
-    height: int,
-    size: Size,
-    others: NDArray[np.int64],
-    weights: NDArray[np.float64],
+    box: Rectangle, width: int, height: int, rows: Sequence[_Row], end: int
 ) -> tuple[float, Rectangle] | None:
-    """The cheapest place of a label and what it costs; `weights` are what a pixel of others does."""
-    x1, y1, x2, y2 = box
-    rows = [(y1 - height, _ABOVE), (y2, _BELOW), (y1, _INSIDE), (y2 - height, _INSIDE)]
-    rows = [(y, cost) for y, cost in rows if 0 <= y <= size[0] - height]
+    """The cheapest place of a label and what it costs; `end` is the image's."""
+    x1, _, x2, _ = box
     # It keeps to half of its box's width, or half of its own lies there.
     half = min(x2 - x1, width) // 2
-    low, high = max(0, x1 + half - width), min(x2 - half, size[1] - width)
+    low, high = max(0, x1 + half - width), min(x2 - half, end - width)
     if not rows or low > high:
         return None
-    # What is covered is linear in x between the places at which the label begins to touch something.
-    edges = others[:, ::2].ravel()
-    x = np.concatenate([edges, edges - width, [min(max(x1, low), high), low, high]])
-    x = x[(x >= low) & (x <= high)]
-    y = np.array([top for top, _ in rows])
-    across, along = (
-        _common(x, width, others[:, 0], others[:, 2]),
-        _common(y, height, others[:, 1], others[:, 3]),
+    shifts = _SHIFT * abs(np.arange(low, high + 1) - x1) / max(width, x2 - x1)
+    costs = np.array(
+        [
+            shifts + cost + before[low + width : high + width + 1] - before[low : high + 1]
+            for _, cost, before in rows
+        ]
     )
-    ways = np.array([[cost] for _, cost in rows]) + _SHIFT * abs(x - x1) / max(width, x2 - x1)
-    costs = ways + (along * weights) @ across.T
-    row, column = divmod(int(costs.argmin()), len(x))
-    if costs[row, column] >= _TAKEN:
+    row, column = divmod(int(costs.argmin()), len(shifts))
+    if costs[row, column] > _TAKEN / 2:
         return None
-    left, top = int(x[column]), int(y[row])
+    left, top = low + column, rows[row].top
     return float(costs[row, column]), (left, top, left + width, top + height)
-
-
-def _common(
-    starts: NDArray[np.int64], length: int, low: NDArray[np.int64], high: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """How much each of some lines of a length has in common with each of others, from low to high."""
-    return np.maximum(np.minimum(starts[:, None] + length, high) - np.maximum(starts[:, None], low), 0)
 
 
 def _outline(box: Sequence[float], margin: float, size: Size) -> Rectangle:
