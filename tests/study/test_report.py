@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
 from PIL import Image
 from torchmetrics.functional.regression import kendall_rank_corrcoef
 
 from fpn.errors import InputError
 from fpn.study.commands import report
 from fpn.study.paper import paper_table
+from fpn.study.plots import line_style
 from fpn.study.report import write_report
 from fpn.study.results import read_runs
 from fpn.study.sections import compare_order
@@ -113,7 +115,7 @@ def test_recall_of_ten_proposals_comes_from_the_curves(tmp_path: Path) -> None:
     run(tmp_path / "c", ar(0.5), curves=curves(0.25))
     run(tmp_path / "d", ar(0.4), row="d")
     tables, _ = parsed(write_report([tmp_path], tmp_path / "out"))
-    table = tables["Table 1 on coco, paper recipe"]
+    table = tables["Table 1 on coco"]
     assert (table["c"]["ours"]["AR@10"], table["c"]["ours"]["AR@1000"]) == ("25.0", "50.0")
     assert table["c"]["paper"]["AR@10"] == "-"
     assert table["d"]["ours"]["AR@10"] == "not scored"
@@ -128,10 +130,10 @@ def test_means_deviations_and_differences(tmp_path: Path) -> None:
     run(tmp_path / "c3", None, seed=3, anchors=200439)
     run(tmp_path / "a0", None, row="a", anchors=47250)
     run(tmp_path / "extra", ar(0.5), row="c_unshared", name="one | head <each>")
-    tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
+    tables, text = parsed(write_report([tmp_path], tmp_path / "out", all_rows=True))
 
-    assert list(tables) == ["Report", "Table 1 on coco, paper recipe"]
-    table = tables["Table 1 on coco, paper recipe"]
+    assert list(tables) == ["Report", "Table 1 on coco"]
+    table = tables["Table 1 on coco"]
     assert list(table) == ["a", "b", "c", "d", "e", "f", "c_unshared"]
     assert table["c"]["paper"]["AR@1000"] == "56.3"
     assert table["c"]["paper"]["anchors"] == "200,000"
@@ -155,11 +157,10 @@ def test_means_deviations_and_differences(tmp_path: Path) -> None:
     assert table["b"]["ours"]["AR@1000"] == "no run"
     assert list(table["b"]) == ["paper", "ours"]
     extra = table["c_unshared"]
-    assert extra["paper"]["name"] == "one | head <each>"
-    assert extra["paper"]["AR@1000"] == "-"
+    assert list(extra) == ["ours"], "the paper has no such row"
+    assert extra["ours"]["name"] == "one | head <each>"
     assert extra["ours"]["AR@1000"] == "50.0"
     assert extra["ours"]["anchors"] == "-"
-    assert "ours - paper" not in extra
     assert "no finished run has a curves.json" in text
     assert not list((tmp_path / "out").glob("*.png"))
 
@@ -168,16 +169,16 @@ def test_a_number_that_some_seeds_lack_says_over_how_many_it_is(tmp_path: Path) 
     run(tmp_path / "0", ar(0.5, **{"AR@1000_small": 0.4}), seed=0)
     run(tmp_path / "1", ar(0.5), seed=1)
     tables, _ = parsed(write_report([tmp_path], tmp_path / "out"))
-    assert tables["Table 1 on coco, paper recipe"]["c"]["ours"]["AR@1000 small"] == "40.0 (n = 1)"
+    assert tables["Table 1 on coco"]["c"]["ours"]["AR@1000 small"] == "40.0 (n = 1)"
 
 
 def test_on_other_data_the_distances_from_row_c_stand_side_by_side(tmp_path: Path) -> None:
     run(tmp_path / "c", ar(0.30), data="shapes")
     run(tmp_path / "d", ar(0.25), data="shapes", row="d")
     run(tmp_path / "e", ar(0.31), data="shapes", row="e")
-    tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
+    tables, text = parsed(write_report([tmp_path], tmp_path / "out", all_rows=True))
 
-    table = tables["Table 1 on shapes, paper recipe"]
+    table = tables["Table 1 on shapes"]
     assert list(table["c"]) == ["paper", "ours"]
     # The paper's d is 49.5, its c 56.3.
     assert table["d"]["paper - paper (c)"]["AR@1000"] == "-6.8"
@@ -197,32 +198,62 @@ def test_families_and_data_sets_are_never_mixed(tmp_path: Path) -> None:
         run(tmp_path / str(number), ar(0.1 * (number + 1)), family=family, data=data)
     run(tmp_path / "table3", {"AP": 0.5}, table="table3")
     run(tmp_path / "table4", {"AP": 0.36}, table="table4", row="resnet101")
-    tables, _ = parsed(write_report([tmp_path], tmp_path / "out"))
+    tables, _ = parsed(write_report([tmp_path], tmp_path / "out", all_rows=True))
     assert {name: table["c"]["ours"].get("AR@1000") for name, table in tables.items() if "c" in table} == {
-        "Table 1 on coco, paper recipe": "40.0",
-        "Table 1 on shapes, paper recipe": "20.0",
+        "Table 1 on coco": "40.0",
+        "Table 1 on shapes": "20.0",
         "Table 1 on coco, modern recipe": "30.0",
         "Table 1 on shapes, modern recipe": "10.0",
-        "Table 3 on coco, paper recipe": None,
+        "Table 3 on coco": None,
     }
-    assert list(tables)[1:3] == ["Table 1 on coco, paper recipe", "Table 1 on shapes, paper recipe"]
-    assert tables["Table 3 on coco, paper recipe"]["c"]["ours"]["AP"] == "50.0"
-    assert tables["Table 3 on coco, paper recipe"]["star"]["paper"]["AP small"] == "-"
-    ((key, alone),) = tables["Table 4 on coco, paper recipe"].items()
+    assert list(tables)[1:3] == ["Table 1 on coco", "Table 1 on shapes"]
+    assert tables["Table 3 on coco"]["c"]["ours"]["AP"] == "50.0"
+    assert tables["Table 3 on coco"]["star"]["paper"]["AP small"] == "-"
+    ((key, alone),) = tables["Table 4 on coco"].items()
     assert (key, alone["paper"]["AP"], alone["ours - paper"]["AP"]) == ("resnet101", "36.2", "-0.2")
 
 
-def test_a_figure_of_many_altered_settings_has_a_name_that_files_can_have(tmp_path: Path) -> None:
-    data = "coco" + ", with --model.detector.neck.channels 128" * 9
-    run(tmp_path / "c", ar(0.5), data=data, curves=curves(0.5))
-    report = write_report([tmp_path], tmp_path / "out")
-    (figure,) = report.parent.glob("*.png")
-    assert f"]({figure.name})" in report.read_text()
+def test_only_rows_that_were_run_are_shown_and_the_others_named(tmp_path: Path) -> None:
+    for row in "abdef":
+        if row != "e":
+            run(tmp_path / row, ar(0.5), row=row, data="shapes")
+    run(tmp_path / "unfinished", None, data="shapes")
+    tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
+    assert list(tables["Table 1 on shapes"]) == ["a", "b", "c", "d", "f"]
+    assert "Not run: e (top-down pyramid, without lateral)." in text
+    tables, text = parsed(write_report([tmp_path], tmp_path / "out", all_rows=True))
+    assert list(tables["Table 1 on shapes"]) == ["a", "b", "c", "d", "e", "f"]
+    assert "Not run" not in text
+
+
+def test_headings_and_names_of_figures_are_short_and_a_line_below_has_all_settings(tmp_path: Path) -> None:
+    sizes = "with --model.detector.rpn.sizes {2: [32], 3: [64], 4: [128], 5: [256]}"
+    given = [
+        *("coco", "coco, with --model.detector.neck.channels 64", f"coco, {sizes}", "my sets/of dogs.yaml"),
+        "coco" + ", with --model.detector.neck.channels 128" * 9,
+    ]
+    for number, data in enumerate(given):
+        run(tmp_path / f"{number}", ar(0.5), data=data, curves=curves(0.5))
+    run(tmp_path / "modern", ar(0.5), family="modern")
+    path = write_report([tmp_path], tmp_path / "out")
+    tables, text = parsed(path)
+    assert set(tables) == {
+        *("Report", "Table 1 on coco", "Table 1 on coco, channels 64", "Table 1 on coco, sizes …"),
+        *("Table 1 on of dogs.yaml", "Table 1 on coco" + ", channels 128" * 9),
+        "Table 1 on coco, modern recipe",
+    }
+    paragraphs = {token.content.replace("\\", "") for token in MarkdownIt().parse(text) if token.content}
+    for data in given:
+        assert any(line.startswith(f"Runs on {data}, by the paper's recipe. ") for line in paragraphs)
+    figures = [figure.name for figure in path.parent.glob("*.png")]
+    assert len(figures) == len(given)
+    assert max(map(len, figures)) < 40
+    assert all(f"]({figure})" in text for figure in figures)
 
 
 def test_times_and_memory_keep_their_units(tmp_path: Path) -> None:
     cost = {"seconds": 0.0214, "peak_memory_mb": 1234.4}
-    run(tmp_path / "time", cost, table="running_time", row="resnet50_fpn")
+    run(tmp_path / "time", cost, table="running_time", row="resnet50_fpn", setting="2 threads of a CPU")
     run(tmp_path / "figure", cost, table="fig1", row="image_pyramid", name="pyramid of images")
     tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
 
@@ -235,13 +266,12 @@ def test_times_and_memory_keep_their_units(tmp_path: Path) -> None:
     assert (figure["seconds per image"], figure["peak memory (MB)"]) == ("0.021", "1,234")
     assert not {"AP", "AR@1000"} & figure.keys(), "times are no scores"
     assert "Order by" not in text
+    assert "Measured on 2 threads of a CPU." in text
 
 
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({}, "it takes two rows that have both a number of the paper's and a finished run; there is none."),
-        ({"c": 0.3, "new": 0.4}, "finished run; there is one."),
         ({"a": 0.2, "b": 0.1, "c": 0.3}, "3 rows: Kendall's tau 1.00; no pair inverted."),
         # Of three pairs one is tied: 2 / sqrt(3 × 2).
         ({"a": 0.2, "b": 0.2, "c": 0.3}, "3 rows: Kendall's tau 0.82; equal in ours alone: a = b."),
@@ -253,6 +283,13 @@ def test_the_order_of_the_rows(tmp_path: Path, values: dict[str, float], line: s
     for row, value in values.items():
         run(tmp_path / row, ar(value), row=row)
     assert line in write_report([tmp_path], tmp_path / "out").read_text()
+
+
+def test_one_row_has_no_order(tmp_path: Path) -> None:
+    run(tmp_path / "unfinished", None, row="f")
+    run(tmp_path / "c", ar(0.3))
+    run(tmp_path / "new", ar(0.4), row="new")
+    assert "Order by" not in write_report([tmp_path], tmp_path / "out").read_text()
 
 
 def test_tau_is_that_of_torchmetrics() -> None:
@@ -295,8 +332,35 @@ def test_figures_show_every_row_that_has_curves(tmp_path: Path) -> None:
             for colour in ((0x00, 0x9E, 0x73), (0xCC, 0x79, 0xA7), (0xE6, 0x9F, 0x00))
         )
         assert row_c
-        assert row_d == (name == "table1-paper-coco.png")
+        assert row_d == (name == "table1_coco.png")
         assert not row_e
+
+
+def test_lines_are_told_apart_without_their_colours_and_neighbours_with_them() -> None:
+    styles = [line_style(number) for number in range(24)]
+    assert len({(style["marker"], style["linestyle"]) for style in styles}) == 24
+    assert all(one["color"] != other["color"] for one, other in itertools.pairwise(styles))
+
+
+def test_all_figures_share_their_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the legend has names, no letters; with the key where two rows have one name."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    run(tmp_path / "low", ar(0.1), curves=curves(0.1), row="e")
+    run(tmp_path / "high", ar(0.9), curves=curves(0.9), data="shapes")
+    run(tmp_path / "own", ar(0.9), curves=curves(0.9), data="shapes", row="mine")
+    write_report([tmp_path], tmp_path / "out")
+    (limits,) = {(*axes.get_xlim(), *axes.get_ylim()) for figure in drawn for axes in figure.axes[:1]}
+    assert limits[2] == 0
+    assert limits[3] >= 100
+    names = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn]
+    assert names == [["top-down pyramid, without lateral"], ["FPN (c)", "FPN (mine)"]]
 
 
 def test_curves_over_unlike_limits_are_refused(tmp_path: Path) -> None:
@@ -372,10 +436,10 @@ def test_the_script(tmp_path: Path) -> None:
         [sys.executable, str(SCRIPT), "runs"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "Table 1 on coco, paper recipe" in done.stdout
+    assert "Table 1 on coco" in done.stdout
     assert "56.3" in done.stdout
     assert "written to report/report.md" in done.stdout
-    assert (tmp_path / "report" / "table1-paper-coco.png").is_file()
+    assert (tmp_path / "report" / "table1_coco.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,12 @@ def report(arguments: Sequence[str]) -> int:
     add("runs", nargs="+", metavar="RUNS", help="a folder with run.json files at any depth, or one of --csv")
     add("--out", default="report", help="the folder to write to (default: %(default)s)")
     add("--csv", metavar="FOLDER", help="write the numbers of the runs into CSV files there, and no report")
+    add("--all", action="store_true", help="show the paper's rows that were not run too")
     options = parser.parse_args(arguments)
     if options.csv is not None:
         write_csv(read_runs(options.runs), Path(options.csv))
     else:
-        write_report(options.runs, options.out)
+        write_report(options.runs, options.out, options.all)
     return 0
 
 

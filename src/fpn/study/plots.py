@@ -1,23 +1,20 @@
 """Recall curves of the rows of a table, side by side."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from fpn.study.results import Curves
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, told apart by the colour-blind, less the yellow, too pale for lines."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""One more than colours, so that 56 rows pass before a pair of colour and marker comes again."""
 LINES = ("-", "--", ":")
-"""For the first, second and third round of colours."""
+"""For the first, second and third round of markers: without its colour a line is told from 23 others."""
 PANELS = (
     ("by_limit", "limits", "AR", "proposals per image", "average recall (%)"),
     ("by_size", "from", "AR@1000", "√area of the object (pixels)", "average recall of 1000 proposals (%)"),
@@ -44,43 +41,49 @@ def draw_curves(rows: Mapping[str, Sequence[Curves]], title: str, path: Path) ->
         x = np.array(some[curve][across])
         if curve == "by_limit":
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(FixedLocator(list(x)))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_xticklabels([f"{limit:g}" for limit in x])
+            axes.set_xticks(x, [f"{limit:g}" for limit in x])
+            axes.set_xticks([], minor=True)
         if curve == "by_size":  # an octave's point stands between the ticks of its ends
             axes.set_xticks(np.arange(len(x) - 1) + 0.5, [f"{edge:g}" for edge in x[1:]])
             x = np.arange(len(x))
         for number, (label, curves) in enumerate(rows.items()):
             if not curves:
                 continue
-            values = 100 * np.array([run[curve][up] for run in curves])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # where there is no object, all are NaN
-                mean, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
-            round_, place = divmod(number, len(COLOURS))
+            style = line_style(number)
+            values = 100 * np.ma.masked_invalid([run[curve][up] for run in curves])  # NaN: no object
+            mean, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
             axes.plot(
                 x,
                 mean,
                 label=label.replace("$", r"\$") if curve == "by_limit" else None,  # a dollar begins a formula
-                color=COLOURS[place],
-                marker=MARKERS[number % len(MARKERS)],
-                linestyle=LINES[round_ % len(LINES)],
+                **style,
                 linewidth=1.6,
                 markersize=4.5,
             )
             if len(curves) > 1:
-                axes.fill_between(x, low, high, color=COLOURS[place], alpha=0.18, linewidth=0)
+                axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.set_xlabel(below)
         axes.set_title(above, fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelleft=True)
         axes.grid(axis="y", color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
-    figure.axes[0].set_ylim(bottom=0)
+    figure.axes[0].set_ylim(0, 102)  # in every figure, so that they can be compared
     several = any(len(curves) > 1 for curves in rows.values())
     figure.suptitle(title + ("; bands from the lowest to the highest seed" if several else ""), fontsize=12)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10, handlelength=3.5)
     figure.savefig(path)
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Colour, marker and line of a row by its number, as matplotlib takes them."""
+    round_, place = divmod(number, len(MARKERS))
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[place],
+        "linestyle": LINES[round_ % len(LINES)],
+        "markerfacecolor": "white" if round_ % 2 else COLOURS[number % len(COLOURS)],
+    }
 
 
 def same_axes(one: Curves, other: Curves) -> bool:

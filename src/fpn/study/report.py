@@ -29,12 +29,13 @@ the report shows how far the rows are from one of them, in the paper and in ours
 - no object: the data have no object of the kind"""
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path = "report") -> Path:
+def write_report(folders: Sequence[str | Path], out: str | Path = "report", all_rows: bool = False) -> Path:
     """Writes OUT/report.md and figures beside it, prints the tables in brief; gives the file's path.
 
     Args:
         folders: searched for runs, folders with a run.json, at any depth.
         out: the folder to write to; made if it is missing.
+        all_rows: whether the paper's rows that were not run are shown too.
 
     Raises:
         InputError: runs cannot be read, are of no known table, or are there twice.
@@ -46,9 +47,10 @@ def write_report(folders: Sequence[str | Path], out: str | Path = "report") -> P
     console = Console()
     for number, section in enumerate(sections):
         figure = _draw(section, folder, taken=[_slug(other) for other in sections[:number]])
-        parts += _markdown(section, figure)
-        console.print(_brief(section))
-        for line in _order_lines(section):
+        shown = [row for row in section.rows if row.runs or all_rows]
+        parts += _markdown(section, shown, figure)
+        console.print(_brief(section, shown))
+        for line in (section.settings, *_remarks(section, shown)):
             say(line)
         console.print()
     path = folder / "report.md"
@@ -57,22 +59,21 @@ def write_report(folders: Sequence[str | Path], out: str | Path = "report") -> P
     return path
 
 
-def _markdown(section: Section, figure: Path | None) -> list[str]:
+def _markdown(section: Section, shown: Sequence[Compared], figure: Path | None) -> list[str]:
     """The blocks of a section, for GitHub; `figure` lies beside the report."""
     layout = section.layout
-    blocks = [f"## {_escaped(section.heading)}"]
-    if layout.papers:
-        blocks.append(f"The paper's: {_escaped(paper_table(section.table).title)}.")
+    papers = f" The paper's: {paper_table(section.table).title}." if layout.papers else ""
+    blocks = [f"## {_escaped(section.heading)}", _escaped(section.settings + papers)]
     lines = [["row", "name", "", "n", *(_escaped(_title(column)) for column in section.columns)]]
     lines.append(["---"] * 4 + ["--:"] * len(section.columns))
-    for row in section.rows:
+    for row in shown:
         heads = [[row.key, row.name], *([["", ""]] * 3)]
         lines += [
             [*map(_escaped, (*head, *line))] for head, line in zip(heads, _lines(section, row), strict=False)
         ]
     blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    if orders := _order_lines(section):
-        blocks.append("\n".join(f"- {_escaped(line)}" for line in orders))
+    if remarks := _remarks(section, shown):
+        blocks.append("\n".join(f"- {_escaped(line)}" for line in remarks))
     if figure is None and layout.ranked:
         blocks.append("No curves: no finished run has a curves.json.")
     elif figure is not None:
@@ -89,7 +90,8 @@ def _lines(section: Section, row: Compared) -> list[list[str]]:
     ours = ["ours", row.seeds, *(_ours(section, row, column) for column in columns)]
     if not section.layout.papers:
         return [ours]
-    lines = [["paper", "", *(_number(row.paper.get(column), column) for column in columns)], ours]
+    lines = [["paper", "", *(_number(row.paper.get(column), column) for column in columns)]]
+    lines = [*(lines if row.paper else []), ours]
     pairs: list[tuple[str, Mapping[str, float | None], Mapping[str, float | None]]]
     if section.data == "coco":
         pairs = [("ours - paper", section.means(row), row.paper)]
@@ -133,16 +135,13 @@ def _difference(value: float | None, other: float | None) -> str:
     return "-" if value is None or other is None else f"{round(value - other, 1) + 0.0:+.1f}"
 
 
-def _order_lines(section: Section) -> list[str]:
-    """Whether the order of the rows agrees with the paper's, a line for each ranked column."""
-    lines = []
+def _remarks(section: Section, shown: Sequence[Compared]) -> list[str]:
+    """Which rows are not shown, and whether their order agrees with the paper's, by each ranked column."""
+    left_out = ", ".join(f"{row.key} ({row.name})" for row in section.rows if row not in shown)
+    lines = [f"Not run: {left_out}."] if left_out else []
     for column in section.layout.ranked:
         order = section.order(column)
         if order.rows < 2:
-            lines.append(
-                f"Order by {column}: it takes two rows that have both a number of the paper's and a "
-                f"finished run; there is {'one' if order.rows else 'none'}."
-            )
             continue
         tau = "undefined, as all rows are equal" if math.isnan(order.tau) else f"{order.tau:.2f}"
         pairs = [
@@ -158,23 +157,24 @@ def _order_lines(section: Section) -> list[str]:
     return lines
 
 
-def _brief(section: Section) -> Table:
-    """For a terminal: the ranked columns, or all where none is."""
+def _brief(section: Section, shown: Sequence[Compared]) -> Table:
+    """For a terminal: the ranked columns, or the first two where none is."""
     table = Table(title=Text(section.heading))
     table.add_column("row", overflow="fold")
     table.add_column("n")
-    columns = section.layout.ranked or section.columns
+    columns = section.layout.ranked or section.columns[:2]
     sides = ("paper", "ours") if section.layout.papers else ("ours",)
     for column in columns:
         for side in sides:
             table.add_column(f"{_title(column)}\n{side}", justify="right")
-    for row in section.rows:
+    for row in shown:
         cells = []
         for column in columns:
             cells += [_number(row.paper.get(column), column)] if section.layout.papers else []
             cells.append(_ours(section, row, column))
-        # Texts, because a key in square brackets would be read as markup.
-        table.add_row(*map(Text, (row.key, row.seeds, *cells)))
+        name = f"{row.key}  {row.name}" if len(row.key) == 1 else row.name  # the letter is the paper's
+        # Texts, because a name in square brackets would be read as markup.
+        table.add_row(*map(Text, (name, row.seeds, *cells)))
     return table
 
 
@@ -191,9 +191,12 @@ def _draw(section: Section, folder: Path, taken: Sequence[str]) -> Path | None:
                 "test the older run again"
             )
     slug = _slug(section)
-    path = folder / f"{slug}{f'-{taken.count(slug) + 1}' if slug in taken else ''}.png"
+    path = folder / f"{slug}{f'_{taken.count(slug) + 1}' if slug in taken else ''}.png"
+    names = [row.name for row in section.rows]
     by_row = {
-        f"{row.key}  {row.name}": [curves[run.folder] for run in row.runs if run.folder in curves]
+        row.name if names.count(row.name) == 1 else f"{row.name} ({row.key})": [
+            curves[run.folder] for run in row.runs if run.folder in curves
+        ]
         for row in section.rows
     }
     draw_curves(by_row, section.heading, path)
@@ -201,8 +204,8 @@ def _draw(section: Section, folder: Path, taken: Sequence[str]) -> Path | None:
 
 
 def _slug(section: Section) -> str:
-    """A file's name, which the names of two data sets may share, and not too long for one."""
-    return "-".join(re.sub(r"[^a-z0-9.]+", "_", name.lower()) for name in section[:3])[:100]
+    """A file's name, which several sections may share, and not too long for one."""
+    return f"{section.table}_{re.sub(r'[^a-z0-9]+', '_', section.data_name.lower())}"[:60]
 
 
 def _title(column: str) -> str:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import PurePath
 from statistics import mean
 from typing import NamedTuple
 
@@ -73,6 +74,8 @@ LAYOUTS = {
     "fig1_proposals": Layout("Figure 1, proposals alone", COST, papers=False),
     "running_time": Layout("Running time", COST),
 }
+_ALTERED = ", with --"
+"""What run.json has between the data and each setting that was given besides the row's own."""
 _PLAIN = {"anchors": "{:,.0f}", "seconds": "{:.3f}", "peak_memory_mb": "{:,.0f}"}
 _COCO = re.compile(r"(proposal_)?A[PR](@|_|\d|$)")
 
@@ -123,10 +126,27 @@ class Section(NamedTuple):
         return LAYOUTS[self.table]
 
     @property
+    def data_name(self) -> str:
+        """The data, without folders and without what is altered."""
+        return PurePath(self.data.split(_ALTERED)[0]).name
+
+    @property
     def heading(self) -> str:
-        """Table, data, and where something is trained the recipe."""
-        recipe = "" if self.layout.columns == COST else f", {self.family} recipe"
-        return f"{self.layout.heading} on {self.data}{recipe}"
+        """Table and data, and what is not as usual, in short."""
+        words = [] if self.family == "paper" else [f"{self.family} recipe"]
+        for altered in self.data.split(_ALTERED)[1:]:
+            name, _, value = altered.partition(" ")
+            words.append(f"{name.rpartition('.')[2]} {value if len(value) < 9 else '…'}")
+        return ", ".join([f"{self.layout.heading} on {self.data_name}", *words])
+
+    @property
+    def settings(self) -> str:
+        """How its runs were made, in a sentence."""
+        if self.layout.columns == COST:
+            made = {run.setting or self.data for row in self.rows for run in row.runs}
+            return f"Measured on {' and on '.join(sorted(made))}."
+        recipe = "paper's" if self.family == "paper" else self.family
+        return f"Runs on {self.data}, by the {recipe} recipe."
 
     @property
     def columns(self) -> tuple[str, ...]:
