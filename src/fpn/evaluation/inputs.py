@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpn.data.coco_file import CocoFile, Entries, kind_of, read_json
+from fpn.data.coco_file import BOX, INTEGER, NUMBER, CocoFile, Entries, kind_of, read_json
 from fpn.errors import InputError
 
 AnnotationSource = str | Path | Mapping[str, Any]
@@ -91,7 +91,9 @@ def read_truth(annotations: AnnotationSource) -> GroundTruth:
     )
     by_id, categories_by_id = np.argsort(file.image_ids), np.argsort(file.category_ids)
     names = Counter(file.category_names)
-    listed = [(int(file.category_ids[place]), file.category_names[place]) for place in categories_by_id]
+    listed = zip(
+        *(c[categories_by_id].tolist() for c in (file.category_ids, file.category_names)), strict=True
+    )
     return GroundTruth(
         str(file.source),
         file.image_ids[by_id],
@@ -116,8 +118,8 @@ def read_results(results: ResultSource, truth: GroundTruth, *, with_categories: 
     if not isinstance(data, list):
         raise InputError(f"{source}: a JSON list of results is expected, not {kind_of(data)}")
     entries = Entries(source, "results", data)
-    image_ids, category_ids = entries.integers("image_id"), entries.integers("category_id")
-    found = Results(image_ids, category_ids, entries.boxes(), entries.numbers("score"))
+    image_ids, category_ids = entries.column("image_id", INTEGER), entries.column("category_id", INTEGER)
+    found = Results(image_ids, category_ids, entries.column("bbox", BOX), entries.column("score", NUMBER))
     entries.refuse(
         "image_id", *["category_id"] * with_categories, "bbox", "bbox finite", "score", "score finite"
     )
