@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fpn.data.coco import annotations_of
-from fpn.data.coco_file import CocoFile
+from fpn.data.coco import Annotations, annotations_of
+from fpn.data.coco_file import CocoFile, read_json
 from fpn.data.findings import CategoryCount, Finding, Usable
 from fpn.data.image_files import look_at_files, refuse_training
 from fpn.data.object_sizes import ObjectSizes, object_sizes
@@ -44,16 +44,15 @@ class Audit:
             "decoded": self.decoded,
             "refusal": self.refusal or None,
             "validation_refusal": self.validation_refusal or None,
-            **{
-                name: {"listed": self.listed[name]}
-                | {
-                    key: {"what": one.what, "count": len(one.items), "items": one.items}
-                    for key, one in findings.items()
-                }
-                for name, findings in self.findings.items()
-            },
+            **{name: self._section(name) for name in self.findings},
             "by_category": [one._asdict() for one in self.by_category],
             "sizes": asdict(self.sizes),
+        }
+
+    def _section(self, name: str) -> dict[str, Any]:
+        found = self.findings[name].items()
+        return {"listed": self.listed[name]} | {
+            key: {"what": one.what, "count": len(one.items), "items": one.items} for key, one in found
         }
 
 
@@ -85,14 +84,8 @@ def look_at(
     """
     if image_folder is not None and not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such image folder")
-    file = CocoFile.read(annotation_file)
-    taken = None
-    try:
-        taken = annotations_of(file)
-        refusal = _refusal(taken.with_objects)
-        not_scored = _refusal(partial(file.annotations.refuse, "bbox finite", "area finite"))
-    except InputError as error:
-        refusal = not_scored = str(error)
+    file = CocoFile(annotation_file, read_json(annotation_file, "annotation"))
+    taken, refusal, not_scored = _judged(file)
     usable = Usable(file)
     report = Audit(
         annotation_file,
@@ -117,6 +110,16 @@ def look_at(
             )
             report.validation_refusal = report.validation_refusal or next(iter(faults.values()))
     return report
+
+
+def _judged(file: CocoFile) -> tuple[Annotations | None, str, str]:
+    """What training reads, why it would refuse that, and why validation would."""
+    try:
+        taken = annotations_of(file)
+    except InputError as error:
+        return None, str(error), str(error)
+    not_scored = _refusal(partial(file.annotations.refuse, "bbox finite", "area finite"))
+    return taken, _refusal(taken.with_objects), not_scored
 
 
 def _refusal(check: Callable[[], object]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from fpn.data.coco_file import CocoFile
+from fpn.data.coco_file import CocoFile, read_json
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
@@ -265,7 +265,10 @@ def read_annotations(path: Path, need_objects: bool = True) -> Annotations:
         InputError: if the file is missing, is not in the format, contradicts itself, or has so many
             degenerate boxes that they are probably written in another convention.
     """
-    return annotations_of(CocoFile.read(Path(path), need_objects))
+    content = read_json(Path(path), "annotation")
+    if not need_objects and isinstance(content, dict) and content.get("annotations") is None:
+        content["annotations"] = []
+    return annotations_of(CocoFile(path, content))
 
 
 def annotations_of(file: CocoFile) -> Annotations:

@@ -95,7 +95,9 @@ def _plain_boxes(values: list[Any]) -> bool:
 
 
 INTEGER = Kind("an integer", _integer, 0, np.int64, lambda values: _all_of(values, int))
-SIDE = Kind("a length in whole pixels", _side, 0, np.int64)
+SIDE = Kind(
+    "a length in whole pixels", _side, 0, np.int64, lambda v: _all_of(v, int) and all(map(_side, {*v}))
+)
 NUMBER = Kind("a number", _number, 0.0, np.float64, lambda values: _all_of(values, int, float))
 BOX = Kind("four numbers", _box, (0.0,) * 4, np.float64, _plain_boxes)
 STRING = Kind("a string", _string, "", np.object_)
@@ -243,10 +245,11 @@ class CocoFile:
         """(I, 2) heights and widths in pixels."""
         self.file_names = images.column("file_name", STRING)
         """(I,) strings."""
-        self.leaves = np.array([leaves_folder(name) for name in self.file_names], dtype=bool)
-        """(I,) whether one is no path inside the folder it starts from."""
-        outside = images.has("file_name") & self.leaves
-        images.note("file_name inside", outside, ", not a path inside the image folder", malformed=False)
+        outside = [len(name) > MAX_NAME or _NOT_INSIDE.match(name) is not None for name in self.file_names]
+        self.leaves = np.array(outside, dtype=bool)
+        """(I,) whether one is no path inside the folder it starts from, on this system or another."""
+        leaves, inside = images.has("file_name") & self.leaves, ", not a path inside the image folder"
+        images.note("file_name inside", leaves, inside, malformed=False)
         self.ids = annotations.unique()
         self.image = annotations.places("image_id", images, self.image_ids)
         """(B,) the place of an annotation's image, -1 for none."""
@@ -261,18 +264,6 @@ class CocoFile:
             own = np.nan_to_num(self.bbox[:, 2] * self.bbox[:, 3])
         self.area = annotations.column("area", NUMBER, default=own)
         """(B,) square pixels of the mask, which COCO requires, or else of the box."""
-
-    @classmethod
-    def read(cls, path: Path, need_annotations: bool = True) -> "CocoFile":
-        """Read a file; without `need_annotations` also one that has no list of them.
-
-        Raises:
-            InputError: it cannot be read, or is not JSON.
-        """
-        content = read_json(path, "annotation")
-        if isinstance(content, dict) and content.get("annotations") is None and not need_annotations:
-            content["annotations"] = []
-        return cls(path, content)
 
     @cached_property
     def clipped(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -292,11 +283,6 @@ def corners(bbox: NDArray[np.float64]) -> NDArray[np.float64]:
     """(B, 4) x1, y1, x2, y2 of x, y, width, height."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1)
-
-
-def leaves_folder(file_name: str) -> bool:
-    """Whether a name is no path inside the folder it starts from, on this system or another."""
-    return len(file_name) > MAX_NAME or _NOT_INSIDE.match(file_name) is not None
 
 
 def repeated(values: NDArray[Any], among: NDArray[np.bool_]) -> NDArray[np.bool_]:

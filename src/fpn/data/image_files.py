@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -70,12 +70,19 @@ def look_at_files(
         names: by the images' places in the annotation file.
         sizes: (I, 2) heights and widths that the annotation file states.
         decode: read the files wholly.
-        num_workers: of `inspect_all`.
+        num_workers: processes that read, 0 for none; by default one for each core.
 
     Returns:
         What was found, by key, and what training cannot take, a line for each by its place.
     """
-    found = inspect_all([f"{folder}/{name}" for name in names.values()], decode, num_workers)
+    loader: Iterable[list[Inspected]] = DataLoader(
+        [f"{folder}/{name}" for name in names.values()],  # type: ignore[arg-type]
+        batch_size=32,
+        num_workers=cpu_cores() if num_workers is None else num_workers,
+        collate_fn=partial(_inspect_some, decode=decode),
+    )
+    shown = track(loader, "images", console=Console(stderr=True), disable=not sys.stderr.isatty())
+    found = [one for some in shown for one in some]
     files = {place: one.against(*sizes[place]) for place, one in zip(names, found, strict=True)}
     lines = {place: f"{names[place]}: {one.reason}" for place, one in files.items() if one.fault}
     findings = {
@@ -114,26 +121,6 @@ def inspect(path: str, decode: bool) -> Inspected:
     except InputError as error:
         return found._replace(fault=odd or "unreadable", reason=str(error).removeprefix(f"{path}: "))
     return found._replace(height=height, width=width)
-
-
-def inspect_all(
-    paths: Sequence[str], decode: bool = False, num_workers: int | None = None
-) -> list[Inspected]:
-    """`inspect` all of them, in their order.
-
-    Args:
-        paths: the files.
-        decode: read them wholly.
-        num_workers: processes that read; 0 reads in this one. By default one for each core.
-    """
-    loader: Iterable[list[Inspected]] = DataLoader(
-        paths,  # type: ignore[arg-type]
-        batch_size=32,
-        num_workers=cpu_cores() if num_workers is None else num_workers,
-        collate_fn=partial(_inspect_some, decode=decode),
-    )
-    batches = track(loader, "images", console=Console(stderr=True), disable=not sys.stderr.isatty())
-    return [one for batch in batches for one in batch]
 
 
 def _inspect_some(paths: list[str], decode: bool) -> list[Inspected]:

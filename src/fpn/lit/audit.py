@@ -65,7 +65,8 @@ def _findings(found: Audit) -> Iterator[Text]:
             items = ", ".join(map(_plain, one.items[:5])) + ", …" * (len(one.items) > 5)
             yield _line(f"{len(one.items):>9,} {name}: {one.what}: {items}", "red" if one.wrong else "")
     none = [key.replace("_", " ") for _, key, one in every if not one.items]
-    yield _line(f"none of {len(none)} other kinds: {', '.join(dict.fromkeys(none))}", "dim")
+    if none:
+        yield _line(f"none of {len(none)} other kinds: {', '.join(dict.fromkeys(none))}", "dim")
 
 
 def _objects(found: Audit) -> Iterator[RenderableType]:
