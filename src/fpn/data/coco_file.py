@@ -198,10 +198,12 @@ class Entries:
 
         -1 where there is none, which is a fault.
         """
-        listed = np.flatnonzero(others.has("id"))[::-1]  # for the first of several to win
-        place_of = dict(zip(known[listed].tolist(), listed.tolist(), strict=True))
+        listed = np.flatnonzero(others.has("id"))
+        listed_ids, first = np.unique(known[listed], return_index=True)
         ids, has = self.column(key, INTEGER), self.has(key)
-        places = np.array([place_of.get(one, -1) for one in ids.tolist()], dtype=np.int64)
+        order = np.searchsorted(listed_ids, ids)
+        there = np.append(listed_ids, 0)[order] == ids
+        places = np.where(there, np.append(listed[first], -1)[order], -1)
         unlisted = ", which is not listed; list it, or drop the entry"
         self.note(key, has & (places < 0), unlisted, malformed=False)
         return np.where(has, places, -1)
