@@ -165,10 +165,10 @@ def test_all_that_is_wrong_is_found(tmp_path: Path) -> None:
     assert report.listed == {"images": 12, "annotations": 24, "categories": 5}
     images = found(report, "images")
     assert images.pop("malformed") == [
-        "'width' of entry 7 is '40', not an integer",
-        "image 9 cannot be of 40 × 0 pixels",
+        "'width' of entry 7 is '40', not a length in whole pixels",
+        "'height' of entry 8 is 0, not a length in whole pixels",
         "entry 10 is a string, not an object",
-        "'height' of entry 11 is missing, not an integer",
+        "'height' of entry 11 is missing, not a length in whole pixels",
     ]
     assert images == {
         "outside_folder": ["../4.jpg"],

@@ -221,13 +221,13 @@ def test_testing_takes_the_validation_set_unless_told_otherwise(root: Path) -> N
     data = CocoDataModule(str(root), eval_batch_size=2, **SMALL)
     data.setup("test")
     assert [batch.image_ids for batch in batches(data.test_dataloader())] == [[1, 2], [3, 4], [5]]
-    assert data.test_annotations_path == data.val_annotations_path
+    assert data.source("test") == data.source("val")
     folder = root / "train2017"
     annotations = root / "annotations" / "instances_train2017.json"
     other = CocoDataModule(str(root), test=Split(str(folder), str(annotations)), **SMALL)
     other.setup("test")
     assert [batch.image_ids for batch in batches(other.test_dataloader())] == [[i] for i in range(1, 15)]
-    assert other.test_annotations_path == annotations
+    assert other.source("test") == (annotations, folder)
 
 
 def test_categories_need_no_setup_and_no_training_file(root: Path) -> None:
@@ -463,8 +463,8 @@ def test_proposals_of_something_else_are_refused(root: Path) -> None:
     val = write_proposal_file(root, "val", range(1, 6))
     some = write_proposal_file(root, "train", range(1, 9))
     for path, message in (
-        (val, r"val\.safetensors was made for another annotation file, instances_val2017\.json, not"),
-        (some, r"train\.safetensors lacks 4 images of .*instances_train2017\.json, the first of id 9"),
+        (val, r"val\.safetensors: made for another annotation file, instances_val2017\.json, not"),
+        (some, r"train\.safetensors: lacks 4 images of .*instances_train2017\.json, the first of id 9"),
         ("absent.safetensors", "absent.safetensors: no such proposal file"),
     ):
         data = CocoDataModule(str(root), train=Split(proposals=path), val=Split(proposals=val), **SMALL)

@@ -326,7 +326,7 @@ def test_results_become_proposals(tmp_path: Path) -> None:
         ("{", "not a JSON file"),
         ({"annotations": []}, "not a list of objects"),
         ([3], "not a list of objects"),
-        ([result(13, [0, 0, 1, 1], 1)], "entry 0 is of image 13, which"),
+        ([result(13, [0, 0, 1, 1], 1)], "'image_id' of entry 0 is 13, which"),
         ([result(12, [0, 0, 1, 1], 1), result(12, [0, 0, -1, 1], 1)], "'bbox' of entry 1"),
         ([result(12, [0, 0, 1], 1)], "'bbox' of entry 0 is [0, 0, 1], not four numbers"),
         ([result(12, [0, 0, 1, float("nan")], 1)], "'bbox' of entry 0 is [0, 0, 1, nan], not four finite"),

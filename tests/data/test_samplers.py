@@ -115,11 +115,3 @@ def test_shards_are_complete_disjoint_and_unpadded(images: int, batch: int, worl
     for rank, own in enumerate(picks):
         assert own == [Pick(image, 0) for image in range(images) if image % world == rank]
     assert all(1 <= len(picks) <= batch for shard in shards for picks in shard)
-
-
-@pytest.mark.parametrize("arguments", [(0, 0, 1), (2, 1, 1), (2, -1, 1), (2, 0, 0)])
-def test_impossible_places_are_refused(arguments: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="world_size"):
-        ExactShards(10, *arguments)
-    with pytest.raises(ValueError, match="world_size"):
-        AspectRatioBatches(np.ones(10), *arguments)

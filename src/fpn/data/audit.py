@@ -1,16 +1,20 @@
 """What is in a COCO-format data set, and whether training would take it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fpn.data.coco import annotations_of
-from fpn.data.coco_file import CocoFile
-from fpn.data.findings import CategoryCount, Findings, Usable
-from fpn.data.image_files import ImageFiles
+import numpy as np
+
+from fpn.data.coco import Annotations, annotations_of
+from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.findings import CategoryCount, Finding, Usable
+from fpn.data.image_files import look_at_files, refuse_training
 from fpn.data.object_sizes import ObjectSizes, object_sizes
 from fpn.errors import InputError
+from fpn.settings import NonNegativeInt, PositiveInt, Share
 
 
 @dataclass
@@ -22,7 +26,7 @@ class Audit:
     decoded: bool
     listed: dict[str, int]
     """How many images, annotations and categories the file lists."""
-    findings: dict[str, Findings]
+    findings: dict[str, dict[str, Finding]]
     """What was found among them."""
     by_category: list[CategoryCount]
     """In the order of the file."""
@@ -40,16 +44,15 @@ class Audit:
             "decoded": self.decoded,
             "refusal": self.refusal or None,
             "validation_refusal": self.validation_refusal or None,
-            **{
-                name: {"listed": self.listed[name]}
-                | {
-                    key: {"what": one.what, "count": len(one.items), "items": one.items}
-                    for key, one in findings.items()
-                }
-                for name, findings in self.findings.items()
-            },
+            **{name: self._section(name) for name in self.findings},
             "by_category": [one._asdict() for one in self.by_category],
             "sizes": asdict(self.sizes),
+        }
+
+    def _section(self, name: str) -> dict[str, Any]:
+        found = self.findings[name].items()
+        return {"listed": self.listed[name]} | {
+            key: {"what": one.what, "count": len(one.items), "items": one.items} for key, one in found
         }
 
 
@@ -58,11 +61,11 @@ def look_at(
     image_folder: Path | None = None,
     *,
     anchor_sizes: Mapping[int, Sequence[float]],
-    short_side: int = 800,
-    max_side: int = 1333,
     decode: bool = False,
-    num_workers: int | None = None,
-    max_unreadable: float = 0.001,
+    num_workers: NonNegativeInt | None = None,
+    short_side: PositiveInt = 800,
+    max_side: PositiveInt = 1333,
+    max_unreadable: Share = 0.001,
 ) -> Audit:
     """Look at all of a data set.
 
@@ -70,51 +73,58 @@ def look_at(
         annotation_file: in COCO's format, more or less.
         image_folder: where the file names start; None looks at no files.
         anchor_sizes: square roots of the anchors' areas in pixels, by level.
-        short_side: pixels of an image's short side at the network's input.
-        max_side: most pixels of its long side.
-        decode: read the images wholly, and not their headers alone.
+        decode: read all images wholly, as training does, and not their headers alone.
         num_workers: processes that read images, 0 for none; by default one for each core.
-        max_unreadable: share of the training images that training does without.
+        short_side: pixels of an image's short side at the network's input, as data.images.short_side.
+        max_side: most pixels of its long side, as data.images.max_side.
+        max_unreadable: share of the training images that training does without, as data.max_unreadable.
 
     Raises:
         InputError: if the annotation file cannot be read or is not JSON, or the folder is none.
     """
     if image_folder is not None and not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such image folder")
-    file = CocoFile.read(annotation_file)
-    taken, refusal, not_scored = None, "", ""
-    try:
-        taken = annotations_of(file)
-        taken.with_objects()
-    except InputError as error:
-        refusal = str(error)
-    try:
-        file.annotations.refuse("bbox finite", "area finite")
-    except InputError as error:
-        not_scored = str(error)
+    file = CocoFile(annotation_file, read_json(annotation_file, "annotation"))
+    taken, refusal, not_scored = _judged(file)
     usable = Usable(file)
     report = Audit(
         annotation_file,
         image_folder,
         decode and image_folder is not None,
         {one.name: len(one) for one in (file.images, file.annotations, file.categories)},
-        {
-            "images": usable.of_images(),
-            "annotations": usable.of_annotations(),
-            "categories": usable.of_categories(),
-        },
-        usable.by_category,
+        usable.findings(),
+        usable.by_category(),
         object_sizes(usable, anchor_sizes, short_side, max_side),
         refusal,
-        refusal if taken is None else not_scored,
+        not_scored,
     )
     if image_folder is not None:
-        names, sizes = usable.image_files(), file.sizes
+        inside = np.flatnonzero(file.images.has() & ~file.leaves)
+        names, sizes = dict(zip(inside.tolist(), file.file_names[inside], strict=True)), file.sizes
         del file, usable  # of which the processes that read images would have copies
-        files = ImageFiles(image_folder, names, sizes, decode, num_workers)
-        report.findings["images"] = files.findings() | report.findings["images"]
-        if taken is not None and files.faults:
-            report.refusal = report.refusal or files.refusal(taken, max_unreadable)
-            first = f"{image_folder}/{next(iter(files.faults.values()))}"
-            report.validation_refusal = report.validation_refusal or first
+        found, faults = look_at_files(image_folder, names, sizes, decode, num_workers)
+        report.findings["images"] = found | report.findings["images"]
+        if taken is not None and faults:
+            report.refusal = report.refusal or _refusal(
+                partial(refuse_training, taken, faults, max_unreadable)
+            )
+            report.validation_refusal = report.validation_refusal or next(iter(faults.values()))
     return report
+
+
+def _judged(file: CocoFile) -> tuple[Annotations | None, str, str]:
+    """What training reads, why it would refuse that, and why validation would."""
+    try:
+        taken = annotations_of(file)
+    except InputError as error:
+        return None, str(error), str(error)
+    not_scored = _refusal(partial(file.annotations.refuse, "bbox finite", "area finite"))
+    return taken, _refusal(taken.with_objects), not_scored
+
+
+def _refusal(check: Callable[[], object]) -> str:
+    try:
+        check()
+    except InputError as error:
+        return str(error)
+    return ""

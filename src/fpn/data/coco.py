@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from fpn.data.coco_file import CocoFile
+from fpn.data.coco_file import CocoFile, read_json
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
@@ -156,8 +156,7 @@ class CocoDataset(Dataset[Sample]):
             InputError: if a file is unreadable and none may be replaced, or too many in a row are; if an
                 image's proposals are not numbers.
         """
-        index = pick.image
-        unreadable: list[str] = []
+        index, unreadable = pick.image, list[str]()
         while True:
             try:
                 image = self._read(index)
@@ -167,7 +166,7 @@ class CocoDataset(Dataset[Sample]):
                     raise
                 unreadable.append(str(error))
             if len(unreadable) == min(len(self), self.max_unreadable + IN_A_ROW):
-                refuse_unreadable(unreadable, self.max_unreadable, len(self), self.annotations.path)
+                refuse_unreadable(unreadable, self.max_unreadable, self.annotations)
             index = (index + 1) % len(self)
         size = (image.shape[-2], image.shape[-1])
         image_id = int(self.annotations.image_ids[index])
@@ -193,18 +192,16 @@ class CocoDataset(Dataset[Sample]):
                 self._unreadable[line] = None
                 if allowed:
                     tell(f"{line}; {fate} ({len(self._unreadable)} of at most {allowed})")
-        refuse_unreadable(list(self._unreadable), allowed, len(self), self.annotations.path)
+        refuse_unreadable(list(self._unreadable), allowed, self.annotations)
 
     def _read(self, index: int) -> Tensor:
-        annotations = self.annotations
-        path = self.image_folder / str(annotations.file_names[index])
-        stated = (int(annotations.sizes[index, 0]), int(annotations.sizes[index, 1]))
+        path = self.image_folder / str(self.annotations.file_names[index])
         image = read_image(path)
-        height, width = image.shape[-2:]
-        if (height, width) != stated:
+        (height, width), stated = image.shape[-2:], self.annotations.sizes[index].tolist()
+        if [height, width] != stated:
             raise InputError(
                 f"{path}: {width} × {height} pixels as stored (EXIF orientation is not applied), but"
-                f" {annotations.path} says {stated[1]} × {stated[0]}"
+                f" {self.annotations.path} says {stated[1]} × {stated[0]}"
             )
         return image
 
@@ -215,26 +212,21 @@ def tolerated(share: float, images: int) -> int:
     return min(math.floor(share * images + 1e-6), images - 1)
 
 
-def refuse_unreadable(unreadable: Sequence[str], allowed: int, images: int, path: Path) -> None:
-    """See that no more image files than may be are unreadable.
+def refuse_unreadable(lines: Sequence[str], allowed: int, annotations: Annotations) -> None:
+    """Raise InputError if more image files are unreadable than may be.
 
     Args:
-        unreadable: what is wrong with each, a line that begins with its path.
+        lines: what is wrong with each; they begin with its path.
         allowed: how many may be.
-        images: how many there are.
-        path: the annotation file that lists them.
-
-    Raises:
-        InputError: there are more; it names the first of them.
+        annotations: of all images there are.
     """
-    if len(unreadable) <= allowed:
+    if len(lines) <= allowed:
         return
     if allowed == 0:
-        raise InputError(unreadable[0])
-    shown = "; ".join(unreadable[:3]) + ("; …" if len(unreadable) > 3 else "")
+        raise InputError(lines[0])
     raise InputError(
-        f"{len(unreadable)} of the {images:,} images of {path} cannot be read, where"
-        f" data.max_unreadable allows for {allowed}: {shown}"
+        f"{len(lines)} of the {len(annotations):,} images of {annotations.path} cannot be read, where"
+        f" data.max_unreadable allows for {allowed}: {'; '.join([*lines[:3], *['…'] * (len(lines) > 3)])}"
     )
 
 
@@ -245,13 +237,11 @@ def read_image(path: Path) -> Tensor:
         InputError: if the file is missing, broken or not an image of 8 bits per colour.
     """
     try:
-        found = path.is_file()
+        if not path.is_file():
+            raise InputError(f"{path}: no such image file")
+        image = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
     except OSError as error:  # such a long name that no file can have it
         raise InputError(f"{path}: {error.strerror}") from None
-    if not found:
-        raise InputError(f"{path}: no such image file")
-    try:
-        image = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
     except RuntimeError as error:
         reason = re.sub(r"^\w+, \S+:\d+, ", "", str(error).splitlines()[0])
         raise InputError(f"{path}: cannot be decoded: {reason}") from None
@@ -275,12 +265,15 @@ def read_annotations(path: Path, need_objects: bool = True) -> Annotations:
         InputError: if the file is missing, is not in the format, contradicts itself, or has so many
             degenerate boxes that they are probably written in another convention.
     """
-    return annotations_of(CocoFile.read(Path(path), need_objects))
+    content = read_json(Path(path), "annotation")
+    if not need_objects and isinstance(content, dict) and content.get("annotations") is None:
+        content["annotations"] = []
+    return annotations_of(CocoFile(path, content))
 
 
 def annotations_of(file: CocoFile) -> Annotations:
     """What `read_annotations` makes of a file, with its errors."""
-    file.images.refuse("id", "height", "width", "size", "file_name", "outside")
+    file.images.refuse("id", "height", "width", "file_name", "file_name inside")
     file.annotations.refuse()
     file.categories.refuse("id", "name")
     for entries in (file.images, file.categories):
@@ -302,11 +295,9 @@ def annotations_of(file: CocoFile) -> Annotations:
     by_id = np.argsort(file.category_ids)
     return Annotations(
         path=Path(file.source),
-        categories=Categories(
-            tuple(file.category_ids[by_id].tolist()), tuple(file.category_names[place] for place in by_id)
-        ),
+        categories=Categories(*(tuple(c[by_id].tolist()) for c in (file.category_ids, file.category_names))),
         image_ids=file.image_ids,
-        file_names=np.array(file.file_names, dtype=np.str_),
+        file_names=file.file_names.astype(np.str_),
         sizes=file.sizes.astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         boxes=boxes[order],

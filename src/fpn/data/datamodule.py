@@ -86,12 +86,10 @@ class CocoDataModule(LightningDataModule):
             )
             for name, split in (("train", train), ("val", val))
         )
-        same = test.annotations in (None, val.annotations)
-        test = Split(
-            test.images or val.images,
-            test.annotations or val.annotations,
-            test.proposals or (val.proposals if same else None),
-        )
+        given = {key: value for key, value in vars(test).items() if value}
+        # Proposals are of one annotation file.
+        same = given.get("annotations", val.annotations) == val.annotations
+        test = replace(val if same else replace(val, proposals=None), **given)
         self._splits = {"train": train, "val": val, "test": test}
         self._read: dict[Path, Annotations] = {}
         self._datasets: dict[str, CocoDataset] = {}
@@ -109,16 +107,6 @@ class CocoDataModule(LightningDataModule):
         """The annotation file and the image folder of a split: train, val or test."""
         given = self._splits[split]
         return Path(str(given.annotations)), Path(str(given.images))
-
-    @property
-    def val_annotations_path(self) -> Path:
-        """What validation is scored against."""
-        return self.source("val")[0]
-
-    @property
-    def test_annotations_path(self) -> Path:
-        """What testing is scored against."""
-        return self.source("test")[0]
 
     @property
     def reads_proposals(self) -> bool:
@@ -191,10 +179,7 @@ class CocoDataModule(LightningDataModule):
     def _annotations(self, split: str) -> Annotations:
         path, _ = self.source(split)
         if path not in self._read:
-            if not path.is_file():
-                raise InputError(
-                    f"{path}: no such annotation file; data.root or data.{split}.annotations names it"
-                )
+            _refuse_absent(path.is_file(), path, "annotation file", f"{split}.annotations")
             annotations = read_annotations(path)
             self._read[path] = annotations.labelled_by_id() if self.label_gaps else annotations
         return self._read[path]
@@ -206,26 +191,24 @@ class CocoDataModule(LightningDataModule):
                 f"{annotations.path} and {self.source(self._reference)[0]} list different categories:"
                 f" {annotations.categories.difference(self.categories)}"
             )
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such image folder; data.root or data.{split}.images names it")
-        has_objects = annotations.has_objects()
+        _refuse_absent(folder.is_dir(), folder, "image folder", f"{split}.images")
         transform: Transform = EvalTransform(self.image_settings)
         if split == "test" and self._images.test_scales:
             transform = as_stored
-        fate, allowed = "kept", None
+        without, fate, allowed = int((~annotations.has_objects()).sum()), "kept", None
         if split == "train":
             transform = self._images.training
             if not self.keep_empty_images:
                 annotations, fate = annotations.with_objects(), "left out"
             allowed = tolerated(self.max_unreadable, len(annotations))
-        proposals, path = None, self._splits[split].proposals
-        if path is not None:
+        proposals = None
+        if path := self._splits[split].proposals:
             proposals = Proposals(path)
             proposals.check(annotations.path, annotations.image_ids)
         crowds = int(annotations.crowd.sum())
         rank_zero_info(
             f"{split}: {len(annotations):,} images, {len(annotations.boxes) - crowds:,} objects,"
-            f" {crowds:,} crowd regions; {int((~has_objects).sum()):,} images without objects {fate},"
+            f" {crowds:,} crowd regions; {without:,} images without objects {fate},"
             f" {annotations.degenerate:,} degenerate boxes dropped"
             + (f"; proposals of {path}" if path else "")
         )
@@ -268,6 +251,11 @@ class CocoDataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, batches_of_epoch(self.trainer)
+
+
+def _refuse_absent(there: bool, path: Path, what: str, option: str) -> None:
+    if not there:
+        raise InputError(f"{path}: no such {what}; data.root or data.{option} names it")
 
 
 class ShapesDataModule(CocoDataModule):

@@ -3,25 +3,39 @@
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fpn.data.coco import Annotations, read_image, refuse_unreadable, tolerated
-from fpn.data.findings import Finding, Findings
+from fpn.data.findings import Finding
 from fpn.devices import cpu_cores
 from fpn.errors import InputError
 
 _FORMATS = ("GIF", "JPEG", "PNG", "WEBP")
 """What `read_image` decodes."""
-_AT_ONCE = 32
+
+
+_KINDS = {
+    "missing": "missing",
+    "unreadable": "unreadable",
+    "unsupported": "of more than 8 bits a colour, or several in a file",
+    "other_size": "of another size than stated",
+}
+"""Why training cannot take a file, in the audit's words."""
+_GOOD_TO_KNOW = {
+    "turned": "with an EXIF orientation, which is not applied",
+    "grey": "greyscale",
+    "cmyk": "CMYK",
+}
 
 
 class Inspected(NamedTuple):
@@ -29,8 +43,8 @@ class Inspected(NamedTuple):
 
     height: int = 0
     width: int = 0
-    fault: Literal["", "missing", "unreadable", "unsupported"] = ""
-    """Why training cannot read it; unsupported are images of more than 8 bits, or several at once."""
+    fault: str = ""
+    """Why training cannot take it, a key of `_KINDS`."""
     reason: str = ""
     """The same in words."""
     turned: bool = False
@@ -38,80 +52,61 @@ class Inspected(NamedTuple):
     grey: bool = False
     cmyk: bool = False
 
+    def against(self, height: int, width: int) -> "Inspected":
+        """The same, with its fault if it is of another size than this."""
+        if self.fault or (self.height, self.width) == (height, width):
+            return self
+        reason = f"{self.width} × {self.height} pixels as stored, not {width} × {height}"
+        return self._replace(fault="other_size", reason=reason)
 
-class ImageFiles:
-    """The files of images.
+
+def look_at_files(
+    folder: Path, names: dict[int, str], sizes: NDArray[np.int64], decode: bool, num_workers: int | None
+) -> tuple[dict[str, Finding], dict[int, str]]:
+    """Look at the files of images.
 
     Args:
         folder: where their names start.
-        names: of the I images, by their place in the annotation file.
+        names: by the images' places in the annotation file.
         sizes: (I, 2) heights and widths that the annotation file states.
         decode: read the files wholly.
-        num_workers: of `inspect_all`.
+        num_workers: processes that read, 0 for none; by default one for each core.
+
+    Returns:
+        What was found, by key, and what training cannot take, a line for each by its place.
     """
+    loader: Iterable[list[Inspected]] = DataLoader(
+        [f"{folder}/{name}" for name in names.values()],  # type: ignore[arg-type]
+        batch_size=32,
+        num_workers=cpu_cores() if num_workers is None else num_workers,
+        collate_fn=partial(_inspect_some, decode=decode),
+    )
+    shown = track(loader, "images", console=Console(stderr=True), disable=not sys.stderr.isatty())
+    found = [one for some in shown for one in some]
+    files = {place: one.against(*sizes[place]) for place, one in zip(names, found, strict=True)}
+    lines = {place: f"{names[place]}: {one.reason}" for place, one in files.items() if one.fault}
+    findings = {
+        key: Finding(what, [line for place, line in lines.items() if files[place].fault == key])
+        for key, what in _KINDS.items()
+    } | {
+        key: Finding(what, [names[place] for place, one in files.items() if getattr(one, key)], wrong=False)
+        for key, what in _GOOD_TO_KNOW.items()
+    }
+    return findings, {place: f"{folder}/{line}" for place, line in lines.items()}
 
-    def __init__(
-        self,
-        folder: Path,
-        names: dict[int, str],
-        sizes: NDArray[np.int64],
-        decode: bool,
-        num_workers: int | None,
-    ) -> None:
-        self.folder, self.names, self.sizes = folder, names, sizes
-        found = inspect_all([f"{folder}/{name}" for name in names.values()], decode, num_workers)
-        self.found = dict(zip(names, found, strict=True))
-        self.faults = {place: line for place, one in self.found.items() if (line := self._fault(place, one))}
-        """By place, what of an image training cannot take."""
 
-    def findings(self) -> Findings:
-        """What was found among the files."""
-        found = {
-            key: Finding(what, [v for place, v in self.faults.items() if self.found[place].fault == fault])
-            for fault, key, what in (
-                ("missing", "missing", "missing"),
-                ("unreadable", "unreadable", "unreadable"),
-                ("unsupported", "unsupported", "of more than 8 bits a colour, or several in a file"),
-                ("", "other_size", "of another size than stated"),
-            )
-        }
-        for key, what in (
-            ("turned", "with an EXIF orientation, which is not applied"),
-            ("grey", "greyscale"),
-            ("cmyk", "CMYK"),
-        ):
-            names = [self.names[place] for place, one in self.found.items() if getattr(one, key)]
-            found[key] = Finding(what, names, wrong=False)
-        return found
-
-    def refusal(self, annotations: Annotations, max_unreadable: float) -> str:
-        """Why training, which reads the images with objects, would stop; empty if it would not."""
-        with_objects = annotations.has_objects()
-        lines = [f"{self.folder}/{line}" for place, line in self.faults.items() if with_objects[place]]
-        images = int(with_objects.sum())
-        try:
-            # What a run says that has met all of them.
-            refuse_unreadable(
-                list(dict.fromkeys(lines)), tolerated(max_unreadable, images), images, annotations.path
-            )
-        except InputError as error:
-            return str(error)
-        return ""
-
-    def _fault(self, place: int, one: Inspected) -> str:
-        height, width = self.sizes[place].tolist()
-        if one.fault:
-            return f"{self.names[place]}: {one.reason}"
-        if (one.height, one.width) != (height, width):
-            return f"{self.names[place]}: {one.width} × {one.height} pixels as stored, not {width} × {height}"
-        return ""
+def refuse_training(annotations: Annotations, faults: dict[int, str], max_unreadable: float) -> None:
+    """Raise the InputError of a run that has met all unreadable images with an object."""
+    has_objects, read = annotations.has_objects(), annotations.with_objects()
+    lines = dict.fromkeys(line for place, line in faults.items() if has_objects[place])
+    refuse_unreadable([*lines], tolerated(max_unreadable, len(read)), read)
 
 
 def inspect(path: str, decode: bool) -> Inspected:
     """Read an image file's header, and the rest of it if that is asked for or the header is odd."""
     if not os.path.isfile(path):  # noqa: PTH113 - a Path for each of COCO's files would take seconds
         return Inspected(fault="missing", reason="no such image file")
-    odd: Literal["", "unreadable", "unsupported"] = ""
+    odd = ""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             found = _header(image)
@@ -128,34 +123,10 @@ def inspect(path: str, decode: bool) -> Inspected:
     return found._replace(height=height, width=width)
 
 
-def inspect_all(
-    paths: Sequence[str], decode: bool = False, num_workers: int | None = None
-) -> list[Inspected]:
-    """`inspect` all of them, in their order.
-
-    Args:
-        paths: the files.
-        decode: read them wholly.
-        num_workers: processes that read; 0 reads in this one. By default one for each core.
-    """
-    if num_workers is None:
-        num_workers = cpu_cores()
-    loader = DataLoader(_Inspection(paths, decode), _AT_ONCE, num_workers=num_workers, collate_fn=list)
-    batches = track(loader, "images", console=Console(stderr=True), disable=not sys.stderr.isatty())
-    return [one for batch in batches for one in batch]
-
-
-class _Inspection(Dataset[Inspected]):
-    def __init__(self, paths: Sequence[str], decode: bool) -> None:
-        self.paths, self.decode = paths, decode
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Inspected:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, of huge images and broken EXIF data
-            return inspect(self.paths[index], self.decode)
+def _inspect_some(paths: list[str], decode: bool) -> list[Inspected]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of huge images and broken EXIF data
+        return [inspect(path, decode) for path in paths]
 
 
 def _header(image: Image.Image) -> Inspected:

@@ -72,12 +72,8 @@ class TrainLoader(DataLoader[Sample]):
     def state_dict(self) -> dict[str, int]:
         """What the order of the images depends on besides the epoch."""
         batches = self._batches
-        return {
-            "seed": batches.seed,
-            "images": len(batches.landscape),
-            "batch_size": batches.batch_size,
-            "world_size": batches.world_size,
-        }
+        fixed = {key: getattr(batches, key) for key in ("seed", "batch_size", "world_size")}
+        return {"images": len(batches.landscape), **fixed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Warn if a run goes on in another order than the one it stopped in."""

@@ -52,22 +52,16 @@ def object_sizes(
     octave = np.digitize(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)), EDGES)
     overlaps = best_overlaps(boxes, at_input[image], anchor_sizes)
     fittest, best = overlaps.argmax(axis=1), overlaps.max(axis=1)
-    areas = np.bincount(np.digitize(usable.file.area[usable.objects], AREAS), minlength=3).tolist()
+    by_area = np.bincount(np.digitize(usable.file.area[usable.objects], AREAS), minlength=3).tolist()
+    ends = zip((0.0, *EDGES), (*EDGES, None), strict=True)
     return ObjectSizes(
-        dict(zip(("small", "medium", "large"), areas, strict=True)),
+        dict(zip(("small", "medium", "large"), by_area, strict=True)),
         short_side,
         max_side,
         _reached(best),
+        [{"from": low, "to": high} | _reached(best[octave == k]) for k, (low, high) in enumerate(ends)],
         [
-            {"from": start, "to": end} | _reached(best[octave == k])
-            for k, (start, end) in enumerate(zip((0.0, *EDGES), (*EDGES, None), strict=True))
-        ],
-        [
-            {
-                "level": level,
-                "sizes": list(anchor_sizes[level]),
-                "fits_best": _share(fittest == column),
-            }
+            {"level": level, "sizes": [*anchor_sizes[level]], "fits_best": _share(fittest == column)}
             | _reached(overlaps[:, column])
             for column, level in enumerate(sorted(anchor_sizes))
         ],
@@ -75,8 +69,7 @@ def object_sizes(
 
 
 def input_sizes(sizes: NDArray[np.int64], short_side: int, max_side: int) -> NDArray[np.int64]:
-    """`resized_size`, rounded down, of many images: heights and widths (I, 2) at the network's
-    input."""
+    """`resized_size`, rounded down, of many images: (I, 2) heights and widths at the network's input."""
     scale = np.minimum(short_side / sizes.min(axis=1), max_side / sizes.max(axis=1))
     return np.floor(sizes * scale[:, None]).astype(np.int64).clip(1)
 

@@ -65,11 +65,11 @@ class Proposals:
         counts = np.diff(self._offsets)
         ends = (self._offsets[0], self._offsets[-1])
         if ends != (0, file.get_slice("boxes").get_shape()[0]) or (counts < 0).any():
-            raise InputError(f"{self.path}: damaged: 'offsets' do not divide 'boxes'; {_REMEDY}")
+            raise self._wrong("damaged: 'offsets' do not divide 'boxes'")
         self._order = np.argsort(self.image_ids)
         self._sorted = self.image_ids[self._order]
         if (np.diff(self._sorted) == 0).any():
-            raise InputError(f"{self.path}: damaged: an image is listed twice; {_REMEDY}")
+            raise self._wrong("damaged: an image is listed twice")
         self._file: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,11 +85,7 @@ class Proposals:
         return self._rows("boxes", image_id, (0, 4))
 
     def scores_for_image(self, image_id: int) -> Tensor:
-        """The scores (P,) of these boxes.
-
-        Raises:
-            InputError: the image is not listed, or a score is not a number.
-        """
+        """The scores (P,) of these boxes, with the same errors."""
         return self._rows("scores", image_id, (0,))
 
     def check(self, annotations: Path, image_ids: NDArray[np.int64]) -> None:
@@ -104,20 +100,18 @@ class Proposals:
             InputError: the proposals are of another annotation file, or lack one of the images.
         """
         if self.stamp.annotations != file_hash(annotations):
-            raise InputError(
-                f"{self.path} was made for another annotation file, {self.stamp.annotations_name}, not for "
-                f"{annotations} as it is: {_REMEDY}"
-            )
+            other = self.stamp.annotations_name
+            raise self._wrong(f"made for another annotation file, {other}, not for {annotations} as it is")
         absent = image_ids[~np.isin(image_ids, self.image_ids)]
         if len(absent):
-            raise InputError(
-                f"{self.path} lacks {len(absent)} images of {annotations}, the first of id {absent[0]}: "
-                f"{_REMEDY}"
-            )
+            raise self._wrong(f"lacks {len(absent)} images of {annotations}, the first of id {absent[0]}")
+
+    def _wrong(self, what: str) -> InputError:
+        return InputError(f"{self.path}: {what}; {_REMEDY}")
 
     def _open(self) -> Any:
         if not self.path.is_file():
-            raise InputError(f"{self.path}: no such proposal file; {_REMEDY}")
+            raise self._wrong("no such proposal file")
         status = self.path.stat()
         written = status.st_size, status.st_mtime_ns
         if self._written not in (None, written):
@@ -126,39 +120,31 @@ class Proposals:
         try:
             return safe_open(self.path, framework="np")
         except (SafetensorError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.path}: not a proposal file ({reason}); {_REMEDY}") from None
+            raise self._wrong(f"not a proposal file ({str(error).splitlines()[0]})") from None
 
     def _read_stamp(self, metadata: dict[str, str]) -> Stamp:
         if metadata.get("format") != _FORMAT["format"]:
-            raise InputError(f"{self.path}: not a proposal file; {_REMEDY}")
-        if metadata.get("version") != _FORMAT["version"]:
-            raise InputError(
-                f"{self.path}: of version {metadata.get('version')} of the format, where this program reads "
-                f"version {_FORMAT['version']}; {_REMEDY}"
-            )
+            raise self._wrong("not a proposal file")
+        if (version := metadata.get("version")) != _FORMAT["version"]:
+            reads = f"this program reads version {_FORMAT['version']}"
+            raise self._wrong(f"of version {version} of the format, where {reads}")
         return Stamp(*(metadata.get(field, "") for field in Stamp._fields))
 
     def _refuse_other_arrays(self, file: Any) -> None:
         arrays = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
         kinds = {name: array.get_dtype() for name, array in arrays.items()}
-        shapes = {name: tuple(array.get_shape()) for name, array in arrays.items()}
         if kinds != {"image_ids": "I64", "offsets": "I64", "boxes": "F32", "scores": "F32"}:
-            raise InputError(f"{self.path}: damaged: it holds {kinds or 'nothing'}; {_REMEDY}")
-        images, boxes = shapes["image_ids"][:1], shapes["boxes"][:1]
-        expected = {
-            "image_ids": images,
-            "offsets": tuple(number + 1 for number in images),
-            "boxes": (*boxes, 4),
-            "scores": boxes,
-        }
-        if shapes != expected or not images or not boxes:
-            raise InputError(f"{self.path}: damaged: its arrays have the shapes {shapes}; {_REMEDY}")
+            raise self._wrong(f"damaged: it holds {kinds or 'nothing'}")
+        shapes = {name: tuple(array.get_shape()) for name, array in arrays.items()}
+        images, boxes = (shapes[name][0] if shapes[name] else -1 for name in ("image_ids", "boxes"))
+        expected = {"image_ids": (images,), "offsets": (images + 1,), "boxes": (boxes, 4), "scores": (boxes,)}
+        if shapes != expected:
+            raise self._wrong(f"damaged: its arrays have the shapes {shapes}")
 
     def _rows(self, name: str, image_id: int, empty: tuple[int, ...]) -> Tensor:
         place = int(np.searchsorted(self._sorted, image_id))
         if place == len(self._sorted) or self._sorted[place] != image_id:
-            raise InputError(f"{self.path} does not list image {image_id}; {_REMEDY}")
+            raise self._wrong(f"does not list image {image_id}")
         index = self._order[place]
         first, end = int(self._offsets[index]), int(self._offsets[index + 1])
         if first == end:
@@ -167,7 +153,7 @@ class Proposals:
             self._file = self._open()
         rows: NDArray[np.float32] = self._file.get_slice(name)[first:end]
         if not np.isfinite(rows).all():
-            raise InputError(f"{self.path}: the {name} of image {image_id} are not all finite; {_REMEDY}")
+            raise self._wrong(f"the {name} of image {image_id} are not all finite")
         return torch.from_numpy(rows)
 
 
@@ -201,12 +187,8 @@ def write_proposals(
         order = score.argsort(descending=True, stable=True)
         all_boxes[first : first + len(order)] = box[order].cpu().numpy()
         all_scores[first : first + len(order)] = score[order].cpu().numpy()
-    arrays = {
-        "image_ids": np.asarray(image_ids, dtype=np.int64),
-        "offsets": offsets,
-        "boxes": all_boxes,
-        "scores": all_scores,
-    }
+    ids = np.asarray(image_ids, dtype=np.int64)
+    arrays = {"image_ids": ids, "offsets": offsets, "boxes": all_boxes, "scores": all_scores}
     with replacing(Path(path)) as part:
         save_file(arrays, part, metadata=_FORMAT | stamp._asdict())
 

@@ -15,7 +15,7 @@ import torch
 from torchvision.ops import box_convert
 
 from fpn.data.coco import read_annotations
-from fpn.data.coco_file import Entries, read_json
+from fpn.data.coco_file import BOX, INTEGER, NUMBER, Entries, corners, read_json
 from fpn.data.proposals import Proposals, Stamp, file_hash, write_proposals
 from fpn.files import replacing
 
@@ -58,21 +58,14 @@ def proposals_from_results(results: Path, annotations: Path, out: Path, top: int
     """
     image_ids = read_annotations(annotations, need_objects=False).image_ids
     entries = Entries(results, "results", read_json(results, "results"))
-    of_image, bbox = entries.integers("image_id"), entries.boxes()
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-        scores = entries.numbers("score").astype(np.float32)
-        corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1).astype(np.float32)
-    entries.note("score", ~np.isfinite(scores), entries.tell_not("score", "a finite number"))
-    for bad, wanted in (
-        (~np.isfinite(corners).min(axis=1), "four finite numbers"),
-        ((bbox[:, 2:] < 0).max(axis=1), "of positive width and height"),
-    ):
-        entries.note("bbox", bad, entries.tell_not("bbox", wanted))
-    entries.note(
-        "image_id",
-        ~np.isin(of_image, image_ids),
-        lambda place: f"entry {place} is of image {of_image[place]}, which {annotations} does not list",
-    )
+    of_image, bbox = entries.column("image_id", INTEGER), entries.column("bbox", BOX)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        scores = entries.column("score", NUMBER).astype(np.float32)
+        boxes = corners(bbox).astype(np.float32)
+    entries.note("image_id", ~np.isin(of_image, image_ids), f", which {annotations} does not list")
+    entries.note("score", ~np.isfinite(scores), ", not a finite number")
+    entries.note("bbox", ~np.isfinite(boxes).min(axis=1), ", not four finite numbers")
+    entries.note("bbox", (bbox[:, 2:] < 0).max(axis=1), ", not of positive width and height")
     entries.refuse("image_id", "score", "bbox")
 
     # By image in the annotations' order, and best first within one.
@@ -80,7 +73,7 @@ def proposals_from_results(results: Path, annotations: Path, out: Path, top: int
     image = rank[np.searchsorted(image_ids, of_image, sorter=rank)]
     order = np.lexsort((-scores, image))
     counts = np.bincount(image, minlength=len(image_ids)).tolist()
-    all_boxes = [one[:top] for one in torch.from_numpy(corners[order]).split(counts)]
+    all_boxes = [one[:top] for one in torch.from_numpy(boxes[order]).split(counts)]
     all_scores = [one[:top] for one in torch.from_numpy(scores[order]).split(counts)]
     stamp = Stamp(file_hash(annotations), annotations.name, "", results.name)
     write_proposals(out, image_ids.tolist(), all_boxes, all_scores, stamp)

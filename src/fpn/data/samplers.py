@@ -40,7 +40,7 @@ class AspectRatioBatches(Sampler[list[Pick]]):
         reshuffle: False repeats epoch 0 for ever, to overfit a few batches.
 
     Raises:
-        ValueError: if there are fewer than B·W images, or the sizes make no sense.
+        ValueError: if there are fewer than B·W images.
     """
 
     def __init__(
@@ -52,12 +52,9 @@ class AspectRatioBatches(Sampler[list[Pick]]):
         seed: int = 0,
         reshuffle: bool = True,
     ) -> None:
-        _check(batch_size, rank, world_size)
         if len(aspect_ratios) < batch_size * world_size:
-            raise ValueError(
-                f"{len(aspect_ratios)} images do not make one batch of {batch_size} for each of"
-                f" {world_size} processes"
-            )
+            each = f"one batch of {batch_size} for each of {world_size} processes"
+            raise ValueError(f"{len(aspect_ratios)} images do not make {each}")
         self.landscape = np.asarray(aspect_ratios) >= 1
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.seed, self.reshuffle = seed, reshuffle
@@ -105,7 +102,6 @@ class ExactShards(Sampler[list[Pick]]):
     """
 
     def __init__(self, images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        _check(batch_size, rank, world_size)
         self.share = range(rank, images, world_size)
         self.batch_size = batch_size
 
@@ -121,8 +117,3 @@ class ExactShards(Sampler[list[Pick]]):
 def sample_seed(seed: int, epoch: int, image: int) -> int:
     """The seed of one sample: unrelated for neighbouring epochs and images, the same on every machine."""
     return int(np.random.SeedSequence((seed, epoch, image)).generate_state(1)[0])
-
-
-def _check(batch_size: int, rank: int, world_size: int) -> None:
-    if batch_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"batch_size {batch_size}, rank {rank}, world_size {world_size}")

@@ -30,6 +30,8 @@ CROWD_EVERY, EMPTY_EVERY = 20, 25
 _FRAMES = ((1, 1), (1, 0.75), (0.75, 1), (1, 0.625), (0.625, 1), (0.75, 0.75))
 
 Annotation = dict[str, Any]
+_Region = tuple[slice, slice]
+"""Rows and columns."""
 
 
 class _Item(NamedTuple):
@@ -103,7 +105,7 @@ def draw_framed_scene(
         if corner is None:
             continue
         placement.place(item, *corner)
-        region, inside = placement.region(filled, *corner)
+        region, inside = _overlap(*corner, filled.mask.shape, within.shape)
         within[region] |= filled.mask[inside]
         _paint(rng, canvas, item.stamps[0][0], *corner)
         enclosed = _annotation(filled, *corner, width, height)["area"]
@@ -114,7 +116,7 @@ def draw_framed_scene(
         if corner is None:
             continue
         _paint(rng, canvas, item.stamps[0][0], *corner)
-        region, inside = placement.region(item, *corner)
+        region, inside = _overlap(*corner, item.mask.shape, within.shape)
         # Wholly, or not at all: nothing hides a stroke.
         if within[region][item.mask[inside]].all():
             annotations.append(_annotation(item, *corner, width, height))
@@ -180,8 +182,7 @@ def _crowd(rng: np.random.Generator) -> _Item:
     width = max(x + drawn.coverage.shape[1] for drawn, x, _ in stamps)
     height = max(y + drawn.coverage.shape[0] for drawn, _, y in stamps)
     mask = np.ones((height, width), dtype=np.bool_)
-    size, category = float(np.sqrt(width * height)), CATEGORIES.ids[label]
-    return _Item(size, mask, stamps, keep=0.95, category=category, crowd=True)
+    return _Item(float(np.sqrt(mask.size)), mask, stamps, 0.95, CATEGORIES.ids[label], crowd=True)
 
 
 class _Placement:
@@ -206,7 +207,7 @@ class _Placement:
 
     def place(self, item: _Item, x: int, y: int) -> bool:
         """Whether an item may lie at a place, where it does from now on."""
-        region, inside = self.region(item, x, y)
+        region, inside = _overlap(x, y, item.mask.shape, self.seen.shape)
         visible = item.mask[inside]
         count = np.count_nonzero(visible)
         hidden = np.bincount(self.seen[region][visible], minlength=len(self.spare))
@@ -217,24 +218,19 @@ class _Placement:
         self.seen[region][visible] = len(self.spare) - 1
         return True
 
-    def region(self, item: _Item, x: int, y: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """The rows and columns that an item at (x, y) and the image share: of the image, and of the item."""
-        height, width = item.mask.shape
-        return _overlap(x, y, width, height, self.width, self.height)
-
     def _offset(self, length: int, frame: int, cut: float) -> int:
         low, high = sorted((0, frame - length))
         beyond = round(cut * length)
         return int(self.rng.integers(low - beyond, high + beyond + 1))
 
 
-def _overlap(
-    x: int, y: int, width: int, height: int, frame_width: int, frame_height: int
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The rows and columns that an item at (x, y) and the image share: those of the image, of the item."""
-    left, right = max(x, 0), min(x + width, frame_width)
-    top, bottom = max(y, 0), min(y + height, frame_height)
-    return (slice(top, bottom), slice(left, right)), (slice(top - y, bottom - y), slice(left - x, right - x))
+def _overlap(x: int, y: int, item: tuple[int, ...], image: tuple[int, ...]) -> tuple[_Region, _Region]:
+    """What an item at (x, y) and an image share, of sizes (h, w): in the image, and in the item."""
+    rows, columns = (
+        slice(max(low, 0), min(low + side, end)) for low, side, end in zip((y, x), item, image, strict=True)
+    )
+    inside = (slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x))
+    return (rows, columns), inside
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float32]:
@@ -254,8 +250,8 @@ def _resized(grid: NDArray[np.float64], width: int, height: int) -> Image.Image:
 def _paint(rng: np.random.Generator, canvas: NDArray[np.float32], drawn: Drawn, x: int, y: int) -> None:
     """Fill a stamp plainly, with a gradient or with stripes, in colours that stand out from what is there."""
     height, width = drawn.coverage.shape
-    (rows, columns), inside = _overlap(x, y, width, height, canvas.shape[2], canvas.shape[1])
-    behind = canvas[:, rows, columns]
+    region, inside = _overlap(x, y, drawn.coverage.shape, canvas.shape[1:])
+    behind = canvas[:, *region]
     colours = rng.uniform(0, 255, (16, 3)).astype(np.float32)
     # Some 25 of the pixels behind, not their mean: an item may lie on several others.
     samples = behind[:, :: 1 + behind.shape[1] // 5, :: 1 + behind.shape[2] // 5].reshape(3, -1)
@@ -276,12 +272,12 @@ def _paint(rng: np.random.Generator, canvas: NDArray[np.float32], drawn: Drawn, 
 
 
 def _annotation(item: _Item, x: int, y: int, width: int, height: int) -> Annotation:
-    frame, inside = _overlap(x, y, item.mask.shape[1], item.mask.shape[0], width, height)
+    region, inside = _overlap(x, y, item.mask.shape, (height, width))
     segmentation: Any
     if item.crowd:
         mask = np.zeros((height, width), dtype=np.bool_)
-        mask[frame] = True
-        rows, columns = frame
+        mask[region] = True
+        rows, columns = region
         box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
         area = float(np.count_nonzero(mask))
         segmentation = {"size": [height, width], "counts": _run_lengths(mask)}

@@ -27,13 +27,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from fpn.data.scene import (
-    CATEGORIES,
-    FRAMED_CATEGORIES,
-    Annotation,
-    draw_framed_scene,
-    draw_scene,
-)
+from fpn.data.scene import CATEGORIES, FRAMED_CATEGORIES, Annotation, draw_framed_scene, draw_scene
 from fpn.errors import InputError
 
 _MANIFEST = "shapes.json"
@@ -70,14 +64,13 @@ def generate_shapes(
     Raises:
         InputError: A parameter is out of range, or `out` holds something else, or shapes of other parameters.
     """
-    for name, value, least in (("train", train, 1), ("val", val, 1), ("seed", seed, 0)):
+    given = {"train": (train, 1), "val": (val, 1), "seed": (seed, 0), "long_side": (long_side, 64)}
+    for name, (value, least) in given.items():
         if value < least:
             raise InputError(f"{name} of the shapes is {value}: give at least {least}")
-    if long_side < 64:
-        raise InputError(f"long_side of the shapes is {long_side} pixels: give at least 64")
     if scene not in SCENES:
         raise InputError(f"there is no scene {scene!r} of shapes; there are {', '.join(SCENES)}")
-    manifest = _manifest(train=train, val=val, seed=seed, long_side=long_side, scene=scene)
+    manifest = _manifest(train, val, seed, long_side, scene)
     found = _read_manifest(out)
     if found == manifest:
         return
@@ -93,28 +86,23 @@ def generate_shapes(
         for split, count in enumerate((train, val)):
             _write_split(made, split, count, seed, long_side, scene)
         (made / _MANIFEST).write_text(json.dumps(manifest))
-        # Another process may have been quicker.
-        if not shapes_are_complete(out, train=train, val=val, seed=seed, long_side=long_side, scene=scene):
+        if _read_manifest(out) != manifest:  # else another process has been quicker
             if out.exists():
                 out.rename(Path(beside, "replaced"))
             made.rename(out)
 
 
-def shapes_are_complete(
-    out: Path,
-    *,
-    train: int = 2000,
-    val: int = 200,
-    seed: int = 0,
-    long_side: int = 256,
-    scene: Scene = "plain",
-) -> bool:
+def shapes_are_complete(out: Path, **parameters: Any) -> bool:
     """Say whether `out` holds the data set that `generate_shapes` makes of the same parameters."""
-    return _read_manifest(out) == _manifest(train=train, val=val, seed=seed, long_side=long_side, scene=scene)
+    return _read_manifest(out) == _manifest(**parameters)
 
 
-def _manifest(*, scene: str, **parameters: int) -> dict[str, Any]:
-    return {"format": _FORMAT, "version": _VERSIONS.get(scene), "scene": scene, **parameters}
+def _manifest(
+    train: int = 2000, val: int = 200, seed: int = 0, long_side: int = 256, scene: str = "plain"
+) -> dict[str, Any]:
+    """What a data set says of itself, by default one of `generate_shapes`' defaults."""
+    made_of = {"scene": scene, "train": train, "val": val, "seed": seed, "long_side": long_side}
+    return {"format": _FORMAT, "version": _VERSIONS[scene], **made_of}
 
 
 def _read_manifest(out: Path) -> dict[str, Any] | None:
@@ -145,15 +133,12 @@ def _write_split(root: Path, split: int, count: int, seed: int, long_side: int, 
         images.append(image)
         for annotation in found:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
-    categories = [
-        {"id": category, "name": name, "supercategory": "shape"}
-        for category, name in zip(known.ids, known.names, strict=True)
-    ]
+    categories = zip(known.ids, known.names, strict=True)
     content = {
         "info": {"description": "Generated shapes", "version": "1"},
         "licenses": [{"id": 1, "name": "generated", "url": ""}],
         "images": images,
         "annotations": annotations,
-        "categories": categories,
+        "categories": [{"id": id_, "name": kind, "supercategory": "shape"} for id_, kind in categories],
     }
     (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))

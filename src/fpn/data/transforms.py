@@ -166,10 +166,8 @@ def flip(sample: Sample) -> Sample:
 
 def collate(samples: Sequence[Sample], settings: ImageSettings) -> Batch:
     """Normalise what is not yet, and pad N images with zeros, at the right and bottom, to one size."""
-    height, width = (
-        math.ceil(max(sample.size[side] for sample in samples) / settings.divisor) * settings.divisor
-        for side in (0, 1)
-    )
+    sides = zip(*(sample.size for sample in samples), strict=True)
+    height, width = (math.ceil(max(side) / settings.divisor) * settings.divisor for side in sides)
     images = torch.empty((len(samples), 3, height, width), device=samples[0].image.device)
     for padded, sample in zip(images, samples, strict=True):
         h, w = sample.size

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpn.data.coco_file import CocoFile, Entries, kind_of, read_json
+from fpn.data.coco_file import BOX, INTEGER, NUMBER, CocoFile, Entries, kind_of, read_json
 from fpn.errors import InputError
 
 AnnotationSource = str | Path | Mapping[str, Any]
@@ -55,11 +55,7 @@ class GroundTruth(NamedTuple):
     def restricted_to(self, image_ids: Iterable[int]) -> "GroundTruth":
         """The same ground truth with only these images; InputError where one is not in the file."""
         wanted = np.unique(np.array(list(image_ids), dtype=np.int64))
-        if len(unknown := np.setdiff1d(wanted, self.image_ids)):
-            raise InputError(
-                f"image ids to score: {_some(unknown)} not in {self.source}; "
-                "give the annotation file of these images"
-            )
+        _refuse_unknown(wanted, self.image_ids, "image ids to score", self.source, "images")
         return self.at(np.searchsorted(self.image_ids, wanted))
 
     def at(self, places: np.ndarray) -> "GroundTruth":
@@ -90,12 +86,12 @@ def read_truth(annotations: AnnotationSource) -> GroundTruth:
         *("image_id", "category_id", "bbox", "bbox finite", "iscrowd", "area", "area finite")
     )
     by_id, categories_by_id = np.argsort(file.image_ids), np.argsort(file.category_ids)
-    names = Counter(file.category_names)
-    listed = [(int(file.category_ids[place]), file.category_names[place]) for place in categories_by_id]
+    ids, names = (c[categories_by_id].tolist() for c in (file.category_ids, file.category_names))
+    times = Counter(names)
     return GroundTruth(
         str(file.source),
         file.image_ids[by_id],
-        {id_: f"{name} ({id_})" if names[name] > 1 else name for id_, name in listed},
+        {id_: f"{name} ({id_})" if times[name] > 1 else name for id_, name in zip(ids, names, strict=True)},
         np.argsort(by_id)[file.image],
         np.argsort(categories_by_id)[file.category],
         file.bbox,
@@ -116,14 +112,16 @@ def read_results(results: ResultSource, truth: GroundTruth, *, with_categories: 
     if not isinstance(data, list):
         raise InputError(f"{source}: a JSON list of results is expected, not {kind_of(data)}")
     entries = Entries(source, "results", data)
-    image_ids, category_ids = entries.integers("image_id"), entries.integers("category_id")
-    found = Results(image_ids, category_ids, entries.boxes(), entries.numbers("score"))
+    image_ids, category_ids = entries.column("image_id", INTEGER), entries.column("category_id", INTEGER)
+    found = Results(image_ids, category_ids, entries.column("bbox", BOX), entries.column("score", NUMBER))
     entries.refuse(
         "image_id", *["category_id"] * with_categories, "bbox", "bbox finite", "score", "score finite"
     )
-    _refuse_unknown(image_ids, truth.image_ids, f"{source}: image ids", truth.source)
+    _refuse_unknown(image_ids, truth.image_ids, f"{source}: image ids", truth.source, "results")
     if with_categories:
-        _refuse_unknown(category_ids, list(truth.categories), f"{source}: category ids", truth.source)
+        _refuse_unknown(
+            category_ids, list(truth.categories), f"{source}: category ids", truth.source, "results"
+        )
     return found
 
 
@@ -134,13 +132,8 @@ def _load(given: object, name: str) -> tuple[str, Any]:
     return str(given), read_json(Path(given), name)
 
 
-def _refuse_unknown(ids: np.ndarray, known: Collection[int], what: str, truth_source: str) -> None:
+def _refuse_unknown(ids: np.ndarray, known: Collection[int], what: str, truth: str, whose: str) -> None:
+    """Raise InputError that says '3 (5, 8, 9)', or '12 (1, 2, 3, …)': how many, and the first of them."""
     if len(unknown := np.setdiff1d(ids, np.array(known, dtype=np.int64))):
-        raise InputError(
-            f"{what}: {_some(unknown)} not in {truth_source}; give the annotation file of these results"
-        )
-
-
-def _some(ids: np.ndarray) -> str:
-    """'3 (5, 8, 9)', or '12 (1, 2, 3, …)': how many, and the first of them."""
-    return f"{len(ids)} ({', '.join(map(str, ids[:3]))}{', …' if len(ids) > 3 else ''})"
+        some = f"{len(unknown)} ({', '.join(map(str, unknown[:3]))}{', …' if len(unknown) > 3 else ''})"
+        raise InputError(f"{what}: {some} not in {truth}; give the annotation file of these {whose}")

@@ -177,10 +177,9 @@ class DetectionModule(LightningModule):
                 if self.detector.reads_proposals
                 else f"{name} makes its own proposals: leave out data.train.proposals and the like"
             )
-        data = self.data
-        path = data.test_annotations_path if stage == "test" else data.val_annotations_path
+        annotations, _ = self.data.source("test" if stage == "test" else "val")
         for metric in self.metrics:
-            metric.score_on(Truth(path, data.categories, self.engine))
+            metric.score_on(Truth(annotations, self.data.categories, self.engine))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The schedule, at this run's number of images a step."""
