@@ -17,7 +17,7 @@ import torch.distributed.optim
 import yaml
 
 from fpn import InputError, ProposalNetwork, load
-from fpn.checkpoints import build_detector, remembered_version, start_from
+from fpn.checkpoints import build_detector, remembered, start_from
 from fpn.data.shapes import generate_shapes
 from fpn.lit.cli import main
 from fpn.trust import check_classes, check_remembered
@@ -270,7 +270,7 @@ def refused(command: str, file: Path, capsys: pytest.CaptureFixture[str]) -> str
     called = {
         "load": load,
         "start_from": began_from,
-        "loggers": lambda file: remembered_version(file, "Dashboard"),
+        "loggers": remembered,
     }
     if command in called:
         with pytest.raises(InputError) as caught:
@@ -374,18 +374,18 @@ def test_a_checkpoint_says_nothing_of_the_trainer(rewritten: Rewritten, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("part", "value", "reason"),
+    ("part", "value"),
     [
-        ("categories", None, "no mapping"),
-        ("categories", {"ids": [1, 2]}, "does not tell its categories"),
-        ("categories", {"ids": [1, 2], "names": ["one"]}, "does not tell its categories"),
-        ("image", 7, "no mapping"),
-        ("image", {"long_side": 7}, "does not tell how its images are prepared"),
-        ("loggers", [1], "no mapping"),
+        ("categories", None),
+        ("categories", {"ids": [1, 2]}),
+        ("categories", {"ids": [1, 2], "names": ["one"]}),
+        ("image", 7),
+        ("image", {"long_side": 7}),
+        ("loggers", [1]),
     ],
 )
 def test_a_checkpoint_that_lacks_what_it_must_tell(
-    part: str, value: Any, reason: str, rewritten: Rewritten, capsys: pytest.CaptureFixture[str]
+    part: str, value: Any, rewritten: Rewritten, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readers = {
         "categories": ["load", "start_from", "test"],
@@ -394,7 +394,7 @@ def test_a_checkpoint_that_lacks_what_it_must_tell(
     }
     file = rewritten(lambda content: content["fpn"].update({part: value}))
     for command in readers[part]:
-        assert reason in refused(command, file, capsys)
+        assert "evil.ckpt does not tell how it was trained: " in refused(command, file, capsys)
 
 
 @pytest.mark.parametrize("values", [torch.zeros(2), b"x"])

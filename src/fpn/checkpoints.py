@@ -1,6 +1,5 @@
 """Detectors from files: our own checkpoints, and whole ones or parts to start from."""
 
-import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,61 +48,67 @@ def load(path: str | Path) -> Trained:
         InputError: no such file, or not a checkpoint of this project, or one whose parts do not fit.
     """
     checkpoint = read_checkpoint(path)
-    kept = _kept(checkpoint, path)
-    categories = remembered_categories(kept, path)
-    if not kept["config"]:
-        raise InputError(f"{path} was not trained from the command line and does not tell its model")
-    detector = _detector(kept["config"], len(categories.ids), path)
+    kept = kept_in(checkpoint, path)
+    detector = _detector(kept, path)
     state = _weights(checkpoint)
     check_weights(detector.state_dict(), state, str(path))
     detector.load_state_dict(state)
-    return Trained(detector.eval(), categories, _image(kept, path))
+    return Trained(detector.eval(), kept.categories, kept.image)
 
 
-def remembered_config(path: str | Path, parts: Sequence[str] = ("model", "data")) -> dict[str, Any] | None:
-    """What a checkpoint was trained with, as a configuration for the command line.
+class Kept(NamedTuple):
+    """What one of our checkpoints keeps beside its weights."""
 
-    Args:
-        path: the `.ckpt` file.
-        parts: what to take of it; whatever else it holds is left out.
-
-    Returns:
-        None where the checkpoint was not trained from the command line.
-
-    Raises:
-        InputError: no such file, not a checkpoint of this project, or one that names what it may not
-            (`fpn.trust`).
-    """
-    config = _kept(read_checkpoint(path), path)["config"]
-    if not config:
-        return None
-    remembered = {name: _part(config, name, path) for name in parts}
-    check_remembered(remembered, str(path))
-    return remembered
+    config: dict[str, Any]
+    """`model` and `data`, as in a configuration file; empty if it was not trained from the command line."""
+    categories: Categories
+    image: ImageSettings
+    loggers: Mapping[str, Any]
+    """What each logger called the run, by its class."""
 
 
-def remembered_categories(kept: Mapping[str, Any], path: str | Path) -> Categories:
-    """The categories that a checkpoint was trained for.
+def kept_in(checkpoint: Mapping[str, Any], path: str | Path) -> Kept:
+    """What a checkpoint keeps.
 
     Args:
-        kept: what it holds under `fpn`.
+        checkpoint: its content.
         path: how to name it.
 
     Raises:
-        InputError: it does not tell them.
+        InputError: it is not one of this project, or lacks what it must tell.
     """
-    part = _part(kept, "categories", path)
-    ids, names = part.get("ids"), part.get("names")
-    if not isinstance(ids, list) or not isinstance(names, list) or len(ids) != len(names):
-        raise InputError(f"{path} does not tell its categories: a list of ids and one of their names")
-    return Categories(tuple(ids), tuple(names))
+    kept = checkpoint.get("fpn")
+    if not isinstance(kept, dict) or "state_dict" not in checkpoint:
+        raise InputError(f"{path} is not a checkpoint of this project: `fpn fit` did not write it")
+    try:
+        given = upgraded(kept["config"]) if kept["config"] else {}
+        config = {part: given[part] for part in ("model", "data") if given}
+        mappings = [config["data"], config["model"]["detector"]] if config else []
+        loggers = kept.get("loggers", {})
+        if wrong := [one for one in (*mappings, loggers) if not isinstance(one, Mapping)]:
+            raise TypeError(f"{wrong[0]!r} is no mapping of settings")
+        pairs = dict(zip(kept["categories"]["ids"], kept["categories"]["names"], strict=True))
+        categories = Categories(tuple(pairs), tuple(pairs.values()))
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in kept["image"].items()
+        }
+        return Kept(config, categories, ImageSettings(**settings), loggers)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not tell how it was trained: {error!r}") from error
 
 
-def remembered_version(path: str | Path, logger: str) -> str | None:
-    """What the logger of that class called the run that wrote a checkpoint; None without such a logger."""
-    kept = _kept(read_checkpoint(path), path)
-    version = _part({"loggers": {}} | kept, "loggers", path).get(logger)
-    return None if version is None else str(version)
+def remembered(path: str | Path) -> Kept:
+    """What a checkpoint keeps, for the command line to go by.
+
+    Args:
+        path: the `.ckpt` file.
+
+    Raises:
+        InputError: no such file, as `kept_in`, or it names what it may not (`fpn.trust`).
+    """
+    kept = kept_in(read_checkpoint(path), path)
+    check_remembered(kept.config, str(path))
+    return kept
 
 
 class Start(NamedTuple):
@@ -194,12 +199,12 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
         InputError: a file is missing or of another detector, or the two do not share their features.
     """
     halves = {path: read_checkpoint(path) for path in (rpn, fast_rcnn)}
-    kept = {path: _kept(checkpoint, path) for path, checkpoint in halves.items()}
+    kept = {path: kept_in(checkpoint, path) for path, checkpoint in halves.items()}
     for path, name in ((rpn, "ProposalNetwork"), (fast_rcnn, "FastRCNN")):
-        found = _part(_part(kept[path]["config"], "model", path), "detector", path).get("class_path")
+        found = kept[path].config["model"]["detector"].get("class_path") if kept[path].config else None
         if str(found).rpartition(".")[2] != name:
             raise InputError(f"{path} holds no {name} but {found}: the halves are one of each")
-    if kept[rpn]["categories"] != kept[fast_rcnn]["categories"]:
+    if kept[rpn].categories != kept[fast_rcnn].categories:
         raise InputError(f"{rpn} and {fast_rcnn} were trained for different categories")
     one, other = _weights(halves[rpn]), _weights(halves[fast_rcnn])
     for name in sorted(key for key in one.keys() | other.keys() if key.startswith(("bottom_up.", "neck."))):
@@ -208,21 +213,6 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
                 f"{rpn} and {fast_rcnn} do not share their features ({name} differs): "
                 "train them with model.frozen_parts [bottom_up, neck] from one checkpoint"
             )
-    config = copy.deepcopy(kept[fast_rcnn]["config"])
-    mine, theirs = (
-        config["model"]["detector"]["init_args"],
-        kept[rpn]["config"]["model"]["detector"]["init_args"],
-    )
-    parts = {key: value for key, value in mine.items() if not key.endswith("_top_n")}
-    selection = theirs["testing_proposals"]
-    number = min(selection["post_nms_top_n"], mine["testing_top_n"])
-    parts["testing_proposals"] = selection | {"post_nms_top_n": number}
-    config["model"]["detector"] = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts}
-    config["model"] |= {"start_from": None, "start_parts": None, "frozen_parts": []}
-    settings = config["data"].get("init_args", config["data"])
-    settings |= {
-        key: split | {"proposals": None} for key, split in settings.items() if key in _SPLITS and split
-    }
     # Not to be resumed: there is no state of an optimiser that fits the whole.
     joined = {
         key: value
@@ -230,8 +220,22 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
         if key not in ("optimizer_states", "lr_schedulers", "callbacks", "loops")
     }
     joined["state_dict"] = {f"{_PREFIX}{key}": value for key, value in (one | other).items()}
-    joined["fpn"] = kept[fast_rcnn] | {"config": config, "loggers": {}}
+    joined["fpn"] |= {"config": _joined_config(kept[rpn].config, kept[fast_rcnn].config), "loggers": {}}
     save_whole(joined, out)
+
+
+def _joined_config(rpn: dict[str, Any], fast_rcnn: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the second half, changed in place to that of the whole."""
+    mine, theirs = (config["model"]["detector"]["init_args"] for config in (fast_rcnn, rpn))
+    parts = {key: value for key, value in mine.items() if not key.endswith("_top_n")}
+    selection = theirs["testing_proposals"]
+    number = min(selection["post_nms_top_n"], mine["testing_top_n"])
+    parts["testing_proposals"] = selection | {"post_nms_top_n": number}
+    detector = {"class_path": "fpn.FasterRCNN", "init_args": theirs | parts}
+    fast_rcnn["model"] |= {"detector": detector, "start_from": None, "start_parts": None, "frozen_parts": []}
+    settings = fast_rcnn["data"].get("init_args", fast_rcnn["data"])
+    settings |= {split: settings[split] | {"proposals": None} for split in _SPLITS if settings.get(split)}
+    return fast_rcnn
 
 
 def save_whole(content: Mapping[str, Any], path: str | Path) -> None:
@@ -263,13 +267,10 @@ def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
             f"{path} holds neither a checkpoint of this project nor a detector of torchvision's or "
             "Detectron2's; weights of a bottom-up alone go to model.detector.bottom_up.weights"
         )
-    kept = _kept(checkpoint, path)
-    settings = {}
-    if kept["config"]:
+    kept, settings = kept_in(checkpoint, path), {}
+    if kept.config:
         with torch.device("meta"):
-            settings = detector_settings(
-                _detector(kept["config"], len(remembered_categories(kept, path).ids), path)
-            )
+            settings = detector_settings(_detector(kept, path))
     return TrainedWeights(_weights(checkpoint), settings, "the configuration files it was trained with")
 
 
@@ -280,24 +281,6 @@ def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         for key, value in checkpoint["state_dict"].items()
         if key.startswith(_PREFIX)
     }
-
-
-def _kept(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    kept = checkpoint.get("fpn")
-    needed = {"config", "categories", "image"}
-    if not isinstance(kept, dict) or not needed <= kept.keys() or "state_dict" not in checkpoint:
-        raise InputError(f"{path} is not a checkpoint of this project: `fpn fit` did not write it")
-    config = kept["config"]
-    return kept | {"config": upgraded(config) if isinstance(config, dict) else config}
-
-
-def _image(kept: Mapping[str, Any], path: str | Path) -> ImageSettings:
-    part = _part(kept, "image", path)
-    settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in part.items()}
-    try:
-        return ImageSettings(**settings)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} does not tell how its images are prepared: {error}") from error
 
 
 class _Given:
@@ -327,20 +310,15 @@ def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detect
     return factory(classes)
 
 
-def _part(config: Any, name: str, path: str | Path) -> Mapping[str, Any]:
-    part = config.get(name) if isinstance(config, Mapping) else None
-    if not isinstance(part, Mapping):
-        raise InputError(f"{path} does not tell its {name}: that is {part!r} there, no mapping of settings")
-    return part
-
-
-def _detector(config: Any, classes: int, path: str | Path) -> Detector:
-    part = _part(_part(config, "model", path), "detector", path)
+def _detector(kept: Kept, path: str | Path) -> Detector:
+    if not kept.config:
+        raise InputError(f"{path} was not trained from the command line and does not tell its model")
+    part = kept.config["model"]["detector"]
     import_asked(asked_for())  # the command line has done so, a program of the user's has not
     check_remembered(part, str(path))
     try:
         with only_installed():
-            return build_detector([part], classes)
+            return build_detector([part], len(kept.categories.ids))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:

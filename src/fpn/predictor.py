@@ -85,14 +85,7 @@ class Predictor:
     ) -> "Predictor":
         """A predictor of a loaded checkpoint, with the image size it was trained for.
 
-        Args:
-            trained: the checkpoint.
-            device: as for a new predictor.
-            scales: as for a new predictor.
-            precision: as for a new predictor.
-
-        Raises:
-            InputError: as for a new predictor.
+        Arguments and errors are those of a new predictor.
         """
         image = trained.image
         sides = (image.short_side, image.max_side)

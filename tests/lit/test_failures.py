@@ -21,10 +21,10 @@ from processes import together
 from torch import Tensor
 
 from fpn.errors import InputError
-from fpn.lit.callbacks import Scores
-from fpn.lit.checkpointing import LastCheckpoint, WholeCheckpoints
+from fpn.lit.callbacks import LastCheckpoint, Scores
+from fpn.lit.checkpointing import WholeCheckpoints
 from fpn.lit.cli import main
-from fpn.lit.guards.finite import first_non_finite
+from fpn.lit.guards import first_non_finite
 from fpn.lit.lightning_cli import DetectionCLI
 from fpn.lit.metrics_file import MetricsFile
 from fpn.lit.module import DetectionModule
@@ -32,7 +32,7 @@ from fpn.lit.optimizer import PaperSGD
 from fpn.models.detectors import FasterRCNN
 
 RUNS = Path("runs/tiny")
-EVERY_3 = ["--trainer.callbacks+=fpn.lit.checkpointing.LastCheckpoint", "--trainer.callbacks.every_n_steps=3"]
+EVERY_3 = ["--trainer.callbacks+=fpn.lit.callbacks.LastCheckpoint", "--trainer.callbacks.every_n_steps=3"]
 
 
 def fit(config: str, *given: str) -> None:
@@ -357,7 +357,7 @@ def test_a_callback_of_the_users_takes_the_place_of_ours(
     content = {
         "trainer": {
             "callbacks": [
-                {"class_path": "fpn.lit.checkpointing.LastCheckpoint", "init_args": {"every_n_steps": 7}},
+                {"class_path": "fpn.lit.callbacks.LastCheckpoint", "init_args": {"every_n_steps": 7}},
                 {"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"},
                 {"class_path": "fpn.lit.stopping.EndOnSignal", "init_args": {"every_n_steps": 3}},
                 {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"},

@@ -262,7 +262,7 @@ def test_a_killed_run_loses_what_came_after_the_last_checkpoint_only(config: str
         "optimizer": {"class_path": "fpn.lit.module.PaperSGD", "init_args": {"lr": 1.5}},
         "schedule": {"steps": 12, "milestones": [10], "warmup_steps": 2, "reference_images": 2},
     }
-    last = {"class_path": "fpn.lit.checkpointing.LastCheckpoint", "init_args": {"every_n_steps": 3}}
+    last = {"class_path": "fpn.lit.callbacks.LastCheckpoint", "init_args": {"every_n_steps": 3}}
     content["trainer"] |= {"val_check_interval": 2, "callbacks": [last]}
     Path(config).write_text(yaml.safe_dump(content))
     main(["fit", "--config", config])

@@ -7,10 +7,6 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from fpn.checkpoints import save_whole
 from fpn.errors import InputError
-from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
-from fpn.lit.callbacks.last_checkpoint import LastCheckpoint
-
-__all__ = ["BestCheckpoint", "LastCheckpoint", "WholeCheckpoints"]
 
 
 class WholeCheckpoints(TorchCheckpointIO):

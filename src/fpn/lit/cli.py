@@ -3,12 +3,15 @@
 import itertools
 import os
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from inspect import getdoc
 from pathlib import Path
 
+from fpn.allocator import keep_freed_memory
 from fpn.console import mistakes
 from fpn.errors import InputError
 from fpn.importing import VARIABLE, asked_for, import_asked
@@ -28,6 +31,17 @@ COMMANDS = {
     "ablate": "train and test the rows of a table of the paper",
     "report": "put the scores of runs beside the paper's",
 }
+
+_FUNCTIONS = {
+    "predict": "fpn.lit.predict.predict",
+    "evaluate": "fpn.lit.results.evaluate",
+    "audit": "fpn.lit.audit.audit",
+    "proposals": "fpn.lit.results.proposals",
+    "join": "fpn.checkpoints.join",
+    "shapes": "fpn.data.shapes.generate_shapes",
+    "configs": "fpn.shipped.configs",
+}
+"""The commands that are a function each, whose signature and docstring are the options and the help."""
 
 _SWITCHES = ("--proposals", "--pictures", "--decode", "--stage_times")
 """Options that mean true where no value follows."""
@@ -56,15 +70,32 @@ def _run(command: str, words: list[str]) -> None:
         if status := getattr(import_module("fpn.study.commands"), command)(words):
             sys.exit(status)
         return
+    keep_freed_memory()
     words = _with_files(_with_values(words))
-    if command in ("fit", "validate", "test"):
-        from fpn.lit.lightning_cli import run_lightning
-
-        run_lightning([command, *words])
+    if command in _FUNCTIONS:
+        _call(command, words)
     else:
-        from fpn.lit.commands import run
+        import_module("fpn.lit.lightning_cli").run_lightning([command, *words])
 
-        run(command, words)
+
+def _call(command: str, words: Sequence[str]) -> None:
+    from jsonargparse import DefaultHelpFormatter, auto_cli
+
+    class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        """Keeps the lines of a docstring."""
+
+    module, _, name = _FUNCTIONS[command].rpartition(".")
+    function = getattr(import_module(module), name)
+    auto_cli(
+        function,
+        args=list(words),
+        # What these three take is plain; the others have more that is better named.
+        as_positional=command in ("shapes", "proposals", "join"),
+        prog=f"fpn {command}",
+        description=(getdoc(function) or "").partition("\n\nArgs:")[0],
+        formatter_class=Help,
+        exit_on_error=False,
+    )
 
 
 def _modules(words: Sequence[str]) -> tuple[list[str], list[str]]:

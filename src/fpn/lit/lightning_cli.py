@@ -19,30 +19,32 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from fpn.allocator import keep_freed_memory
-from fpn.checkpoints import remembered_config, remembered_version
+from fpn.checkpoints import remembered
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
-from fpn.lit.callbacks import Bar, Ending, PlainProgress, PrintStageTimes, Report, Scores, Throughput
-from fpn.lit.checkpointing import BestCheckpoint, LastCheckpoint, WholeCheckpoints
+from fpn.lit.callbacks import (
+    Bar,
+    BestCheckpoint,
+    Ending,
+    LastCheckpoint,
+    PlainProgress,
+    PrintStageTimes,
+    Report,
+    Scores,
+    Throughput,
+)
+from fpn.lit.checkpointing import WholeCheckpoints
 from fpn.lit.cli import COMMANDS
 from fpn.lit.module import DetectionModule
 from fpn.lit.run_folder import OwnFolder, beside_its_run, led_by_a_file
 from fpn.lit.stopping import EndOnSignal, EndTogether
-from fpn.lit.together import StepError
+from fpn.lit.together import StepError, first_process
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, import_named, only_installed
 from fpn.upgrade import upgraded
-
-_NOT_OPTIONS = {
-    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-    "validate": {"model", "dataloaders", "datamodule"},
-    "test": {"model", "dataloaders", "datamodule"},
-}
-"""Lightning's commands that need a data module, and of each the arguments that are made from the options."""
 
 
 class _Parser(Parser, LightningArgumentParser):
@@ -62,7 +64,7 @@ class DetectionCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one that is asked for: the options of others take time to look up."""
-        return {self._asked: _NOT_OPTIONS[self._asked]}
+        return {self._asked: super().subcommands()[self._asked]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Read COCO unless told otherwise, and take the number of classes from the data."""
@@ -70,53 +72,51 @@ class DetectionCLI(LightningCLI):
         metrics = ("fpn.evaluation.BoxAP", "fpn.evaluation.ProposalRecall")
         # Told here too, so that --model.metrics+= adds one to them.
         parser.set_defaults({"model.metrics": [{"class_path": metric} for metric in metrics]})
+        if self._asked != "fit":
+            stages = "print at the end how much time each stage took, from loading to scoring"
+            parser.add_argument("--stage_times", type=bool, default=False, help=stages)
+        if self._asked == "test":
+            page = "write report.html and curves.png beside the scores"
+            parser.add_argument("--report", type=bool, default=True, help=page)
         parser.link_arguments("data", "model.classes", _number_of_classes, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, on top of what the checkpoint remembers where one is given."""
         assert isinstance(args, list)
         subcommand, *rest = args
-        own = self._subcommand_parsers[subcommand]
-        own.set_defaults({"weights_only": True})
-        if subcommand != "fit":
-            own.set_defaults({"verbose": False})  # our own tables say it better
-            own.add_argument(
-                "--stage_times",
-                type=bool,
-                default=False,
-                help="print at the end how much time each stage took, from loading to scoring",
-            )
-        if subcommand == "test":
-            own.add_argument(
-                "--report", type=bool, default=True, help="write report.html and curves.png beside the scores"
-            )
         rest, contents = _read_files(rest)
         path = _given_checkpoint(rest, contents)
-        remembered = None
+        configs: list[dict[str, Any]] = [{"weights_only": True}]
+        if subcommand != "fit":
+            configs.append({"verbose": False})  # our own tables say it better
         if path is not None:
             import_named([*contents, *_values(rest)])  # what is named here may be the checkpoint's too
-            remembered = remembered_config(path)
-        if remembered is not None:
-            rest = ["--config", as_word(remembered), *rest]
-        with only_installed() if remembered is not None else nullcontext():
-            self.config = parser.parse_args([subcommand, *rest])
+            before = remembered(path)
+            configs.append(before.config)
+        first = [word for config in configs for word in ("--config", as_word(config))]
+        with only_installed() if path is not None else nullcontext():
+            self.config = parser.parse_args([subcommand, *first, *rest])
         config = self.config[subcommand]
         if path is None and subcommand != "fit" and config.model.start_from is None:
             raise InputError(
                 f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored, or --model.start_from"
             )
+        if path is None:
+            return
         placed = any(word.startswith("--trainer.logger") for word in args)
-        if path is not None and subcommand != "fit" and not placed:
-            for logger in _loggers(config):
-                if logger.class_path.endswith(".MetricsFile") and logger.init_args.version is None:
-                    logger.init_args.update(Namespace(beside_its_run(Path(path), subcommand)))
+        for logger in _loggers(config):
+            kind, given = logger.class_path.rpartition(".")[2], logger.init_args
+            if subcommand == "fit" and kind == "Dashboard" and given.id is None:
+                given.id = before.loggers.get(kind)
+            elif subcommand != "fit" and kind == "MetricsFile" and given.version is None and not placed:
+                given.update(Namespace(beside_its_run(path, subcommand)))
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own would let the checkpoint's values win over those the user gives.
         pass
 
     def before_instantiate_classes(self) -> None:
-        """See that only classes are made, and that the run has a dashboard to go on with."""
+        """See that only classes are made, and how often is validated."""
         config = self.config[self.subcommand]
         check_classes(config.as_dict())
         every = config.trainer.check_val_every_n_epoch
@@ -125,8 +125,6 @@ class DetectionCLI(LightningCLI):
                 f"trainer.check_val_every_n_epoch is {every}: give 1 at least; "
                 "trainer.limit_val_batches 0 leaves validation out"
             )
-        if self.subcommand == "fit" and config.ckpt_path:
-            _go_on_with_dashboard(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks of every run, less those that the user's flags rule out.
@@ -178,7 +176,6 @@ def run_lightning(arguments: list[str]) -> None:
         arguments: the command and its options; each `--config` and the path of its file are two words.
     """
     _quiet()
-    keep_freed_memory()
     command = arguments[0]
     try:
         DetectionCLI(
@@ -201,25 +198,14 @@ def run_lightning(arguments: list[str]) -> None:
         )
     except SIGTERMException as error:
         number = signal.Signals(error.args[0] if error.args else signal.SIGTERM)
-        if _first_process():
+        if first_process():
             line = f"fpn: ended by {number.name}; a fit goes on with --ckpt_path of its last.ckpt"
             print(line, file=sys.stderr)  # noqa: T201
         sys.exit(128 + number)
     except StepError:
-        if _first_process():
+        if first_process():
             raise
         sys.exit(2)  # the first process tells it
-
-
-def _first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _go_on_with_dashboard(config: Namespace) -> None:
-    """Give a W&B run that has no id the one of the checkpoint."""
-    for logger in _loggers(config):
-        if logger.class_path.endswith(".Dashboard") and logger.init_args.id is None:
-            logger.init_args.id = remembered_version(config.ckpt_path, "Dashboard")
 
 
 def _loggers(config: Namespace) -> list[Namespace]:

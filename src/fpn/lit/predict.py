@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import write_jpeg
 from torchvision.ops import box_convert
 
-from fpn.checkpoints import Trained, load, remembered_config
+from fpn.checkpoints import Trained, load, remembered
 from fpn.console import say
 from fpn.data.coco import Annotations, CocoDataset, read_annotations, read_image, tolerated
 from fpn.data.datamodule import CocoDataModule
@@ -250,13 +250,13 @@ class _Listed:
 
 def _data_of(ckpt_path: str) -> CocoDataModule:
     """What the checkpoint was trained with."""
-    remembered = remembered_config(ckpt_path, ["data"])
-    if remembered is None:
+    kept = remembered(ckpt_path).config
+    if not kept:
         raise InputError(f"{ckpt_path} does not tell its data: give --images and --annotations")
     parser = Parser(exit_on_error=False)
     parser.add_subclass_arguments(CocoDataModule, "data", fail_untyped=False)
     with only_installed():
-        config = parser.parse_object(remembered)
+        config = parser.parse_object({"data": kept["data"]})
     check_classes(config.as_dict())
     data: CocoDataModule = parser.instantiate(config).data
     data.prepare_data()

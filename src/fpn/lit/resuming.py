@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from fpn.checkpoints import remembered_categories
+from fpn.checkpoints import kept_in
 from fpn.errors import InputError
 from fpn.weights import check_weights
 
@@ -45,7 +45,7 @@ def take_up(module: "DetectionModule", checkpoint: Mapping[str, Any]) -> None:
     """
     kept = checkpoint.get("fpn")
     if kept is not None:
-        theirs, ours = remembered_categories(kept, "the checkpoint"), module.data.categories
+        theirs, ours = kept_in(checkpoint, "the checkpoint").categories, module.data.categories
         if theirs != ours:
             raise InputError(
                 "the checkpoint was trained for other categories than the data has: "

@@ -26,7 +26,7 @@ def led_by_a_file(loggers: Sequence[Logger]) -> list[Logger]:
     return [*(files or [MetricsFile(others[0].save_dir or "runs")]), *others]
 
 
-def beside_its_run(checkpoint: Path, what: str) -> dict[str, str]:
+def beside_its_run(checkpoint: str | Path, what: str) -> dict[str, str]:
     """Where a `MetricsFile` writes to RUN/test, or RUN/test_2 and so on, of RUN/checkpoints/*.ckpt.
 
     Args:
@@ -36,8 +36,9 @@ def beside_its_run(checkpoint: Path, what: str) -> dict[str, str]:
     Returns:
         Its arguments; none for a checkpoint that lies elsewhere, or where nothing can be written beside it.
     """
-    run = checkpoint.parent.parent
-    if checkpoint.parent.name != "checkpoints" or not os.access(run, os.W_OK):
+    folder = Path(checkpoint).parent
+    run = folder.parent
+    if folder.name != "checkpoints" or not os.access(run, os.W_OK):
         return {}
     names = itertools.chain([what], (f"{what}_{number}" for number in itertools.count(2)))
     version = next(name for name in names if not (run / name).exists())

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fpn import lightning_private
 from fpn.console import leave_terminal
 from fpn.errors import InputError
-from fpn.lit.together import StepError
+from fpn.lit.together import StepError, first_process
 from fpn.types import Batch
 
 
@@ -102,7 +101,7 @@ class EndOnSignal(Callback):
             leave_terminal()
         elif number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            if getattr(rank_zero_only, "rank", 0) == 0:
+            if first_process():
                 with suppress(OSError):  # of an output that is closed
                     # Not by print, in the midst of which the signal may have come.
                     os.write(2, b"\nfpn: ending after this step; again to stop at once\n")

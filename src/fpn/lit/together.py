@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from fpn.errors import InputError
@@ -11,6 +12,11 @@ from fpn.errors import InputError
 
 class StepError(InputError):
     """What ends a run in all its processes at one step; the first of them tells it."""
+
+
+def first_process() -> bool:
+    """Whether this is the first of them, which speaks for all; before a trainer knows, too."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def total(trainer: Trainer, number: Tensor | int) -> int:

@@ -3,12 +3,11 @@
 from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
 from fpn.lit.callbacks.ending import Ending
 from fpn.lit.callbacks.last_checkpoint import LastCheckpoint
-from fpn.lit.callbacks.progress import Bar, PlainProgress
+from fpn.lit.callbacks.progress import Bar, PlainProgress, Throughput
 from fpn.lit.callbacks.published import Published
 from fpn.lit.callbacks.report import Report
 from fpn.lit.callbacks.scores import Scores
 from fpn.lit.callbacks.stage_times import PrintStageTimes
-from fpn.lit.callbacks.throughput import Throughput
 
 __all__ = [
     "Bar",

@@ -1,8 +1,6 @@
 """The best checkpoint."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,6 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self) -> None:
         super().__init__(filename="best", mode="max", enable_version_counter=False)
-        self.step: int | None = None
-        """Of the optimiser, at which the best was saved; None where that is not known."""
         self._before: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -41,20 +37,6 @@ class BestCheckpoint(ModelCheckpoint):
         name = self.monitor.removeprefix("val/").removeprefix("proposal_")
         score = float(self.best_model_score)
         return f"{name} {100 * score:.1f}" if name in ("AP", "AR@1000") else f"{name} {score:.4g}"
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep it if it is the best …"""
-        with self._noting_the_step(trainer):
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """… which, of a validation at the end of an epoch, is done here."""
-        with self._noting_the_step(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning's, and the step."""
-        return super().state_dict() | {"step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember what the checkpoint tells of the best one; Lightning forgets it in another folder."""
@@ -73,19 +55,11 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_model_path = self.kth_best_model_path = path
             self.best_model_score = self.current_score = self.kth_value = score
             self.best_k_models = {path: score}
-            self.step = self._before.get("step")
         else:
             rank_zero_info(
                 f"{self._before['best_model_path']} is not what it was when {trainer.ckpt_path} was written: "
                 "the best checkpoint is chosen anew from here"
             )
-
-    @contextmanager
-    def _noting_the_step(self, trainer: Trainer) -> Iterator[None]:
-        before = self.best_model_score
-        yield
-        if self.best_model_score is not before:
-            self.step = trainer.global_step
 
     def _take_along(self, score: float, path: Path, ckpt_path: str | Path | None) -> bool:
         """Copy the best checkpoint here, unless a better one, from after the stop, has taken its place."""

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fpn.console import say
 from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
 from fpn.lit.callbacks.last_checkpoint import LastCheckpoint
+from fpn.weights import read_checkpoint
 
 
 class Ending(Callback):
@@ -23,8 +24,8 @@ class Ending(Callback):
                 newest = newest or str(callback.path)
             if isinstance(callback, BestCheckpoint) and (best := callback.told()):
                 newest = callback.best_model_path
-                step = "" if callback.step is None else f" at step {callback.step:,}"
-                say(f"best {best}{step}: {_short(newest)}")
+                step = read_checkpoint(newest)["global_step"]
+                say(f"best {best} at step {step:,}: {_short(newest)}")
         if trainer.loggers and folder:
             say(f"the run's folder: {_short(folder)}")
         if newest:

@@ -4,14 +4,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fpn.errors import InputError
 from fpn.lightning_private import between_steps, forget_validation
-from fpn.lit.running_statistics import RunningStatistics
 from fpn.lit.together import StepError
 from fpn.types import Batch
 
@@ -41,6 +43,8 @@ class LastCheckpoint(Checkpoint):
         self.saved = -1
         self._due = False
         self._validating = False
+        self._statistics: list[tuple[list[Tensor], list[Tensor]]] = []
+        """Of live BatchNorms, which forward passes change before a step is done: as they are and were."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on the weights may be averages: this is called after callbacks that put them in place …"""
@@ -53,7 +57,11 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run's folder, which all processes have to do together."""
         self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        self._statistics = RunningStatistics(pl_module)
+        norms = [m for m in pl_module.modules() if isinstance(m, _BatchNorm) and m.training]
+        by_kind: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in (buffer for norm in norms for buffer in norm.buffers()):
+            by_kind.setdefault(buffer.dtype, []).append(buffer)
+        self._statistics = [(live, [buffer.clone() for buffer in live]) for live in by_kind.values()]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -71,7 +79,8 @@ class LastCheckpoint(Checkpoint):
                 self._save(trainer)
         self._due = False
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._statistics.keep()
+            for live, kept in self._statistics:
+                torch._foreach_copy_(kept, live)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write, if all processes end training at one step."""
@@ -89,7 +98,8 @@ class LastCheckpoint(Checkpoint):
             try:
                 with nullcontext() if trainer.validating else between_steps(trainer) as within:
                     if within:
-                        self._statistics.take_back()
+                        for live, kept in self._statistics:
+                            torch._foreach_copy_(live, kept)
                     self._save(trainer)
                 what = "validation" if trainer.validating else "step"
                 note = f"{self.path} is from before this {what}: a fit goes on with --ckpt_path of it"

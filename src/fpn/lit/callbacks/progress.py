@@ -1,15 +1,14 @@
-"""How far a run is: a bar on a terminal, lines elsewhere."""
+"""How far a run is and how fast: a bar on a terminal, lines elsewhere."""
 
 import logging
 import math
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Literal, TextIO
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich import get_console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -18,50 +17,46 @@ from fpn.console import say
 from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
 from fpn.types import Batch
 
-Scoring = Literal["validation", "test"]
-Batches = Sequence[int | float]
-"""How many there are, by data loader; inf where that is not known."""
-
 PER_SECOND = 5
 """How often the bar is drawn anew."""
 
 
-class Clock:
-    """The time that is left of a whole run, its validations included."""
+class Throughput(Callback):
+    """Logs `train/images_per_second`, of all processes together, over the steps since it was last logged."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.first, self.start = trainer, trainer.global_step, time.perf_counter()
+    def __init__(self) -> None:
+        self.images, self.since, self.step = 0, 0.0, 0
 
-    def left(self) -> str:
-        """As 0:12:33; empty of a run whose end is not known, or of which nothing has been done."""
-        done, steps = self.trainer.global_step - self.first, self.trainer.max_steps
-        if done < 1 or steps < 1:
-            return ""
-        seconds = (time.perf_counter() - self.start) / done * (steps - self.trainer.global_step)
-        return str(timedelta(seconds=round(seconds)))
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; validation is not counted."""
+        self.images, self.since, self.step = 0, time.perf_counter(), trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start it again."""
+        self.images, self.since = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the batch; log at the trainer's own interval, of which 0 is never."""
+        self.images += len(batch.images) * trainer.world_size
+        interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # Of the batches whose gradients are accumulated, the last makes the step.
+        if interval and trainer.global_step != self.step and trainer.global_step % interval == 0:
+            now = time.perf_counter()
+            pl_module.log("train/images_per_second", self.images / (now - self.since), prog_bar=True)
+            self.images, self.since, self.step = 0, now, trainer.global_step
 
 
 class _Progress(ProgressBar):
-    """What both kinds of showing it share: the clock of a training, and the batches of what scores."""
+    """What both kinds of showing it share: the time that is left, and the batches of what scores."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._clock: Clock | None = None
-
-    @abstractmethod
-    def show_batches(self, trainer: Trainer, what: Scoring, done: int, batches: Batches) -> None:
-        """After each batch.
-
-        Args:
-            trainer: that runs.
-            what: is under way.
-            done: batches.
-            batches: how many there are.
-        """
+    def disable(self) -> None:
+        """Nothing: other processes than the first show none anyway."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._clock = Clock(trainer)
+        self._first, self._start = trainer.global_step, time.perf_counter()
 
     def on_validation_batch_end(
         self,
@@ -72,21 +67,27 @@ class _Progress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Show it, unless it is Lightning's trial before a training."""
-        if not trainer.sanity_checking:
-            self.show_batches(trainer, "validation", batch_idx + 1, trainer.num_val_batches)
+        """Show it in the first process, unless it is Lightning's trial before a training."""
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+            self.show_batches("test" if trainer.testing else "validation", batch_idx + 1, sum(batches))
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Show it."""
-        self.show_batches(trainer, "test", batch_idx + 1, trainer.num_test_batches)
+    on_test_batch_end = on_validation_batch_end
+
+    @abstractmethod
+    def show_batches(self, what: str, done: int, total: float) -> None:
+        """After each batch of a validation or test, of a total that is inf where it is not known."""
+
+    def left(self, trainer: Trainer) -> str:
+        """The time of the rest of a training, its validations included, as "0:12:33 left".
+
+        Empty of one whose end is not known, or of which nothing has been done.
+        """
+        done, steps = trainer.global_step - self._first, trainer.max_steps
+        if done < 1 or steps < 1:
+            return ""
+        seconds = (time.perf_counter() - self._start) / done * (steps - trainer.global_step)
+        return f"{timedelta(seconds=round(seconds))} left"
 
 
 class Bar(_Progress):
@@ -98,23 +99,14 @@ class Bar(_Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shown = True
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._drawn = -math.inf
 
-    def disable(self) -> None:
-        """As other processes than the first have it."""
-        self.shown = False
-
-    def enable(self) -> None:
-        """Show it again."""
-        self.shown = True
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Draw it; what is printed from now on appears above."""
         super().setup(trainer, pl_module, stage)
-        if not self.shown or self._progress is not None:
+        if not trainer.is_global_zero or self._progress is not None:
             return
         # It is drawn by hooks alone: a thread that draws may hold a lock while a loading process is forked.
         self._progress = Progress(
@@ -129,22 +121,23 @@ class Bar(_Progress):
             column.get_table_column().no_wrap = True  # type: ignore[union-attr]
         self._task = self._progress.add_task("", total=None, told="")
         self._progress.start()
-        self._log_to(sys.stderr)
+        _log_to_stderr()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Draw it, unless that was done just now."""
-        self._draw_training(trainer)
+        if self._due():
+            self._draw_training(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Back to training."""
         if trainer.training and not trainer.sanity_checking:
-            self._draw_training(trainer, at_once=True)
+            self._draw_training(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last step, and leave it as it stands."""
-        self._draw_training(trainer, at_once=True)
+        self._draw_training(trainer)
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -155,13 +148,13 @@ class Bar(_Progress):
         """Of a validation or test by itself too."""
         self._stop()
 
-    def _draw_training(self, trainer: Trainer, at_once: bool = False) -> None:
-        if self._progress is None or not (at_once or self._due()):
-            return
-        step, steps = trainer.global_step, trainer.max_steps
-        left = self._clock.left() if self._clock else ""
-        known = trainer.callback_metrics
-        told = [f"{left} left"] if left else []
+    def show_batches(self, what: str, done: int, total: float) -> None:
+        """Draw it, unless that was done just now."""
+        if self._due() or done == total:
+            self._show(what, done, total)
+
+    def _draw_training(self, trainer: Trainer) -> None:
+        known, told = trainer.callback_metrics, [self.left(trainer)]
         if (loss := known.get("train/loss")) is not None:
             told.append(f"loss {float(loss):.3g}")
         if (speed := known.get("train/images_per_second")) is not None:
@@ -169,27 +162,17 @@ class Bar(_Progress):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, BestCheckpoint) and (best := callback.told()):
                 told.append(f"best {best}")
-        of = f"/{steps:,}" if steps > 0 else ""
-        self._show(f"step {step:,}{of}", step, steps if steps > 0 else None, "  ".join(told))
+        steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
+        self._show("step", trainer.global_step, steps, "  ".join(filter(None, told)))
 
-    def show_batches(self, trainer: Trainer, what: Scoring, done: int, batches: Batches) -> None:
-        """Draw it, unless that was done just now."""
-        total, doing = sum(batches), {"validation": "validating", "test": "testing"}[what]
-        if self._progress is not None and (self._due() or done == total):
-            self._show(f"{doing} {done:,}/{int(total):,}" if math.isfinite(total) else doing, done, total)
-
-    def _show(self, description: str, done: int, total: float | None, told: str = "") -> None:
-        assert self._progress is not None
+    def _show(self, what: str, done: int, total: float, told: str = "") -> None:
+        if self._progress is None:
+            return
         self._drawn = time.perf_counter()
+        description = f"{what} {done:,}/{int(total):,}" if math.isfinite(total) else f"{what} {done:,}"
         self._progress.update(self._task, description=description, completed=done, told=told)
-        self._progress.tasks[0].total = total if total is not None and math.isfinite(total) else None
+        self._progress.tasks[0].total = total if math.isfinite(total) else None
         self._progress.refresh()
-
-    def _log_to(self, stream: TextIO) -> None:
-        """Have what Lightning logs appear above the bar too: rich has put a stream of its own there."""
-        for handler in logging.getLogger("lightning.pytorch").handlers:
-            if type(handler) is logging.StreamHandler:
-                handler.setStream(stream)
 
     def _due(self) -> bool:
         return time.perf_counter() - self._drawn >= 1 / PER_SECOND
@@ -198,33 +181,33 @@ class Bar(_Progress):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-            self._log_to(sys.stderr)
+            _log_to_stderr()
 
 
 class PlainProgress(_Progress):
     """A line of losses and remaining time every few steps, where there is no terminal to draw a bar on."""
 
-    def disable(self) -> None:
-        """Other processes than the first print nothing anyway."""
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Print the first step, and then at the trainer's own interval, of which 0 is never."""
-        assert self._clock is not None
         step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = step == self._clock.first + 1 or (interval and step % interval == 0)
+        due = step == self._first + 1 or (interval and step % interval == 0)
         if not due or (batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
             return
-        line = f"epoch {trainer.current_epoch + 1}, step {step:,}"
-        if trainer.max_steps > 0:
-            line += f" of {trainer.max_steps:,} ({self._clock.left()} left)"
+        of = f" of {trainer.max_steps:,} ({self.left(trainer)})" if trainer.max_steps > 0 else ""
         losses = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
         values = "  ".join(f"{key.removeprefix('train/')} {value:.3g}" for key, value in losses.items())
-        say(f"{line}: {values}")
+        say(f"epoch {trainer.current_epoch + 1}, step {step:,}{of}: {values}")
 
-    def show_batches(self, trainer: Trainer, what: Scoring, done: int, batches: Batches) -> None:
+    def show_batches(self, what: str, done: int, total: float) -> None:
         """Print a line for each tenth."""
-        total, told = int(sum(batches)), {"validation": "validated", "test": "tested"}[what]
-        if trainer.is_global_zero and done % max(total // 10, 1) == 0:
-            say(f"{told} {done} of {total} batches")
+        if done % max(int(total) // 10, 1) == 0:
+            say(f"{what}: {done} of {total} batches")
+
+
+def _log_to_stderr() -> None:
+    """Have what Lightning logs appear above the bar too: rich puts a stream of its own there for a time."""
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)

@@ -1,4 +1,4 @@
-"""Training ends before losses or gradients that are not finite harm the weights."""
+"""What watches every training, added by the module itself."""
 
 import math
 from collections.abc import Iterable
@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from fpn.errors import InputError
 from fpn.lit.together import StepError, gathered, total
 from fpn.types import Batch
 
@@ -18,22 +20,58 @@ class NonFiniteError(StepError):
     """A loss, a gradient or a weight became infinite or not a number; going on would spoil the weights."""
 
 
+class ToldIfCutShort(Callback):
+    """Warns of a training that ends before its schedule, at a learning rate that is not the last."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Compare the trainer's own limits with the schedule."""
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        limits = (trainer.max_steps, (trainer.max_epochs or -1) * steps)
+        planned = pl_module.schedule.at(pl_module.images_per_step).steps
+        end = min((limit for limit in limits if limit > 0), default=planned)
+        if end < planned and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"training ends after {end:,} of the schedule's {planned:,} steps, with the learning "
+                "rate it has there: for a shorter training set model.schedule.length (or steps and "
+                "milestones) rather than trainer.max_epochs or max_steps"
+            )
+
+
+class ToldIfUnreadable(Callback):
+    """Has the data module count, over all processes, the images in whose places others were put."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember what the batch says of them."""
+        self._lines = batch.unreadable
+
+    def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
+        """Tell of them. Only now: at the start of a batch, processes would wait for each other's last step.
+
+        Raises:
+            StepError: they are more than data.max_unreadable allows for.
+        """
+        if total(trainer, len(self._lines)):
+            lines = [line for own in gathered(trainer, self._lines) for line in own]
+            try:
+                pl_module.data.note_unreadable(lines)
+            except InputError as error:
+                raise StepError(str(error)) from None
+
+
 class FiniteSteps(Callback):
     """Ends all processes before a step whose losses or gradients are not finite.
 
     The loss and the images are named. It lets no checkpoint be written of weights that are not finite.
     """
 
-    def __init__(self) -> None:
-        self._image_ids: list[list[int]] = []
-        """Of each batch that the step under way accumulates."""
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Remember which images the step learns from."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._image_ids = []
+            self._image_ids: list[list[int]] = []
         self._image_ids.append(batch.image_ids)
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
@@ -45,14 +83,11 @@ class FiniteSteps(Callback):
         losses: dict[str, Tensor] = pl_module.last_losses
         # Not the loss given here, which 16-mixed has scaled.
         fault = ~torch.stack(list(losses.values())).sum().isfinite()
-        if not total(trainer, fault):
-            return
-        own = None
-        if fault:
+        if total(trainer, fault):
             wrong = [f"{name} = {value.item():g}" for name, value in losses.items() if not value.isfinite()]
-            own = ", ".join(wrong or ["the sum of the losses = inf"]), self._image_ids[-1]
-        what, images = next(found for found in gathered(trainer, own) if found is not None)
-        raise _error(trainer, what, images)
+            what = ", ".join(wrong or ["the sum of the losses = inf"])
+            own = (what, self._image_ids[-1]) if fault else None
+            raise _error(trainer, *next(found for found in gathered(trainer, own) if found is not None))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
