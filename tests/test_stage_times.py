@@ -272,12 +272,14 @@ def shown(
     return run
 
 
-def check(page: str, batches: int = 5) -> None:
+def check(page: str, batches: int = 5, more: tuple[str, ...] = ()) -> None:
     assert page.count("Time by stage") == 1
     assert f"(images: 5, batches: {batches})" in page
     found = rows(page.partition("Time by stage")[2])
-    assert list(found) == [*FASTER, "all"]
-    seconds, shares, each = zip(*(map(float, cells) for cells in found.values()), strict=True)
+    assert list(found) == [*FASTER, *more, "all"]
+    seconds, shares, each = zip(
+        *([float(cell.replace(",", "")) for cell in cells] for cells in found.values()), strict=True
+    )
     for column, rounding in ((seconds, 0.005), (shares, 0.05), (each, 0.05)):
         assert sum(column[:-1]) == pytest.approx(column[-1], abs=len(column) * rounding)
     assert each[-1] > 0
@@ -285,7 +287,8 @@ def check(page: str, batches: int = 5) -> None:
 
 def test_validate_and_test(checkpoint: tuple[Path, str], shown: Callable[..., str]) -> None:
     given = ["--ckpt_path", checkpoint[1]]
-    check(shown("validate", "--stage_times", *given))
+    check(shown("validate", "--stage_times", *given), more=("losses",))
+    check(shown("validate", "--stage_times", *given, "--model.val_losses", "false"))
     Path("timed.yaml").write_text("stage_times: true\n")
     page = shown("test", *given, "--config", "timed.yaml", "--data.images.test_scales", "[0.5, 1]")
     check(page)

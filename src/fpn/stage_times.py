@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import torch
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fpn.models.detectors import Detector
 from fpn.types import Batch, Inference
 
-Stage = Literal["load", "bottom-up", "neck", "RPN", "proposals", "RoI head", "post-processing", "results"]
+Stage = Literal[
+    "load", "bottom-up", "neck", "RPN", "proposals", "RoI head", "post-processing", "losses", "results"
+]
 
 _STAGES: dict[str, tuple[Stage, ...]] = {
     "bottom_up": ("bottom-up",),
@@ -37,7 +39,8 @@ class StageTimes:
     RPN's end to the RoI head's start, or to the end of a detector without one; `post-processing`
     from the RoI head's end to the detector's. What follows, keeping and writing the results, is
     `results` until the caller begins `load`, which ends when the detector starts. The context
-    begins with `load`. So each moment in it belongs to one stage, and together they are all of it.
+    begins with `load`. Of a validation that asks for them, `losses` are all that they take besides. So each
+    moment in it belongs to one stage, and together they are all of it.
 
     On an accelerator each start and end waits for the device, which costs a little time.
 
@@ -72,14 +75,16 @@ class StageTimes:
             self._hooks.append(part.register_forward_hook(partial(self._at, following)))
         self._hooks.append(self.detector.register_forward_pre_hook(partial(self._at, "bottom-up")))
         self._hooks.append(self.detector.register_forward_hook(self._end))
-        # A plain method, for which there are no hooks; the detector's own are not called from it.
-        vars(self.detector)["over_scales"] = self._over_scales
+        # Plain methods, for which there are no hooks; the detector's own are not called from them.
+        vars(self.detector).update(over_scales=self._over_scales, losses=self._losses)
+        self._in_losses = False
         self._stage: Stage = "load"
         self._since = self._now()
         return self
 
     def __exit__(self, *error: object) -> None:
-        del vars(self.detector)["over_scales"]
+        for name in ("over_scales", "losses"):
+            del vars(self.detector)[name]
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -88,7 +93,7 @@ class StageTimes:
     def begin(self, stage: Stage) -> None:
         """End the stage under way and begin another."""
         now = self._now()
-        self.seconds[self._stage] += now - self._since
+        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
         self._stage, self._since = stage, now
         if stage == "load" and self.batches == 1:
             self._first = dict(self.seconds), self.images
@@ -125,7 +130,8 @@ class StageTimes:
         return table
 
     def _at(self, stage: Stage, *_: Any) -> None:
-        self.begin(stage)
+        if not self._in_losses:
+            self.begin(stage)
 
     def _end(self, _: nn.Module, arguments: tuple[Batch], found: Inference) -> None:
         self.begin("results")
@@ -137,6 +143,15 @@ class StageTimes:
         found = type(self.detector).over_scales(self.detector, batches)
         self._end(self.detector, (batches[0],), found)
         return found
+
+    def _losses(self, *arguments: Any) -> dict[str, Tensor]:
+        self.begin("losses")
+        self._in_losses = True
+        try:
+            return type(self.detector).losses(self.detector, *arguments)
+        finally:
+            self._in_losses = False
+            self.begin("results")
 
     def _now(self) -> float:
         device = next(self.detector.parameters()).device
