@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_file"},
     "study": GROUND | {"models", "checkpoints", "study"},
+    "study.commands": GROUND | {"models", "checkpoints", "study", "lit.wandb"},  # tables of a report
     "pictures": GROUND,
     "report": GROUND | {"ops", "data", "evaluation", "pictures", "report"},
     "interop": GROUND | {"ops", "models", "data", "shipped", "interop"},

@@ -84,3 +84,13 @@ def test_what_has_no_successor_is_refused() -> None:
 @pytest.mark.parametrize("config", [{}, {"data": None}, {"data": SHAPES}, {"data": {"class_path": SHAPES}}])
 def test_nothing_to_change(config: dict[str, Any]) -> None:
     assert upgraded(config) == config
+
+
+def test_pictures_of_a_dashboard_are_among_its_panels() -> None:
+    pictures = {"class_path": "fpn.lit.wandb.DetectionPictures", "init_args": {"number": 3}}
+    other = {"class_path": "fpn.lit.callbacks.Throughput"}
+    panels = pictures | {"class_path": "fpn.lit.callbacks.Panels"}
+    assert upgraded({"trainer": {"callbacks": [other, pictures]}}) == {
+        "trainer": {"callbacks": [other, panels]}
+    }
+    assert upgraded({"trainer": {"callbacks": None}}) == {"trainer": {"callbacks": None}}

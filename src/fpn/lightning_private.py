@@ -11,6 +11,7 @@ from typing import Any
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import WandbLogger
 
 
 def batches_begun(trainer: Trainer) -> int:
@@ -101,3 +102,8 @@ def between_steps(trainer: Trainer) -> Iterator[bool]:
         yield within
     finally:
         progress.load_state_dict(kept)
+
+
+def leave_out_anonymous(logger: WandbLogger) -> None:
+    """Have W&B not be told of a setting that it has no more, of which it warns at every start."""
+    logger._wandb_init.pop("anonymous", None)

@@ -103,7 +103,17 @@ def _grouped(flat: Config, shapes: bool) -> Config:
     return new | ({"images": images} if images else {})
 
 
-UPGRADES: list[Callable[[Config], Config]] = [box_losses, group_data]
+def panels(config: Config) -> Config:
+    """The pictures of a dashboard became a part of its panels."""
+    trainer = config.get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        if isinstance(callback, dict) and callback.get("class_path") == "fpn.lit.wandb.DetectionPictures":
+            callback["class_path"] = "fpn.lit.callbacks.Panels"
+    return config
+
+
+UPGRADES: list[Callable[[Config], Config]] = [box_losses, group_data, panels]
 """Each takes a whole configuration and gives it back with its own changes; oldest first."""
 
 

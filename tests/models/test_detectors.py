@@ -344,3 +344,18 @@ def test_losses_of_ones_own_are_those_of_a_validation() -> None:
     with torch.no_grad():
         expected = detector.losses(data, torch.Generator().manual_seed(1))
         assert detector.find_with_losses(data, torch.Generator().manual_seed(1))[1] == expected
+
+
+def test_toggles_are_those_that_the_network_has() -> None:
+    on = {"lateral": True, "top_down": True, "smooth": True, "nonlinearity": False, "shared": True}
+    assert small().toggles == small(ProposalNetwork).toggles == small(FastRCNN).toggles == on
+    assert small(neck=partial(FeaturePyramid, top_down=False)).toggles == on | {"top_down": False}
+    apart = partial(RegionProposalNetwork, shared=False)
+    assert small(rpn=apart).toggles == on | {"shared": False}, "shared is what all heads are"
+    assert small(roi_head=partial(RoIHead, shared=False)).toggles == on | {"shared": False}
+    single = small(
+        ProposalNetwork,
+        neck=partial(SingleLevel, level=4),
+        rpn=partial(RegionProposalNetwork, sizes={4: [64]}),
+    )
+    assert single.toggles == {"shared": True}

@@ -426,26 +426,19 @@ def test_runs_of_another_model_data_or_schedule_are_not_called_the_rows(tmp_path
     assert data(f"--config={wide}") == "coco, with --model.detector.neck.channels 512"
 
 
-def test_toggles_that_are_given_are_told() -> None:
-    def tags(*given: str, table: str = "table1") -> list[str]:
-        *_, task = plan([table], ["c"], wandb=True, given=given)
-        words = task.steps[0].words
+def test_a_dashboard_is_told_which_row_it_is() -> None:
+    *_, task = plan(["table2"], ["c"], seeds=[3], wandb=True, given=["--model.schedule.length", "0.1"])
+    for step in task.steps:
+        words = step.words
         _, dashboard = json.loads(words[words.index("--trainer.logger") + 1])
-        told: list[str] = dashboard["init_args"]["tags"]
-        assert told[:4] == [table, f"{table} c", "paper", "coco"]
-        return told[4:]
-
-    smooth = ["smooth", "no nonlinearity"]
-    assert tags() == tags(table="table2") == ["lateral", "top_down", *smooth, "shared"]
-    given = ("--model.detector.neck.top_down", "false")
-    assert tags(*given) == ["lateral", "no top_down", *smooth, "shared"]
-    assert tags("--model.detector.neck", "{lateral: false}") == ["no lateral", "top_down", *smooth, "shared"]
-    given = ("--model.detector.init_args.rpn.init_args.shared=false",)
-    assert tags(*given) == ["lateral", "top_down", *smooth, "no shared"]
-    given = ("--model.detector.roi_head.shared", "false")
-    assert tags(*given, table="table2") == ["lateral", "top_down", *smooth, "no shared"]
-    for given in (("=fpn.models.necks.SingleLevel",), (".class_path", "fpn.models.necks.SingleLevel")):
-        assert tags("--model.detector.neck" + given[0], *given[1:]) == ["shared"]
+        told = dashboard["init_args"]
+        assert told["tags"] == ["table2", "table2 c", "paper", "coco"]
+        assert (told["name"], told["group"]) == ("table2 c seed_3", "table2/c")
+        row = {"table": "table2", "row": "c", "name": "FPN", "seed": 3, "family": "paper"}
+        assert told["about"] == {"study": row | {"data": "coco, with --model.schedule.length 0.1"}}
+    first, *_ = plan(["table3"], ["star"], wandb=True)
+    _, dashboard = json.loads(first.steps[0].words[first.steps[0].words.index("--trainer.logger") + 1])
+    assert dashboard["init_args"]["about"]["study"]["stage"] == "1_rpn"
 
 
 def test_anchors_of_other_sizes_or_ratios_are_not_counted() -> None:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.inputs import AnnotationSource
+from fpn.evaluation.panels import Panel
 from fpn.types import Batch, Categories, Inference
 
 
@@ -64,6 +65,10 @@ class Metric(torchmetrics.Metric):
     def tables(self, scores: Mapping[str, float]) -> Sequence[RenderableType]:
         """What is printed of its numbers after a test."""
         return [Text("\n".join(f"{name} {value:.4g}" for name, value in scores.items()))]
+
+    def panels(self) -> Sequence[Panel]:
+        """What a dashboard shows besides the numbers. Asked for after `compute`, on process 0."""
+        return []
 
     def files(self) -> dict[str, Any]:
         """What a test keeps besides the numbers: content for JSON by the file's name.

@@ -14,6 +14,7 @@ from torch import Tensor
 from fpn.errors import InputError
 from fpn.evaluation.curves import recall_curves
 from fpn.evaluation.distributed import COCOMetric
+from fpn.evaluation.panels import Panel, category_panel, precision_panels
 from fpn.evaluation.scoring import BoxScores, box_scores, proposal_scores
 from fpn.evaluation.tables import box_table, category_table, proposal_table
 from fpn.types import Detections, Inference
@@ -50,6 +51,12 @@ class BoxAP(COCOMetric):
     def tables(self, scores: Mapping[str, float]) -> Sequence[RenderableType]:
         """By category, and all twelve."""
         return [category_table(self.by_category), box_table(scores)]
+
+    def panels(self) -> Sequence[Panel]:
+        """AP by category, and precision over recall."""
+        if self.precision is None:
+            return []
+        return [category_panel(self.by_category), *precision_panels(self.precision, list(self.by_category))]
 
     def files(self) -> dict[str, Any]:
         """COCO results, and in scores.json the scores by category."""

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from fpn.lit.callbacks import (
     BestCheckpoint,
     Ending,
     LastCheckpoint,
+    Panels,
     PlainProgress,
     PrintStageTimes,
     Report,
@@ -106,7 +108,7 @@ class DetectionCLI(LightningCLI):
         placed = any(word.startswith("--trainer.logger") for word in args)
         for logger in _loggers(config):
             kind, given = logger.class_path.rpartition(".")[2], logger.init_args
-            if subcommand == "fit" and kind == "Dashboard" and given.id is None:
+            if subcommand != "validate" and kind == "Dashboard" and given.id is None and given.go_on:
                 given.id = before.loggers.get(kind)
             elif subcommand != "fit" and kind == "MetricsFile" and given.version is None and not placed:
                 given.update(Namespace(beside_its_run(path, subcommand)))
@@ -125,6 +127,10 @@ class DetectionCLI(LightningCLI):
                 f"trainer.check_val_every_n_epoch is {every}: give 1 at least; "
                 "trainer.limit_val_batches 0 leaves validation out"
             )
+        names = [logger.class_path for logger in _loggers(config)]
+        if "fpn.lit.tensorboard.TensorBoard" in names and find_spec("tensorboard") is None:
+            # Of an error in making it the parser makes one of no list of loggers.
+            raise InputError("TensorBoard is not installed: pip install 'fpn[tensorboard]'")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks of every run, less those that the user's flags rule out.
@@ -150,7 +156,7 @@ class DetectionCLI(LightningCLI):
         return cast(Trainer, trainer)
 
     def _callbacks(self, given: Namespace) -> list[Callback]:
-        callbacks: list[Callback] = [Throughput(), Scores(), Ending(), EndOnSignal(), EndTogether()]
+        callbacks: list[Callback] = [Throughput(), Scores(), Panels(), Ending(), EndOnSignal(), EndTogether()]
         if given["enable_checkpointing"] is not False:
             callbacks += [BestCheckpoint(), LastCheckpoint()]
         if given["enable_progress_bar"] is not False:
@@ -217,9 +223,11 @@ def _loggers(config: Namespace) -> list[Namespace]:
 def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
     """The words, with the options of earlier versions in configuration files as they are called now.
 
-    Besides, what each of the files holds.
+    What a file adds to the trainer's lists, as `logger+`, is added to what all files give. Besides, what each
+    of the files holds.
     """
     words, contents = list(words), []
+    added: list[str] = []
     for number, (option, file) in enumerate(itertools.pairwise(words), 1):
         if option != "--config":
             continue
@@ -232,7 +240,13 @@ def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
             rank_zero_info(f"{file} is of an earlier version: its options are read as they are called now")
             words[number] = as_word(content := today)
         contents.append(content)
-    return words, contents
+        trainer = content.get("trainer") if isinstance(content, dict) else None
+        if isinstance(trainer, dict) and (more := {k: v for k, v in trainer.items() if k.endswith("+")}):
+            rest = {key: value for key, value in trainer.items() if key not in more}
+            words[number] = as_word({**content, "trainer": rest})
+            added += ["--config", as_word({"trainer": more})]
+    end = max((number for number, word in enumerate(words) if word == "--config"), default=-2) + 2
+    return [*words[:end], *added, *words[end:]], contents
 
 
 def _values(words: Sequence[str]) -> Iterator[Any]:

@@ -5,11 +5,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from fpn.lit.boards import Board, boards_of
 from fpn.lit.metrics_file import MetricsFile
+from fpn.lit.module import DetectionModule
 from fpn.lit.together import StepError
 
 _OF_A_FIT = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
@@ -19,11 +22,15 @@ _OF_A_TEST = ("scores.json", "curves.json", "detections.json", "proposals.json",
 def led_by_a_file(loggers: Sequence[Logger]) -> list[Logger]:
     """The loggers, led by one that gives the run a folder of its own: Lightning asks the first for it.
 
-    Where none of them does, as W&B's does not, that is one of a metrics.csv.
+    Where none of them does, as no dashboard does, that is one of a metrics.csv.
     """
-    files = [logger for logger in loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
+    own = [logger for logger in loggers if not isinstance(logger, Board)]
+    files = [logger for logger in own if isinstance(logger, CSVLogger | TensorBoardLogger)]
     others = [logger for logger in loggers if logger not in files]
-    return [*(files or [MetricsFile(others[0].save_dir or "runs")]), *others]
+    files = files or [MetricsFile(others[0].save_dir or "runs")]
+    for board in boards_of(others):
+        board.leader = files[0]
+    return [*files, *others]
 
 
 def beside_its_run(checkpoint: str | Path, what: str) -> dict[str, str]:
@@ -46,7 +53,7 @@ def beside_its_run(checkpoint: str | Path, what: str) -> dict[str, str]:
 
 
 class OwnFolder(SaveConfigCallback):
-    """Keeps config.yaml in a run's folder, and refuses one in which another run has written.
+    """Keeps config.yaml in a run's folder, tells dashboards, and refuses a folder of another run's.
 
     Without loggers, what is written goes to trainer.default_root_dir, where anything may lie: there only what
     the run itself would write over is refused, and no configuration is kept.
@@ -73,3 +80,10 @@ class OwnFolder(SaveConfigCallback):
             raise StepError(f"{folder} has the {name} of another run: {remedy}")
         if trainer.loggers:
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the dashboards too; Lightning asks the first process to."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        toggles = pl_module.detector.toggles if isinstance(pl_module, DetectionModule) else {}
+        for board in boards_of(trainer.loggers):
+            board.show_config(config, toggles, training=stage == "fit")

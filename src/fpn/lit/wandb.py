@@ -1,37 +1,52 @@
-"""Weights & Biases: a logger that never asks or fails for want of an account, and pictures of detections.
+"""Weights & Biases: a logger that never asks or fails for want of an account.
 
 The only file that imports wandb.
 """
 
 import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from netrc import NetrcParseError, netrc
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import torch
+import torch.nn.functional as F
 import wandb
-from lightning.pytorch import Callback, LightningModule, Trainer
+import yaml
 from lightning.pytorch.loggers import WandbLogger
 
-from fpn.lit.module import DetectionModule
-from fpn.ops.boxes import rescale_boxes
-from fpn.types import Batch, Detections
+from fpn import lightning_private
+from fpn.evaluation.panels import CurvesPanel, TablePanel
+from fpn.lit.boards import Board, Picture
+from fpn.types import Categories, Detections
+
+_STEP = "trainer/global_step"
+"""What Lightning calls the axis of all curves."""
+_PACKAGES = ("fpn", "torch", "torchvision", "lightning")
+Rows = Sequence[Sequence[str | float | None]]
+
+_POINTS = 10_000
+"""So many rows of a table W&B draws."""
 
 
-class Dashboard(WandbLogger):
+class Dashboard(Board, WandbLogger):
     """A W&B run, online where the user is logged in, offline otherwise.
 
-    An offline run lies under `save_dir` and can be uploaded later by `wandb sync`. WANDB_MODE wins. A run
-    that goes on from a checkpoint goes on with its W&B run too. Checkpoints lie in the folder of the run's
-    file logger; where there is no other logger, of a metrics.csv under `save_dir`.
+    An offline run lies under `save_dir` and can be uploaded later by `wandb sync`. WANDB_MODE wins. A
+    training that goes on from a checkpoint goes on with its W&B run, and a test of it adds its scores there.
+    Checkpoints lie in the folder of the run's file logger; where there is no other logger, of a metrics.csv
+    under `save_dir`.
 
     Args:
         project: W&B project.
         name: of the run; null lets W&B invent one.
         group: runs that belong together.
-        tags: of the run.
+        tags: of the run, besides the network's toggles.
         save_dir: folder of the run's files.
         id: of a W&B run to go on with; null for a new one, or the checkpoint's.
+        go_on: false for a new one even where the checkpoint has one.
+        about: what else the run's configuration tells.
     """
 
     def __init__(
@@ -42,94 +57,160 @@ class Dashboard(WandbLogger):
         tags: list[str] | None = None,
         save_dir: str = "runs",
         id: str | None = None,
+        go_on: bool = True,
+        about: dict[str, Any] | None = None,
     ) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        offline = "WANDB_MODE" not in os.environ and not _logged_in()
-        super().__init__(name, save_dir, offline=offline, id=id, project=project, group=group, tags=tags)
+        self._goes_on, self._about = id is not None, about or {}
+        super().__init__(
+            name,
+            save_dir,
+            offline=_offline(),
+            id=id,
+            settings=_settings(),
+            project=project,
+            group=group,
+            tags=tags,
+        )
+        lightning_private.leave_out_anonymous(self)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As Lightning's; but a test's scores are a checkpoint's, and no step of its training."""
+        tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
+        if tested:
+            self._log(tested, None)
+        else:
+            super().log_metrics(metrics, step)
+
+    def show_config(self, config: Mapping[str, Any], toggles: Mapping[str, bool], training: bool) -> None:
+        """The configuration, toggles and versions; a training's stay as they are when it is tested."""
+        if self._goes_on and not training:
+            return
+        versions = {name: version(name) for name in _PACKAGES}
+        told = _grouped(config) | {"versions": versions} | self._about | dict(toggles)
+        self.experiment.config.update(told, allow_val_change=True)
+        tags = [name if on else f"no {name}" for name, on in toggles.items()]
+        self.experiment.tags = tuple(dict.fromkeys([*(self.experiment.tags or ()), *tags]))
+
+    def show_pictures(self, name: str, pictures: Sequence[Picture], step: int | None) -> None:
+        """With both layers of boxes, of which W&B shows either."""
+        height, width = (max(picture.image.shape[axis] for picture in pictures) for axis in (1, 2))
+        # W&B takes all images of a name to be of one size.
+        images = [
+            wandb.Image(
+                F.pad(one.image, (0, width - one.image.shape[2], 0, height - one.image.shape[1]), value=255)
+                .permute(1, 2, 0)
+                .numpy(),
+                boxes={
+                    "predictions": _layer(one.found, one.found_categories),
+                    "truth": _layer(one.truth, one.categories),
+                },
+                caption=one.name,
+            )
+            for one in pictures
+        ]
+        self._log({name: images}, step)
+
+    def show_table(self, name: str, table: TablePanel, step: int | None) -> None:
+        """A table, of which W&B keeps each version."""
+        self._log({name: _table(table.columns, table.rows)}, step)
+
+    def show_curves(self, name: str, curves: CurvesPanel, step: int | None) -> None:
+        """A chart, and its data as a table, NAME_table."""
+        every = len(curves.x) * len(curves.lines) // _POINTS + 1
+        chart = wandb.plot.line_series(
+            xs=list(curves.x[::every]),
+            ys=[list(line[::every]) for line in curves.lines.values()],
+            keys=list(curves.lines),
+            title=curves.title,
+            xname=curves.x_name,
+        )
+        self._log({name: chart}, step)
+
+    def show_best(self, scores: Mapping[str, float]) -> None:
+        """In the summary, where the last would stand."""
+        self.experiment.summary.update(dict(scores))
+
+    def _log(self, values: dict[str, Any], step: int | None) -> None:
+        if step is None:
+            # Lightning has W&B fill in the step of the last row, and of a first row 0.
+            self.experiment.define_metric("*", step_metric=_STEP, step_sync=False, overwrite=True)
+        self.experiment.log(values if step is None else {**values, _STEP: step})
 
 
-class DetectionPictures(Callback):
-    """The same few validation images after every validation, with predicted and true boxes.
+def log_tables(
+    tables: Mapping[str, tuple[Sequence[str], Rows]], name: str, group: str, save_dir: str
+) -> None:
+    """A W&B run that holds nothing but tables.
 
     Args:
-        number: how many images.
-        score_threshold: predicted boxes with a lower score are not sent.
+        tables: columns and rows of each, by its name.
+        name: of the run.
+        group: of the run.
+        save_dir: folder of its files.
     """
+    mode: Any = "offline" if _offline() else None
+    options: Any = {"name": name, "group": group, "dir": save_dir, "settings": _settings()}
+    with wandb.init(project="fpn", job_type="report", mode=mode, **options) as run:
+        for key, (columns, rows) in tables.items():
+            run.log({key: _table(columns, rows)})
 
-    def __init__(self, number: int = 8, score_threshold: float = 0.3) -> None:
-        self.number, self.score_threshold = number, score_threshold
-        self.pictures: list[wandb.Image] = []
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last validation's."""
-        self.pictures = []
+def _table(columns: Sequence[str], rows: Rows) -> wandb.Table:
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the first images of the first process."""
-        wanted = self.number - len(self.pictures)
-        if trainer.sanity_checking or not trainer.is_global_zero or wanted <= 0 or batch.targets is None:
-            return
-        if not isinstance(pl_module, DetectionModule) or not self._logger(trainer):
-            return
-        names = dict(enumerate(pl_module.data.categories.names, start=1))
-        found, found_names = pl_module.last_found.detections, names
-        if found is None:
-            found, found_names = pl_module.last_found.proposals, {1: "object"}
-        for n in range(min(wanted, len(found))):
-            size, target = batch.sizes[n], batch.targets[n]
-            boxes = rescale_boxes(found[n].boxes, batch.original_sizes[n], size)
-            truth = Detections(target.boxes, torch.ones(len(target.boxes)), target.labels)
-            layers = {
-                "predictions": self._layer(found[n]._replace(boxes=boxes), found_names),
-                "truth": self._layer(truth, names),
+
+def _layer(found: Detections, categories: Categories) -> dict[str, Any]:
+    names = dict(enumerate(categories.names, start=1))
+    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    return {
+        "class_labels": names,
+        "box_data": [
+            {
+                "position": dict(zip(("minX", "minY", "maxX", "maxY"), box, strict=True)),
+                "domain": "pixel",
+                "class_id": label,
             }
-            image = pl_module.data.image_settings.restore(batch.images[n], size)
-            caption = f"image {batch.image_ids[n]}"
-            self.pictures.append(
-                wandb.Image(image.permute(1, 2, 0).cpu().numpy(), boxes=layers, caption=caption)
-            )
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send them."""
-        logger = self._logger(trainer)
-        if self.pictures and logger:
-            logger.experiment.log({"val/pictures": self.pictures, "trainer/global_step": trainer.global_step})
-
-    def _logger(self, trainer: Trainer) -> WandbLogger | None:
-        return next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
-
-    def _layer(self, found: Detections, names: dict[int, str]) -> dict[str, Any]:
-        rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-        return {
-            "class_labels": names,
-            "box_data": [
-                {
-                    "position": dict(zip(("minX", "minY", "maxX", "maxY"), box, strict=True)),
-                    "domain": "pixel",
-                    "class_id": label,
-                    "box_caption": f"{names[label]} {score:.2f}",
-                    "scores": {"score": score},
-                }
-                for box, score, label in rows
-                if score >= self.score_threshold
-            ],
-        }
+            # A true box has no score.
+            | ({"box_caption": names[label]} if score != score else _scored(names[label], score))
+            for box, score, label in rows
+        ],
+    }
 
 
-def _logged_in() -> bool:
-    """Whether an account is known where `wandb login` keeps it, without asking for one or reaching out."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
+def _scored(name: str, score: float) -> dict[str, Any]:
+    return {"box_caption": f"{name} {score:.2f}", "scores": {"score": score}}
+
+
+def _grouped(value: Any) -> Any:
+    """A configuration as W&B groups and filters by it: mappings within mappings, lists as text.
+
+    It shows them as model.schedule.steps. Names with dots of one's own cannot be asked for by its API, and
+    into lists it does not look.
+    """
+    if isinstance(value, Mapping):
+        inner = {key: one for key, one in value.items() if key != "init_args"} | (
+            value.get("init_args") or {}
+        )
+        return {str(key): _grouped(one) for key, one in inner.items()}
+    if isinstance(value, list):
+        return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+    return value
+
+
+def _settings() -> wandb.Settings:
+    """Where W&B takes the commit from: where the user runs, or else a clone of this project."""
+    here, clone = Path.cwd(), Path(__file__).resolve().parents[3]
+    root = next((place for place in (here, *here.parents, clone) if (place / ".git").exists()), None)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return wandb.Settings(git_root=None if root is None else str(root))
+
+
+def _offline() -> bool:
+    """Whether no account is known where `wandb login` keeps it, without asking for one or reaching out."""
+    if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
+        return False
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        return netrc(os.environ.get("NETRC")).authenticators(host) is None
     except (OSError, NetrcParseError):
-        return False
+        return True

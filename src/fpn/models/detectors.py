@@ -79,6 +79,15 @@ class Detector(nn.Module, ABC):
         """
         return self(batch), self.losses(batch, generator)
 
+    @property
+    def toggles(self) -> dict[str, bool]:
+        """What its parts were built with or without, by name: true where all that know it were."""
+        found: dict[str, bool] = {}
+        for part in self.children():
+            for name, on in getattr(part, "toggles", {}).items():
+                found[name] = on and found.get(name, True)
+        return found
+
     def detect(self, batch: Batch) -> list[Detections]:
         """The N results of the last stage, in pixels of the original images."""
         found: Inference = self(batch)

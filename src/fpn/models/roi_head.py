@@ -159,6 +159,7 @@ class RoIHead(nn.Module):
         self.shared, self.resolution, self.pooling = shared, resolution, pooling
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
         self.canonical_size, self.canonical_level, self.epsilon = canonical_size, canonical_level, epsilon
+        self.toggles = {"shared": shared}
         # `head` holds one module under the key "shared", or one for each level under its number.
         keys = ["shared"] if shared else [str(k) for k in self.levels]
         above = Stages(channels=0) if above is None else above

@@ -96,6 +96,7 @@ class RegionProposalNetwork(nn.Module):
             )
         for k, cell in cells.items():
             self.register_buffer(f"cell{k}", cell, persistent=False)
+        self.toggles = {"shared": shared}
         # `head` holds one module under the key "shared", or one for each level under its number.
         keys = ["shared"] if shared else [str(k) for k in self.levels]
         self.head = nn.ModuleDict(

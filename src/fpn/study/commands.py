@@ -1,9 +1,12 @@
 """`fpn ablate` runs the rows of the paper's tables, `fpn report` sets the results beside the paper's."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from fpn.console import say
 from fpn.errors import InputError
 from fpn.study import pool, slurm
 from fpn.study.rows import FAMILIES, TABLES, plan
@@ -67,7 +70,10 @@ def ablate(arguments: Sequence[str]) -> int:
     if options.dry_run:
         pool.describe(tasks)
         return 0
-    return pool.run(tasks, pool.places(options.jobs, options.devices_per_run))
+    status = pool.run(tasks, pool.places(options.jobs, options.devices_per_run))
+    if options.wandb and options.task is None and status in (0, 1):
+        _to_wandb([options.out], options.out, options.tables)
+    return status
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -91,12 +97,30 @@ def report(arguments: Sequence[str]) -> int:
     add("--out", default="report", help="the folder to write to (default: %(default)s)")
     add("--csv", metavar="FOLDER", help="write the numbers of the runs into CSV files there, and no report")
     add("--all", action="store_true", help="show the paper's rows that were not run too")
+    add("--wandb", action="store_true", help="log the tables to W&B too, a run for each table of the paper")
     options = parser.parse_args(arguments)
     if options.csv is not None:
         write_csv(read_runs(options.runs), Path(options.csv))
     else:
         write_report(options.runs, options.out, options.all)
     return 0
+
+
+def _to_wandb(folders: Sequence[str], out: str, tables: Sequence[str] = ()) -> None:
+    """Log the tables of the report, those named or all, in W&B runs whose files lie in `out`."""
+    from fpn.lit.wandb import log_tables
+    from fpn.study.results import read_runs
+    from fpn.study.sections import sections_of
+
+    Path(out).mkdir(parents=True, exist_ok=True)
+    logged: dict[str, dict[str, Any]] = {}
+    for section in sections_of(read_runs(folders)):
+        if (not tables or section.table in tables) and any(row.finished for row in section.rows):
+            name = re.sub(r"[^\w.]+", "_", f"{section.family} {section.data}")
+            logged.setdefault(section.table, {})[f"report/{name}"] = section.numbers()
+    for table, content in logged.items():
+        log_tables(content, f"{table} report", table, out)
+        say(f"{table}: logged to W&B, in the run {table} report: {', '.join(content)}")
 
 
 def _parser(command: str, text: str, examples: str = "") -> argparse.ArgumentParser:
@@ -123,7 +147,9 @@ def _ablate_parser() -> argparse.ArgumentParser:
     default = "by default as many as the visible GPUs suffice for, on the CPU one; with --slurm all"
     add("--jobs", type=int, metavar="N", help=f"runs at a time; {default}")
     add("--devices_per_run", type=int, default=1, metavar="K", help="GPUs of each run, 0 for none; default 1")
-    add("--wandb", action="store_true", help="a W&B dashboard of each training")
+    add(
+        "--wandb", action="store_true", help="a W&B dashboard of each run, and at the end the report's tables"
+    )
     options = "partition=gpu time=24:00:00 ..."
     add("--slurm", nargs="*", metavar="KEY=VALUE", help=f"submit jobs, with options of sbatch ({options})")
     add("--task", metavar="NAME", help="only this task, as a job does; what it needs must be finished")

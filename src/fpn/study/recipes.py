@@ -136,7 +136,8 @@ class DetectorOf(Recipe):
     def tasks(self, making: "Making") -> list[Task]:
         others = making.study.tasks(self.row, making.seed)
         files = [config_file(making.row.file)] if self.by_own_file else []
-        return [*others, making.task([making.test(last_of(others[-1]), files=files)], others[-1])]
+        test = making.test(last_of(others[-1]), files=files, go_on=False)
+        return [*others, making.task([test], others[-1])]
 
 
 class Making(NamedTuple):
@@ -185,7 +186,7 @@ class Making(NamedTuple):
         words = ["fit", *_config_words(files)]
         words += ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
         words += ["--trainer.default_root_dir", str(folder)]
-        words += ["--trainer.logger", json.dumps(self._loggers(f"{self.name}{stage}"))]
+        words += ["--trainer.logger", json.dumps(self._loggers(stage))]
         if start is not None:
             words += ["--model.start_from", last_of(start)]
         if proposals is not None:
@@ -204,12 +205,20 @@ class Making(NamedTuple):
                 steps.append(Step(f"propose_{split}", tuple(words)))
         return self.task(steps, proposals, start if start is not proposals else None, stage=stage)
 
-    def test(self, checkpoint: str, stage: str = "", files: Sequence[Path] = ()) -> Step:
-        """A test, in the folder of a task."""
+    def test(self, checkpoint: str, stage: str = "", files: Sequence[Path] = (), go_on: bool = True) -> Step:
+        """A test, in the folder of a task.
+
+        Args:
+            checkpoint: what is tested.
+            stage: what the task's name is followed by.
+            files: how it is tested.
+            go_on: whether its scores belong to the W&B run of the checkpoint's training.
+        """
         name = f"{self.name}{stage}"
         words = ["test", *_config_words(files), "--ckpt_path", checkpoint]
         words += ["--trainer.default_root_dir", str(self.study.out / name)]
-        words += ["--trainer.logger", json.dumps(self._loggers(name)[0])]
+        loggers = self._loggers(stage, **({} if go_on else {"go_on": False}))
+        words += ["--trainer.logger", json.dumps(loggers if self.study.wandb else loggers[0])]
         return Step("test", (*words, *self.study.given), results=("scores.json", "curves.json"))
 
     def _machine(self) -> list[str]:
@@ -219,16 +228,18 @@ class Making(NamedTuple):
         precision = settings.get("trainer.precision")
         return cpu + (["--precision", precision_named(precision)] if precision is not None else [])
 
-    def _loggers(self, name: str) -> list[dict[str, Any]]:
-        """A file in the task's folder, and for a training the dashboard if there is to be one."""
-        out = str(self.study.out)
+    def _loggers(self, stage: str, **more: Any) -> list[dict[str, Any]]:
+        """A file in the task's folder, and the dashboard if there is to be one."""
+        out, name = str(self.study.out), f"{self.name}{stage}"
         file = {"save_dir": out, "name": name}
         loggers = [{"class_path": "fpn.lit.metrics_file.MetricsFile", "init_args": file}]
         if self.study.wandb:
             table, row, *_ = name.split("/")
-            tags = [table, f"{table} {row}", self.study.family, Path(self.study.data).stem, *self._toggles()]
+            tags = [table, f"{table} {row}", self.study.family, Path(self.study.data).stem]
             run = {"name": name.replace("/", " "), "group": f"{table}/{row}", "tags": tags, "save_dir": out}
-            loggers.append({"class_path": "fpn.lit.wandb.Dashboard", "init_args": run})
+            about = {"study": self._about() | ({"stage": stage[1:]} if stage else {})}
+            arguments = run | {"about": about} | more
+            loggers.append({"class_path": "fpn.lit.wandb.Dashboard", "init_args": arguments})
         return loggers
 
     def _detector(self) -> Settings:
@@ -236,15 +247,6 @@ class Making(NamedTuple):
         settings = settings_of(["--config", str(config_file(self.row.file)), *self.study.given])
         start = "model.detector."
         return {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}
-
-    def _toggles(self) -> list[str]:
-        """The paper's toggles, each as it is; those of a neck only where it is FPN's."""
-        detector, toggles = self._detector(), {}
-        if not {"neck", "neck.class_path"} & detector.keys():
-            for name in ("lateral", "top_down", "smooth", "nonlinearity"):
-                toggles[name] = detector.get(f"neck.{name}", name != "nonlinearity")
-        toggles["shared"] = all(detector.get(f"{part}.shared", True) for part in ("rpn", "roi_head"))
-        return [name if on else f"no {name}" for name, on in toggles.items()]
 
     def _about(self) -> dict[str, Any]:
         """What a report has to know; no report may pass over what makes another row than the paper's."""

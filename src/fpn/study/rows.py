@@ -105,7 +105,7 @@ def plan(
         family: paper or modern.
         data: coco, shapes, framed, or a configuration file of the user's own between base and row.
         out: folder of the study.
-        wandb: log to Weights & Biases too, grouped by table and row, tagged with the toggles.
+        wandb: log to Weights & Biases too, grouped by table and row.
         given: further arguments of every `fpn fit` and `fpn test`.
 
     Raises:

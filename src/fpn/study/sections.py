@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import PurePath
-from statistics import mean
+from statistics import mean, stdev
 from typing import NamedTuple
 
 from fpn.errors import InputError
@@ -169,6 +169,23 @@ class Section(NamedTuple):
         """The means over the runs, of the columns that have any."""
         known = {c: [x for x in self.values(row, c) if not math.isnan(x)] for c in self.columns}
         return {column: mean(values) for column, values in known.items() if values}
+
+    def numbers(self) -> tuple[list[str], list[list[str | float | None]]]:
+        """Columns and rows of what is shown, as numbers, the paper's beside ours: mean and sd over n seeds.
+
+        None stands where there is no number.
+        """
+        sides = ("paper", "ours", "sd") if self.layout.papers else ("ours", "sd")
+        titles = ["row", "name", "n", *(f"{column} {side}" for column in self.columns for side in sides)]
+        rows: list[list[str | float | None]] = []
+        for row in self.rows:
+            cells: list[str | float | None] = [row.key, row.name, len(row.finished)]
+            for column in self.columns:
+                known = [value for value in self.values(row, column) if not math.isnan(value)]
+                cells += [row.paper.get(column)] if self.layout.papers else []
+                cells += [mean(known) if known else None, stdev(known) if len(known) > 1 else None]
+            rows.append(cells)
+        return titles, rows
 
     def order(self, column: str) -> Order:
         """How the rows' order by a column agrees with the paper's."""

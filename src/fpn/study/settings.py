@@ -45,13 +45,23 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, text in _options(words):
         if name in ("config", "c"):
-            settings |= dict(_flat(_content(config_file(text))))
+            for inner, value in _flat(_content(config_file(text))):
+                if inner.endswith("+"):
+                    _add(settings, inner, value)
+                else:
+                    settings[inner] = value
         elif name.endswith("+"):
-            before = settings.get(name[:-1]) or []
-            settings[name[:-1]] = [*(before if isinstance(before, list) else [before]), _value(text)]
+            _add(settings, name, _value(text))
         else:
             settings |= dict(_flat(_value(text), name.replace(".init_args", "")))
     return settings
+
+
+def _add(settings: dict[str, Any], name: str, value: Any) -> None:
+    """Add to a list, as an option whose name ends in + does."""
+    before = settings.get(name[:-1]) or []
+    lists = (one if isinstance(one, list) else [one] for one in (before, value))
+    settings[name[:-1]] = [one for of in lists for one in of]
 
 
 def refuse_own(settings: Settings) -> None:
@@ -120,7 +130,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and value and not name.endswith("+"):
         for key, inner in value.items():
             yield from _flat(inner, name if key == "init_args" else f"{name}.{key}".lstrip("."))
     elif name:

@@ -3,6 +3,7 @@
 from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
 from fpn.lit.callbacks.ending import Ending
 from fpn.lit.callbacks.last_checkpoint import LastCheckpoint
+from fpn.lit.callbacks.panels import Panels
 from fpn.lit.callbacks.progress import Bar, PlainProgress, Throughput
 from fpn.lit.callbacks.published import Published
 from fpn.lit.callbacks.report import Report
@@ -14,6 +15,7 @@ __all__ = [
     "BestCheckpoint",
     "Ending",
     "LastCheckpoint",
+    "Panels",
     "PlainProgress",
     "PrintStageTimes",
     "Published",

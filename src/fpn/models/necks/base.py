@@ -1,5 +1,7 @@
 """What every neck is: the base class."""
 
+from collections.abc import Mapping
+
 from torch import nn
 
 
@@ -10,8 +12,10 @@ class Neck(nn.Module):
         inputs: the C levels it reads.
         levels: the levels of its output, finest first.
         channels: the channels of every level of its output.
+        toggles: what it was built with or without, by name; dashboards group runs by it.
     """
 
     inputs: tuple[int, ...]
     levels: tuple[int, ...]
     channels: int
+    toggles: Mapping[str, bool] = {}

@@ -47,6 +47,12 @@ class FeaturePyramid(Neck):
         super().__init__()
         self.levels, self.channels = tuple(sorted(levels)), channels
         self.top_down, self.nonlinearity = top_down, nonlinearity
+        self.toggles = {
+            "lateral": lateral,
+            "top_down": top_down,
+            "smooth": smooth,
+            "nonlinearity": nonlinearity,
+        }
         top = max(in_channels)
         if not set(self.levels) <= set(in_channels) or not self.levels:
             raise InputError(

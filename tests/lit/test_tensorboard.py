@@ -1,0 +1,53 @@
+"""TensorBoard's files, read back by TensorBoard."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fpn.lit import lightning_cli
+from fpn.lit.cli import main
+
+
+def read(folder: Path) -> EventAccumulator:
+    (file,) = folder.glob("events.*")
+    return EventAccumulator(str(file)).Reload()
+
+
+def test_a_run_and_its_test(config: str) -> None:
+    main(["fit", "--config", config, "--config", "tensorboard"])
+    run = Path("runs/tiny/version_0")
+    names = {"config.yaml", "metrics.csv", "checkpoints"}
+    assert {path.name for path in run.iterdir() if not path.name.startswith("events.")} == names
+    events = read(run)
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in set(rows[0]) - {"step"}:
+        logged = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        shown = events.Scalars(name)
+        assert [one.step for one in shown] == [step for step, _ in logged], name
+        assert [one.value for one in shown] == pytest.approx([value for _, value in logged], nan_ok=True)
+    images = events.Tags()["images"]
+    assert sum(name.startswith("val/pictures/image 10000") for name in images) == 5
+    assert {"val/pr", "val/pr_50_by_category", "val/pr_75_by_category"} <= set(images)
+    (text,) = events.Tensors("val/categories/text_summary")
+    assert "| category | AP | AP50" in text.tensor_proto.string_val[0].decode()
+    (text,) = events.Tensors("config/text_summary")
+    assert "batch_size: 2" in text.tensor_proto.string_val[0].decode()
+
+    main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--config", "tensorboard"])
+    events = read(run / "test")
+    assert "test/AP" in events.Tags()["scalars"]
+    assert "test/pr" in events.Tags()["images"]
+
+
+def test_without_the_package(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lightning_cli, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", config, "--config", "tensorboard"])
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1] == "fpn: TensorBoard is not installed: pip install 'fpn[tensorboard]'"
