@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from fpn.evaluation import Pyramid, diagnose, diagnose_proposals, matching
-from fpn.evaluation.curves import recall_curves
 from fpn.evaluation.diagnosis import KINDS
-from fpn.evaluation.engines import accumulate
+from fpn.evaluation.engines import accumulate, class_agnostic
 from fpn.evaluation.inputs import GroundTruth, Results, read_results, read_truth
-from fpn.evaluation.scoring import box_scores, proposal_recall
+from fpn.evaluation.scoring import box_scores
 
 IMAGES, NAMES = 30, {3: "a", 7: "b", 9: "c"}
 
@@ -281,23 +280,26 @@ def test_sizes_and_levels_equal_pycocotools(
     boxes = at_input[0].boxes
     by_box = at_input[0]._replace(areas=boxes[:, 2] * boxes[:, 3]), at_input[1]
     table = accumulate(*by_box, (100,), areas=levels, engine="pycocotools").precision[..., 0]
-    recalls = proposal_recall(*by_box, (10, 100, 1000), areas=levels, engine="pycocotools")
+    agnostic = class_agnostic(*by_box)
+    recalls = accumulate(*agnostic, (10, 100, 1000), areas=levels, engine="pycocotools").recall[:, 0]
     for place, (one, other) in enumerate(zip(found.groups[6:], proposed.groups[6:], strict=True)):
         valid = table[..., place][table[..., place] > -1]
         assert one.scores["AP"] == pytest.approx(valid.mean(), abs=1e-12)
         half = table[0, ..., place]
         assert one.scores["AP50"] == pytest.approx(half[half > -1].mean(), abs=1e-12)
-        assert list(other.scores.values()) == pytest.approx(recalls.recall[:, place].mean(0), abs=1e-12)
-        assert one.objects == other.objects == recalls.objects[place] > 0
+        assert list(other.scores.values()) == pytest.approx(recalls[:, place].mean(0), abs=1e-12)
+        single = by_box[0].areas[~by_box[0].crowd]
+        assert (
+            one.objects == other.objects == ((edges[place] <= single) & (single < edges[place + 1])).sum() > 0
+        )
 
 
-def test_recall_equals_the_curves(random_set: tuple[GroundTruth, Results]) -> None:
-    curves = recall_curves(*random_set, engine="pycocotools")
+def test_recall_equals_pycocotools(random_set: tuple[GroundTruth, Results]) -> None:
     found = diagnose_proposals(*random_set)
-    assert found.limits == curves["by_limit"]["limits"]
-    assert found.average == pytest.approx(curves["by_limit"]["AR"], abs=1e-12)
+    recall = accumulate(*class_agnostic(*random_set), found.limits, engine="pycocotools").recall[:, 0, 0]
+    assert found.average == pytest.approx(recall.mean(axis=0), abs=1e-12)
     for limit in (100, 1000):
-        assert found.by_iou[limit] == pytest.approx(curves["by_iou"][f"recall@{limit}"], abs=1e-12)
+        assert found.by_iou[limit] == pytest.approx(recall[:, found.limits.index(limit)], abs=1e-12)
     assert [one.by for one in found.groups] == ["image"] * 3
     single = ~random_set[0].crowd
     number = np.bincount(random_set[0].image[single], minlength=IMAGES - 1)

@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from fpn.evaluation.engines import AREA_RANGES, Engine
+from fpn.evaluation.engines import AREA_RANGES, class_agnostic
 from fpn.evaluation.inputs import GroundTruth, Results
-from fpn.evaluation.scoring import proposal_recall
+from fpn.evaluation.matching import IOUS, overlapping, ranked, ranks_found
 
 LIMITS = (1, 3, 10, 30, 100, 300, 1000)
 DRAWN = (100, 1000)
 """The limits of the curves over size and IoU, those of Table 1."""
 EDGES = tuple(2.0**k for k in range(3, 10))
 """Square roots of areas, in pixels, between one octave and the next: 8, 16, …, 512."""
-IOUS = tuple(percent / 100 for percent in range(50, 100, 5))
 
 
-def recall_curves(truth: GroundTruth, results: Results, engine: Engine = "faster") -> dict[str, Any]:
+def recall_curves(truth: GroundTruth, results: Results) -> dict[str, Any]:
     """Three curves of class-agnostic recall over the images of `truth`, for JSON.
 
     Matching is that of `evaluate_proposals`: every object counts, also in images without proposals;
@@ -33,21 +32,30 @@ def recall_curves(truth: GroundTruth, results: Results, engine: Engine = "faster
         `by_iou` has `thresholds` (T) and the recall there, `recall@100` and `recall@1000`. Recalls
         are in [0, 1], None where there is no object.
     """
-    recall, objects = proposal_recall(
-        truth, results, LIMITS, areas=(AREA_RANGES[0], *_octaves()), engine=engine
-    )
-    average = np.where(objects[:, None] > 0, recall.mean(axis=0), -1)
+    truth, results = class_agnostic(truth, results)
+    found, rank = ranked(truth, results, LIMITS[-1])
+    pairs = overlapping(truth, found, IOUS[0])
+    pairs = pairs.where(~truth.crowd[pairs.object])
+    sizes = [~truth.crowd & (low <= truth.areas) & (truth.areas <= high) for low, high in _octaves()]
+    groups = [~truth.crowd, *sizes]
+    recall = np.full((len(IOUS), len(groups), len(LIMITS)), -1.0)
+    for g, of in enumerate(groups):
+        if of.any():
+            ranks = ranks_found(pairs, rank, of, LIMITS[-1])
+            recall[:, g] = np.stack([(ranks < limit).mean(axis=1) for limit in LIMITS], axis=1)
+    objects = np.array([of.sum() for of in sizes])
+    average = recall.mean(axis=0)
     drawn = {limit: LIMITS.index(limit) for limit in DRAWN}
     return {
         "by_limit": {"limits": list(LIMITS), "AR": _known(average[0])},
         "by_size": {
             "from": [0.0, *EDGES],
             "to": [*EDGES, None],
-            "objects": objects[1:].tolist(),
+            "objects": objects.tolist(),
             **{f"AR@{limit}": _known(average[1:, index]) for limit, index in drawn.items()},
         },
         "by_iou": {
-            "thresholds": list(IOUS),
+            "thresholds": IOUS.round(2).tolist(),
             **{f"recall@{limit}": _known(recall[:, 0, index]) for limit, index in drawn.items()},
         },
     }

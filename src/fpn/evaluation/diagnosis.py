@@ -21,6 +21,7 @@ from fpn.evaluation.matching import (
     overlapping,
     precision_recall,
     ranked,
+    ranks_found,
     verdicts,
 )
 from fpn.ops.levels import assign_levels
@@ -152,18 +153,16 @@ def diagnose_proposals(
     pairs = overlapping(truth, found, IOUS[0])
     pairs = pairs.where(~truth.crowd[pairs.object])
     everything = Group("", "", ~truth.crowd, np.ones(len(rank), dtype=bool))
-    groups, recalls, hits = [everything, *_groups(truth, found, scales, pyramid)], [], np.empty(0)
+    groups, recalls, hits = (
+        [everything, *_groups(truth, found, scales, pyramid)],
+        [],
+        np.zeros(len(truth.crowd)),
+    )
     for group in groups:
-        at = np.full((len(IOUS), len(truth.crowd)), LIMITS[-1])  # the rank of what finds an object
-        own = pairs.where(group.objects[pairs.object])
-        for t, iou in enumerate(IOUS):
-            close = own.where(own.iou >= iou)
-            chosen = close.where(match(close.result, close.object, close.result))
-            at[t, chosen.object] = rank[chosen.result]
-        ranks = at[:, group.objects]
+        ranks = ranks_found(pairs, rank, group.objects, LIMITS[-1])
         recalls.append(np.stack([(ranks < limit).sum(axis=1) for limit in LIMITS], axis=1))
         if group is everything:
-            hits = (at < 100).mean(axis=0)
+            hits[group.objects] = (ranks < 100).mean(axis=0)
     objects = [int(group.objects.sum()) for group in groups]
     # (T, L) for each group, NaN of none.
     recalls = [one / (number or np.nan) for one, number in zip(recalls, objects, strict=True)]

@@ -108,6 +108,27 @@ def match(result: np.ndarray, target: np.ndarray, rank: np.ndarray) -> np.ndarra
         live = kept
 
 
+def ranks_found(pairs: Pairs, rank: np.ndarray, of: np.ndarray, most: int) -> np.ndarray:
+    """How many better results there are than the one that finds an object, whatever the categories.
+
+    Args:
+        pairs: results and objects, of which none is a crowd.
+        rank: (M,) of the results within their image.
+        of: (B,) bool, the objects to be found; others are as if they were not there.
+        most: stands for those that are not found.
+
+    Returns:
+        (10, objects to be found), at each of IOUS.
+    """
+    at = np.full((len(IOUS), len(of)), most)
+    pairs = pairs.where(of[pairs.object])
+    for found, iou in zip(at, IOUS, strict=True):
+        close = pairs.where(pairs.iou >= iou)
+        chosen = close.where(match(close.result, close.object, close.result))
+        found[chosen.object] = rank[chosen.result]
+    return at[:, of]
+
+
 class Verdicts(NamedTuple):
     """What the results are to the objects of one kind."""
 

@@ -117,9 +117,9 @@ class ProposalRecall(COCOMetric):
     def curves(self) -> dict[str, Any]:
         """`recall_curves` of the images seen, of all processes on process 0 after `compute`.
 
-        Scored anew at every call, in about the time of `compute`, whose errors it raises.
+        Matched anew at every call; raises the errors of `compute`.
         """
-        return recall_curves(*self.seen(), engine=self._against.engine)
+        return recall_curves(*self.seen())
 
     def _scored_boxes(self, found: Inference) -> list[Detections]:
         self.last_stage = found.detections is None

@@ -43,15 +43,6 @@ class BoxScores(NamedTuple):
     """
 
 
-class ProposalRecalls(NamedTuple):
-    """Recall of proposals at T IoU thresholds .50:.05:.95, of A ranges of areas, at L limits per image."""
-
-    recall: np.ndarray
-    """(T, A, L), -1 where no object is of the range."""
-    objects: np.ndarray
-    """(A,) int64, objects of each range, less crowds."""
-
-
 def score_boxes(
     annotations: AnnotationSource,
     results: ResultSource,
@@ -133,7 +124,7 @@ def proposal_scores(
     ascending = sorted(set(limits))
     if not ascending or ascending[0] < 1:
         raise InputError(f"limits: {list(limits)} given; give one or more numbers of proposals, from 1 up")
-    recall = proposal_recall(truth, results, ascending, engine=engine).recall
+    recall = _proposal_recall(truth, results, ascending, engine)
     # Averaged here, because pycocotools' `summarize` gives -1 for limits other than 100.
     return {
         f"AR@{limit}{area}": _mean(recall[:, a, i])
@@ -142,28 +133,21 @@ def proposal_scores(
     }
 
 
-def proposal_recall(
-    truth: GroundTruth,
-    results: Results,
-    limits: Sequence[int],
-    *,
-    areas: Sequence[tuple[float, float]] = AREA_RANGES,
-    engine: Engine = "faster",
-) -> ProposalRecalls:
-    """Class-agnostic recall of what has been read and checked already; the arguments of `accumulate`."""
-    lower, upper = np.array(areas).T
-    objects = np.zeros(len(areas), dtype=np.int64)
-    found = np.zeros((10, len(areas), len(limits)))
+def _proposal_recall(
+    truth: GroundTruth, results: Results, limits: Sequence[int], engine: Engine
+) -> np.ndarray:
+    """(T, A, L), -1 where no object is of the range of areas."""
+    lower, upper = np.array(AREA_RANGES).T
+    objects = np.zeros(len(AREA_RANGES), dtype=np.int64)
+    found = np.zeros((10, len(AREA_RANGES), len(limits)))
     # The engines take 1.5 kB per proposal, 7 GB for 1000 on each of 5000 images. Recall is found / objects,
     # both of them counts, so parts of the images give exactly what all at once would.
     for part, some in by_images(*class_agnostic(truth, results), IMAGES_AT_ONCE):
         sizes = part.areas[~part.crowd][:, None]
         among = ((lower <= sizes) & (sizes <= upper)).sum(axis=0)
-        recall = accumulate(part, some, limits, areas=areas, engine=engine).recall[:, 0]
-        found += np.rint(recall * among[:, None])
+        found += np.rint(accumulate(part, some, limits, engine=engine).recall[:, 0] * among[:, None])
         objects += among
-    recall = np.where(objects[:, None] > 0, found / np.maximum(objects, 1)[:, None], -1)
-    return ProposalRecalls(recall, objects)
+    return np.where(objects[:, None] > 0, found / np.maximum(objects, 1)[:, None], -1)
 
 
 @uncollected()
