@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from fpn.checkpoints import Trained
-from fpn.data.coco import read_image
+from fpn.data.decoding import read_image
 from fpn.data.transforms import ImageSettings, Sample, collate_scales
 from fpn.devices import device_named
 from fpn.errors import InputError

@@ -224,7 +224,7 @@ def test_training_images_that_cannot_be_read_have_no_proposals(
         path.unlink(missing_ok=True)
     line = refused(capsys, *train, "--out", "none")
     assert "5 of the 10 images of " in line
-    assert line.endswith("where data.max_unreadable allows for 3")
+    assert line.endswith("; data.max_unreadable 0.5 trains without them")
     # Images to score must all be there.
     min((copy / "val2017").iterdir()).write_bytes(b"\xff\xd8 torn")
     assert "cannot be decoded" in refused(capsys, *predict, "--split", "val", "--out", "none")
@@ -323,7 +323,7 @@ def test_mistakes_end_in_one_line(
     for victim in victims:
         victim.unlink()
     message = predict("--ckpt_path", network, "--annotations", str(truth), "--images", str(copy))
-    assert f"2 of the 5 images of {truth} are not in {copy}, as {victims[0].name}" in message
+    assert f"2 of the 5 images of {truth} are not in {copy}: {victims[0].name}, " in message
     victims[0].write_bytes(b"\xff\xd8 torn")
     victims[1].write_bytes(b"\xff\xd8 torn")
     for workers in ("0", "1"):

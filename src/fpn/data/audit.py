@@ -11,7 +11,7 @@ import numpy as np
 from fpn.data.coco import Annotations, annotations_of
 from fpn.data.coco_file import CocoFile, read_json
 from fpn.data.findings import CategoryCount, Finding, Usable
-from fpn.data.image_files import look_at_files, refuse_training
+from fpn.data.image_files import look_at_files, refuse_training, refuse_validation
 from fpn.data.object_sizes import ObjectSizes, object_sizes
 from fpn.errors import InputError
 from fpn.settings import NonNegativeInt, PositiveInt, Share
@@ -104,11 +104,13 @@ def look_at(
         del file, usable  # of which the processes that read images would have copies
         found, faults = look_at_files(image_folder, names, sizes, decode, num_workers)
         report.findings["images"] = found | report.findings["images"]
-        if taken is not None and faults:
+        if taken is not None:
             report.refusal = report.refusal or _refusal(
-                partial(refuse_training, taken, faults, max_unreadable)
+                partial(refuse_training, taken, image_folder, faults, max_unreadable)
             )
-            report.validation_refusal = report.validation_refusal or next(iter(faults.values()))
+            report.validation_refusal = report.validation_refusal or _refusal(
+                partial(refuse_validation, taken, image_folder, faults)
+            )
     return report
 
 

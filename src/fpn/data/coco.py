@@ -6,7 +6,6 @@ process as their reference counts change.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.decoding import read_image
+from fpn.data.file_names import find_files, refuse_outside
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
@@ -99,6 +99,16 @@ class Annotations:
                 f"which are 1…{MAX_LABEL}; set data.label_gaps to false"
             )
         return replace(self, categories=self.categories.with_gaps(), labels=ids[self.labels - 1])
+
+    def found_in(
+        self, folder: Path, allowed: int | None, tell: Callable[[str], object] = lambda line: None
+    ) -> "Annotations":
+        """The same with the names that the images' files have in a folder; none is opened.
+
+        Arguments and errors are those of `find_files`.
+        """
+        names = find_files(self.path, folder, self.file_names.tolist(), allowed, tell)
+        return replace(self, file_names=np.array(names, dtype=np.str_))
 
     def select(self, keep: NDArray[np.bool_]) -> "Annotations":
         """Only the images where `keep` (I,) is true."""
@@ -195,7 +205,9 @@ class CocoDataset(Dataset[Sample]):
         refuse_unreadable(list(self._unreadable), allowed, self.annotations)
 
     def _read(self, index: int) -> Tensor:
-        path = self.image_folder / str(self.annotations.file_names[index])
+        name = str(self.annotations.file_names[index])
+        refuse_outside(self.annotations.path, name, self.image_folder)
+        path = self.image_folder / name
         image = read_image(path)
         (height, width), stated = image.shape[-2:], self.annotations.sizes[index].tolist()
         if [height, width] != stated:
@@ -223,31 +235,11 @@ def refuse_unreadable(lines: Sequence[str], allowed: int, annotations: Annotatio
     if len(lines) <= allowed:
         return
     if allowed == 0:
-        raise InputError(lines[0])
+        raise InputError(f"{lines[0]}; data.max_unreadable is the share of images that training does without")
     raise InputError(
         f"{len(lines)} of the {len(annotations):,} images of {annotations.path} cannot be read, where"
         f" data.max_unreadable allows for {allowed}: {'; '.join([*lines[:3], *['…'] * (len(lines) > 3)])}"
     )
-
-
-def read_image(path: Path) -> Tensor:
-    """Decode a JPEG, PNG, WebP or GIF file, grey and CMYK ones too, to (3, H, W) uint8 RGB as stored.
-
-    Raises:
-        InputError: if the file is missing, broken or not an image of 8 bits per colour.
-    """
-    try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such image file")
-        image = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
-    except OSError as error:  # such a long name that no file can have it
-        raise InputError(f"{path}: {error.strerror}") from None
-    except RuntimeError as error:
-        reason = re.sub(r"^\w+, \S+:\d+, ", "", str(error).splitlines()[0])
-        raise InputError(f"{path}: cannot be decoded: {reason}") from None
-    if image.dtype != torch.uint8 or image.dim() != 3:
-        raise InputError(f"{path}: not one image of 8 bits per colour ({image.dtype}, {tuple(image.shape)})")
-    return image
 
 
 def read_annotations(path: Path, need_objects: bool = True) -> Annotations:

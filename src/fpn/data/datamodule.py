@@ -117,8 +117,8 @@ class CocoDataModule(LightningDataModule):
         """Read what a stage needs: "fit", "validate" or "test".
 
         Raises:
-            InputError: if a file or folder is missing or wrong, or two splits list other
-                categories; if no training image has an object; if proposals are of other
+            InputError: if a file or folder is missing or wrong, or more image files than may be, or two
+                splits list other categories; if no training image has an object; if proposals are of other
                 annotations, or given for only one of the splits of "fit".
         """
         without = [split for split in _STAGES[stage] if self._splits[split].proposals is None]
@@ -201,6 +201,7 @@ class CocoDataModule(LightningDataModule):
             if not self.keep_empty_images:
                 annotations, fate = annotations.with_objects(), "left out"
             allowed = tolerated(self.max_unreadable, len(annotations))
+        annotations = annotations.found_in(folder, allowed, lambda line: rank_zero_info(f"{split}: {line}"))
         proposals = None
         if path := self._splits[split].proposals:
             proposals = Proposals(path)

@@ -10,24 +10,22 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from fpn.data.coco import Annotations, read_image, refuse_unreadable, tolerated
+from fpn.data.coco import Annotations, refuse_unreadable, tolerated
+from fpn.data.decoding import DEEP, opened, read_image, refusal_of
+from fpn.data.file_names import locate
 from fpn.data.findings import Finding
 from fpn.devices import cpu_cores
 from fpn.errors import InputError
 
-_FORMATS = ("GIF", "JPEG", "PNG", "WEBP")
-"""What `read_image` decodes."""
-
-
 _KINDS = {
     "missing": "missing",
     "unreadable": "unreadable",
-    "unsupported": "of more than 8 bits a colour, or several in a file",
+    "unsupported": "several in a file, or of colours without a stated range",
     "other_size": "of another size than stated",
 }
 """Why training cannot take a file, in the audit's words."""
@@ -36,6 +34,7 @@ _GOOD_TO_KNOW = {
     "grey": "greyscale",
     "cmyk": "CMYK",
 }
+_RESPELLED = "spelled otherwise than the file that is taken for it"
 
 
 class Inspected(NamedTuple):
@@ -60,6 +59,13 @@ class Inspected(NamedTuple):
         return self._replace(fault="other_size", reason=reason)
 
 
+def refuse_validation(annotations: Annotations, folder: Path, faults: dict[int, str]) -> None:
+    """Raise the InputError of a run that scores all images."""
+    annotations.found_in(folder, None)
+    if faults:
+        raise InputError(next(iter(faults.values())))
+
+
 def look_at_files(
     folder: Path, names: dict[int, str], sizes: NDArray[np.int64], decode: bool, num_workers: int | None
 ) -> tuple[dict[str, Finding], dict[int, str]]:
@@ -75,8 +81,10 @@ def look_at_files(
     Returns:
         What was found, by key, and what training cannot take, a line for each by its place.
     """
+    listed = [*names.values()]
+    located = locate(folder, listed)
     loader: Iterable[list[Inspected]] = DataLoader(
-        [f"{folder}/{name}" for name in names.values()],  # type: ignore[arg-type]
+        [f"{folder}/{name}" for name in located.names],  # type: ignore[arg-type]
         batch_size=32,
         num_workers=cpu_cores() if num_workers is None else num_workers,
         collate_fn=partial(_inspect_some, decode=decode),
@@ -85,19 +93,30 @@ def look_at_files(
     found = [one for some in shown for one in some]
     files = {place: one.against(*sizes[place]) for place, one in zip(names, found, strict=True)}
     lines = {place: f"{names[place]}: {one.reason}" for place, one in files.items() if one.fault}
-    findings = {
-        key: Finding(what, [line for place, line in lines.items() if files[place].fault == key])
-        for key, what in _KINDS.items()
-    } | {
-        key: Finding(what, [names[place] for place, one in files.items() if getattr(one, key)], wrong=False)
-        for key, what in _GOOD_TO_KNOW.items()
-    }
+    findings = (
+        {
+            key: Finding(what, [line for place, line in lines.items() if files[place].fault == key])
+            for key, what in _KINDS.items()
+        }
+        | {
+            "respelled": Finding(_RESPELLED, [listed[i] for i in located.respelled], wrong=False),
+        }
+        | {
+            key: Finding(
+                what, [names[place] for place, one in files.items() if getattr(one, key)], wrong=False
+            )
+            for key, what in _GOOD_TO_KNOW.items()
+        }
+    )
     return findings, {place: f"{folder}/{line}" for place, line in lines.items()}
 
 
-def refuse_training(annotations: Annotations, faults: dict[int, str], max_unreadable: float) -> None:
+def refuse_training(
+    annotations: Annotations, folder: Path, faults: dict[int, str], max_unreadable: float
+) -> None:
     """Raise the InputError of a run that has met all unreadable images with an object."""
     has_objects, read = annotations.has_objects(), annotations.with_objects()
+    read.found_in(folder, tolerated(max_unreadable, len(read)))
     lines = dict.fromkeys(line for place, line in faults.items() if has_objects[place])
     refuse_unreadable([*lines], tolerated(max_unreadable, len(read)), read)
 
@@ -108,9 +127,9 @@ def inspect(path: str, decode: bool) -> Inspected:
         return Inspected(fault="missing", reason="no such image file")
     odd = ""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with opened(path) as image:
             found = _header(image)
-            if _is_unsupported(image):
+            if refusal_of(image):
                 odd = "unsupported"
     except Exception:  # PIL's plugins raise anything at all on broken files
         found, odd = Inspected(), "unreadable"
@@ -137,12 +156,6 @@ def _header(image: Image.Image) -> Inspected:
         height=image.height,
         width=image.width,
         turned=exif.get(ExifTags.Base.Orientation, 1) in range(2, 9),
-        grey=image.mode in ("1", "L", "LA", "I", "I;16"),
+        grey=image.mode in ("1", "L", "LA", "I", *DEEP),
         cmyk=image.mode == "CMYK",
     )
-
-
-def _is_unsupported(image: ImageFile.ImageFile) -> bool:
-    if image.format == "PNG":
-        return any("16" in str(tile[3]) for tile in image.tile)
-    return image.format in ("GIF", "WEBP") and getattr(image, "n_frames", 1) > 1

@@ -17,8 +17,9 @@ from torchvision.ops import box_convert
 
 from fpn.checkpoints import Trained, load, remembered
 from fpn.console import say
-from fpn.data.coco import Annotations, CocoDataset, read_annotations, read_image, tolerated
+from fpn.data.coco import Annotations, CocoDataset, read_annotations, tolerated
 from fpn.data.datamodule import CocoDataModule
+from fpn.data.decoding import read_image
 from fpn.data.proposals import Stamp, file_hash, write_proposals
 from fpn.data.results import write_results
 from fpn.data.samplers import ExactShards
@@ -215,14 +216,8 @@ class _Listed:
         annotations, folder = _read_listed(asked.annotations, trained), _one_folder(asked.images)
         share = asked.max_unreadable
         allowed = None if share is None else tolerated(share, len(annotations))
+        annotations = annotations.found_in(folder, allowed, say)
         self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed)
-        absent = [name for name in annotations.file_names if not (folder / str(name)).is_file()]
-        if len(absent) > (allowed or 0):
-            limit = f", where data.max_unreadable allows for {allowed}" if allowed else ""
-            raise InputError(
-                f"{len(absent)} of the {len(self)} images of {annotations.path} are not in {folder}, "
-                f"as {absent[0]}{limit}"
-            )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -63,6 +63,8 @@ def evaluate(
     # Of the images alone: scoring takes annotations that training would not.
     content = read_json(Path(annotations), "annotations") | {"annotations": []}
     listed, folder, page = annotations_of(CocoFile(annotations, content)), Path(results).parent, Path(report)
+    if images is not None:
+        listed = listed.found_in(Path(images), len(listed), console.print)
     names = zip(listed.image_ids.tolist(), listed.file_names.tolist(), strict=True)
     config = folder / "config.yaml"
     write_report(

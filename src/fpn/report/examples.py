@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import encode_jpeg
 
-from fpn.data.coco import read_image
+from fpn.data.decoding import read_image
 from fpn.evaluation.inputs import GroundTruth, Results
 from fpn.pictures import beside, draw
 from fpn.pictures import truth as true_boxes
