@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import CocoDataset, read_annotations
 from fpn.data.coco_file import read_json, uncollected
-from fpn.data.decoding import read_image
+from fpn.data.decoding import Exif, read_image
+from fpn.data.image_files import inspect, turned_line
 from fpn.data.samplers import ExactShards, Pick
-from fpn.data.transforms import EvalTransform, ImageSettings, Sample
+from fpn.data.transforms import EvalTransform, ImageSettings, Sample, as_stored
 from fpn.errors import InputError
 
 Json = dict[str, Any]
@@ -376,15 +377,71 @@ def test_one_pixel(tmp_path: Path) -> None:
     assert sample.original_size == (1, 1)
 
 
-def test_exif_orientation_is_not_applied_and_rotated_sizes_are_an_error(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture().save(tmp_path / "b.jpg", exif=exif, quality=95)
-    data = changed("images", "file_name", "b.jpg")
-    assert dataset(tmp_path, data)[Pick(0, 0)].original_size == (30, 40)
-    data["images"][0] |= {"height": 40, "width": 30}
-    with pytest.raises(InputError, match=r"b\.jpg: 40 × 30 pixels as stored .* says 30 × 40"):
-        dataset(tmp_path, data)[Pick(0, 0)]
+def exif(orientation: int) -> Image.Exif:
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
+
+
+TURNED = {"jpg": {"quality": 95}, "png": {}, "webp": {"lossless": True}, "avif": {"quality": 95}, "tif": {}}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TURNED if f".{kind}" in Image.registered_extensions()])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_shown_as_pil_shows_them(tmp_path: Path, kind: str, orientation: int) -> None:
+    path = tmp_path / f"b.{kind}"
+    # Odd sizes, in more than one of the parts that are mirrored one by one.
+    picture(71, 141).save(path, exif=exif(orientation), **TURNED[kind])
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
+    found = read_image(path).permute(1, 2, 0).numpy()
+    assert found.shape == ((71, 141, 3) if orientation < 5 else (141, 71, 3))
+    assert np.abs(found - expected).max() <= 4
+    if kind != "tif":
+        stored = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        assert np.abs(read_image(path, "ignore").permute(1, 2, 0).numpy() - stored).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("orientation", "rule", "stated", "turned"),
+    [
+        (6, "apply", (40, 30), True),
+        (6, "apply", (30, 40), False),
+        (6, "ignore", (30, 40), False),
+        (6, "ignore", (40, 30), None),
+        (6, "apply", (31, 40), None),
+        (3, "apply", (30, 40), True),
+        (2, "apply", (30, 40), True),
+        (3, "ignore", (30, 40), False),
+        (1, "apply", (30, 40), False),
+        (1, "apply", (40, 30), None),
+    ],
+)
+def test_sizes_tell_the_frame_of_the_boxes(
+    tmp_path: Path, orientation: int, rule: Exif, stated: tuple[int, int], turned: bool | None
+) -> None:
+    """As shown, as stored, or neither, which is refused; the audit and the start of training say the same."""
+    path = tmp_path / "b.png"
+    picture().save(path, exif=exif(orientation))
+    data = changed("images", "file_name", "b.png")
+    data["images"] = [data["images"][0] | {"height": stated[0], "width": stated[1]}]
+    data["annotations"] = []
+    annotations = read_annotations(written(tmp_path, data))
+    images = CocoDataset(annotations, tmp_path, as_stored, exif=rule)
+    told = turned_line(annotations, tmp_path, rule)
+    one = inspect(str(path), decode=False).against(*stated, rule)
+    if turned is None:
+        with pytest.raises(InputError, match=rf"{stated[1]} × {stated[0]}"):
+            images.picture(0)
+        assert one.fault == "other_size"
+        return
+    expected = Image.open(path)
+    expected = ImageOps.exif_transpose(expected) if turned else expected
+    assert np.array_equal(images.picture(0).permute(1, 2, 0), expected)
+    assert (one.fault, one.turned, one.left_turned) == ("", turned, orientation > 1 and not turned)
+    assert ("1 are turned or mirrored" in told, "1 are taken as stored" in told) == (
+        one.turned,
+        one.left_turned,
+    )
 
 
 def broken_files(folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fpn.data.coco_file import CocoFile, read_json
-from fpn.data.decoding import read_image
+from fpn.data.decoding import Exif, read_image
 from fpn.data.file_names import find_files, refuse_outside
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
@@ -129,7 +129,7 @@ class Annotations:
 class CocoDataset(Dataset[Sample]):
     """Images with their ground truth, by pick.
 
-    Annotations are given for the pixels as stored: an EXIF orientation is not applied.
+    A photo is turned as its EXIF orientation says, if the annotations' size is that of the photo turned.
 
     Args:
         annotations: the images, all of which the data set has.
@@ -139,6 +139,7 @@ class CocoDataset(Dataset[Sample]):
         max_unreadable: this many files may be unreadable: missing, broken, or of another size than the
             annotations say. The next image that can be read takes the place of theirs; samples name
             them, and `note_unreadable` sees whether there are more. None replaces no image.
+        exif: ignore takes all photos as stored.
     """
 
     def __init__(
@@ -148,12 +149,13 @@ class CocoDataset(Dataset[Sample]):
         transform: Transform,
         proposals: Proposals | None = None,
         max_unreadable: int | None = None,
+        exif: Exif = "apply",
     ) -> None:
         self.annotations = annotations
         self.image_folder = Path(image_folder)
         self.transform = transform
         self.proposals = proposals
-        self.max_unreadable = max_unreadable
+        self.max_unreadable, self.exif = max_unreadable, exif
         self._unreadable: dict[str, None] = {}
 
     def __len__(self) -> int:
@@ -169,7 +171,7 @@ class CocoDataset(Dataset[Sample]):
         index, unreadable = pick.image, list[str]()
         while True:
             try:
-                image = self._read(index)
+                image = self.picture(index)
                 break
             except InputError as error:
                 if self.max_unreadable is None:
@@ -204,16 +206,24 @@ class CocoDataset(Dataset[Sample]):
                     tell(f"{line}; {fate} ({len(self._unreadable)} of at most {allowed})")
         refuse_unreadable(list(self._unreadable), allowed, self.annotations)
 
-    def _read(self, index: int) -> Tensor:
+    def picture(self, index: int) -> Tensor:
+        """(3, H, W) uint8 RGB of image `index`, in the frame that its boxes are given in.
+
+        Raises:
+            InputError: the file cannot be read, or is of another size than the annotations say.
+        """
         name = str(self.annotations.file_names[index])
         refuse_outside(self.annotations.path, name, self.image_folder)
         path = self.image_folder / name
-        image = read_image(path)
-        (height, width), stated = image.shape[-2:], self.annotations.sizes[index].tolist()
-        if [height, width] != stated:
+        height, width = self.annotations.sizes[index].tolist()
+        image = read_image(path, self.exif, (height, width))
+        if image.shape[-2:] != (height, width):
+            is_as = (
+                "as stored (data.images.exif: ignore)" if self.exif == "ignore" else "as shown and as stored"
+            )
             raise InputError(
-                f"{path}: {width} × {height} pixels as stored (EXIF orientation is not applied), but"
-                f" {self.annotations.path} says {stated[1]} × {stated[0]}"
+                f"{path}: {image.shape[-1]} × {image.shape[-2]} pixels {is_as}, but"
+                f" {self.annotations.path} says {width} × {height}"
             )
         return image
 

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import Annotations, CocoDataset, read_annotations, tolerated
+from fpn.data.image_files import turned_line
 from fpn.data.loader import TrainLoader, outlive_signals
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals
@@ -72,7 +73,7 @@ class CocoDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.image_settings = images.settings
-        self._images = images
+        self._images, self.exif = images, images.exif
         # Plain numbers, for a checkpoint that keeps one of jsonargparse's own types could not be read back.
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
@@ -202,6 +203,8 @@ class CocoDataModule(LightningDataModule):
                 annotations, fate = annotations.with_objects(), "left out"
             allowed = tolerated(self.max_unreadable, len(annotations))
         annotations = annotations.found_in(folder, allowed, lambda line: rank_zero_info(f"{split}: {line}"))
+        if line := turned_line(annotations, folder, self.exif):
+            rank_zero_info(f"{split}: {line}")
         proposals = None
         if path := self._splits[split].proposals:
             proposals = Proposals(path)
@@ -213,7 +216,7 @@ class CocoDataModule(LightningDataModule):
             f" {annotations.degenerate:,} degenerate boxes dropped"
             + (f"; proposals of {path}" if path else "")
         )
-        return CocoDataset(annotations, folder, transform, proposals, allowed)
+        return CocoDataset(annotations, folder, transform, proposals, allowed, self.exif)
 
     def _evaluation(self, split: str) -> DataLoader[Sample]:
         dataset = self._datasets[split]

@@ -10,13 +10,23 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import Annotations, refuse_unreadable, tolerated
-from fpn.data.decoding import DEEP, opened, read_image, refusal_of
+from fpn.data.decoding import (
+    DEEP,
+    SIDEWAYS,
+    Exif,
+    header_of,
+    is_turned,
+    opened,
+    orientation_of,
+    read_image,
+    refusal_of,
+)
 from fpn.data.file_names import locate
 from fpn.data.findings import Finding
 from fpn.devices import cpu_cores
@@ -30,10 +40,13 @@ _KINDS = {
 }
 """Why training cannot take a file, in the audit's words."""
 _GOOD_TO_KNOW = {
-    "turned": "with an EXIF orientation, which is not applied",
+    "turned": "turned or mirrored as their EXIF orientation says",
+    "left_turned": "with an EXIF orientation, and taken as stored",
     "grey": "greyscale",
     "cmyk": "CMYK",
 }
+LOOKED_AT = 1000
+"""The most files whose headers are read as training begins."""
 _RESPELLED = "spelled otherwise than the file that is taken for it"
 
 
@@ -46,17 +59,46 @@ class Inspected(NamedTuple):
     """Why training cannot take it, a key of `_KINDS`."""
     reason: str = ""
     """The same in words."""
+    orientation: int = 1
+    """EXIF's."""
     turned: bool = False
-    """Whether viewers show it turned or mirrored, by its EXIF orientation."""
+    """Whether it is turned or mirrored by that; the size is then that of the image so shown."""
+    left_turned: bool = False
+    """Whether it is taken as stored although viewers show it otherwise."""
     grey: bool = False
     cmyk: bool = False
 
-    def against(self, height: int, width: int) -> "Inspected":
-        """The same, with its fault if it is of another size than this."""
-        if self.fault or (self.height, self.width) == (height, width):
-            return self
-        reason = f"{self.width} × {self.height} pixels as stored, not {width} × {height}"
-        return self._replace(fault="other_size", reason=reason)
+    def against(self, height: int, width: int, exif: Exif) -> "Inspected":
+        """The same as training takes it, with its fault if it is of another size than this."""
+        stored, stated = (self.height, self.width), (height, width)
+        turned = exif == "apply" and is_turned(self.orientation, stored, stated)
+        shown = stored[::-1] if turned and self.orientation in SIDEWAYS else stored
+        one = self._replace(
+            height=shown[0], width=shown[1], turned=turned, left_turned=self.orientation > 1 and not turned
+        )
+        if self.fault or shown == stated:
+            return one
+        reason = f"{shown[1]} × {shown[0]} pixels, not {width} × {height}"
+        return one._replace(fault="other_size", reason=reason)
+
+
+def turned_line(annotations: Annotations, folder: Path, exif: Exif) -> str:
+    """What becomes of photos with an EXIF orientation, by the headers of some files; empty without any."""
+    places = np.unique(np.linspace(0, len(annotations) - 1, LOOKED_AT).round().astype(int)).tolist()
+    counts = {True: 0, False: 0}
+    for place in places:
+        if header := header_of(folder / str(annotations.file_names[place])):
+            height, width = annotations.sizes[place].tolist()
+            stored, orientation = header
+            counts[exif == "apply" and is_turned(orientation, stored, (height, width))] += 1
+    fates = (
+        f"{counts[True]:,} are turned or mirrored as their EXIF orientation says, as viewers show them"
+        " (data.images.exif ignore takes them as stored)",
+        f"{counts[False]:,} are taken as stored, whatever their EXIF orientation",
+    )
+    told = " and ".join(fate for fate, any_ in zip(fates, counts.values(), strict=True) if any_)
+    of = f"the {len(annotations):,}" if len(places) == len(annotations) else f"{len(places):,} looked at"
+    return told and f"of {of} images {told}"
 
 
 def refuse_validation(annotations: Annotations, folder: Path, faults: dict[int, str]) -> None:
@@ -67,7 +109,12 @@ def refuse_validation(annotations: Annotations, folder: Path, faults: dict[int, 
 
 
 def look_at_files(
-    folder: Path, names: dict[int, str], sizes: NDArray[np.int64], decode: bool, num_workers: int | None
+    folder: Path,
+    names: dict[int, str],
+    sizes: NDArray[np.int64],
+    decode: bool,
+    num_workers: int | None,
+    exif: Exif,
 ) -> tuple[dict[str, Finding], dict[int, str]]:
     """Look at the files of images.
 
@@ -77,6 +124,7 @@ def look_at_files(
         sizes: (I, 2) heights and widths that the annotation file states.
         decode: read the files wholly.
         num_workers: processes that read, 0 for none; by default one for each core.
+        exif: as of `read_image`.
 
     Returns:
         What was found, by key, and what training cannot take, a line for each by its place.
@@ -91,7 +139,10 @@ def look_at_files(
     )
     shown = track(loader, "images", console=Console(stderr=True), disable=not sys.stderr.isatty())
     found = [one for some in shown for one in some]
-    files = {place: one.against(*sizes[place]) for place, one in zip(names, found, strict=True)}
+    files = {
+        place: one.against(int(sizes[place, 0]), int(sizes[place, 1]), exif)
+        for place, one in zip(names, found, strict=True)
+    }
     lines = {place: f"{names[place]}: {one.reason}" for place, one in files.items() if one.fault}
     findings = (
         {
@@ -136,7 +187,7 @@ def inspect(path: str, decode: bool) -> Inspected:
     if not (decode or odd):
         return found
     try:
-        _, height, width = read_image(Path(path)).shape
+        _, height, width = read_image(Path(path), exif="ignore").shape
     except InputError as error:
         return found._replace(fault=odd or "unreadable", reason=str(error).removeprefix(f"{path}: "))
     return found._replace(height=height, width=width)
@@ -149,13 +200,10 @@ def _inspect_some(paths: list[str], decode: bool) -> list[Inspected]:
 
 
 def _header(image: Image.Image) -> Inspected:
-    exif = Image.Exif()
-    if data := image.info.get("exif"):  # image.getexif() would decode a PNG file
-        exif.load(data)
     return Inspected(
         height=image.height,
         width=image.width,
-        turned=exif.get(ExifTags.Base.Orientation, 1) in range(2, 9),
+        orientation=orientation_of(image),
         grey=image.mode in ("1", "L", "LA", "I", *DEEP),
         cmyk=image.mode == "CMYK",
     )
