@@ -296,6 +296,23 @@ def test_kinds_of_files(files: Path, name: str, decode: bool) -> None:
     assert bool(one.reason) == bool(one.fault)
 
 
+def test_large_photos_are_told(tmp_path: Path) -> None:
+    Image.new("1", (10_001, 5_000)).save(tmp_path / "large.png")
+    Image.new("1", (10_000, 5_000)).save(tmp_path / "other.png")
+    images = [
+        image(1, "large.png", width=10_001, height=5_000),
+        image(2, "other.png", width=10_000, height=5_000),
+    ]
+    data = {
+        "images": images,
+        "annotations": [box(1, 1, [1, 2, 3, 4])],
+        "categories": [{"id": 3, "name": "a"}],
+    }
+    report = audited(written(tmp_path, data), tmp_path)
+    assert report.refusal == ""
+    assert report.findings["images"]["large"].items == ["large.png"]
+
+
 def test_a_file_that_breaks_off_is_found_by_decoding(files: Path) -> None:
     assert inspect(str(files / "cut.jpg"), decode=False).fault == ""
     one = inspect(str(files / "cut.jpg"), decode=True)

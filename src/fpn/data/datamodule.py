@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from fpn.data.coco import Annotations, CocoDataset, read_annotations, tolerated
 from fpn.data.image_files import turned_line
-from fpn.data.loader import TrainLoader, outlive_signals
+from fpn.data.loader import TrainLoader, start_worker
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
@@ -236,7 +236,7 @@ class CocoDataModule(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
-            "worker_init_fn": outlive_signals,
+            "worker_init_fn": start_worker,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": partial(collate, settings=self.image_settings),

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
 from typing import Literal
 
@@ -228,11 +229,14 @@ def _unknown(begin: bytes) -> str:
 
 def _content(path: Path) -> Tensor:
     try:
-        if not path.is_file():
+        status = path.stat()
+        if not S_ISREG(status.st_mode):
             raise InputError(f"{path}: no such image file")
-        if path.stat().st_size == 0:
+        if status.st_size == 0:
             raise InputError(f"{path}: {_EMPTY}")
         return read_file(str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such image file") from None
     except OSError as error:  # as such a long name that no file can have it
         raise InputError(f"{path}: {error.strerror}") from None
     except RuntimeError:

@@ -39,9 +39,12 @@ _KINDS = {
     "other_size": "of another size than stated",
 }
 """Why training cannot take a file, in the audit's words."""
+HUGE = 50 * 10**6
+"""Pixels above which the audit tells of a photo."""
 _GOOD_TO_KNOW = {
     "turned": "turned or mirrored as their EXIF orientation says",
     "left_turned": "with an EXIF orientation, and taken as stored",
+    "large": f"above {HUGE // 10**6} megapixels, which take a loading process 3 bytes a pixel and more",
     "grey": "greyscale",
     "cmyk": "CMYK",
 }
@@ -67,6 +70,11 @@ class Inspected(NamedTuple):
     """Whether it is taken as stored although viewers show it otherwise."""
     grey: bool = False
     cmyk: bool = False
+
+    @property
+    def large(self) -> bool:
+        """Whether it needs much memory."""
+        return self.height * self.width > HUGE
 
     def against(self, height: int, width: int, exif: Exif) -> "Inspected":
         """The same as training takes it, with its fault if it is of another size than this."""
