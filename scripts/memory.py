@@ -1,12 +1,14 @@
-"""Measure the memory of loading and of scoring: do workers grow, and what does COCO's size take?
+"""Measure the memory of loading and scoring: do workers grow, what do COCO's size and a large photo take?
 
-    python scripts/memory.py                                   # both
+    python scripts/memory.py                                   # all
     python scripts/memory.py --what scoring --images 5000 --proposals 1000
 
 `loading` draws a data set of COCO train2017's size (118,287 images, 860,001 boxes; the images are a few
 files under many names), runs epochs of some of its batches through the training loader and prints the memory
-that belongs to each worker alone after each of them. `scoring` collects random proposals as a test does,
-scores them, draws their curves, writes them, and prints the peak. Each runs in a process of its own. Linux.
+that belongs to each worker alone after each of them. `photo` loads photos of 108 megapixels, upright and
+turned by EXIF, and prints the most that a worker held alone meanwhile. `scoring` collects random proposals as
+a test does, scores them, draws their curves, writes them, and prints the peak. Each runs in a process of its
+own. Linux.
 """
 
 import json
@@ -17,34 +19,38 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing import Process, active_children
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jsonargparse import auto_cli
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fpn.allocator import keep_freed_memory
 from fpn.data.datamodule import CocoDataModule
-from fpn.data.options import ImageOptions
+from fpn.data.options import ImageOptions, Split
 from fpn.data.results import write_results
 from fpn.evaluation import ProposalRecall, Truth
 from fpn.types import Batch, Categories, Detections, Inference
 
 MIB = 2**20
+PHOTO = (12000, 9000)
 SIZES = ((320, 240), (240, 320), (300, 200), (200, 280))
 
 
 def main(
-    what: Literal["loading", "scoring", "both"] = "both",
+    what: Literal["loading", "photo", "scoring", "all"] = "all",
     epochs: int = 6,
     batches: int = 250,
     images: int = 5000,
     proposals: int = 1000,
     in_process: bool = False,
 ) -> None:
-    """Measure the memory of loading and of scoring.
+    """Measure the memory of loading, of a large photo, and of scoring.
 
     Args:
         what: which of them.
@@ -58,7 +64,7 @@ def main(
         print(f"{platform.machine()} CPU, Python {platform.python_version()}, torch {torch.__version__}")
         numbers = {"epochs": epochs, "batches": batches, "images": images, "proposals": proposals}
         words = [f"--{name}={value}" for name, value in numbers.items()]
-        for one in ("loading", "scoring") if what == "both" else (what,):
+        for one in ("loading", "photo", "scoring") if what == "all" else (what,):
             command = [sys.executable, __file__, f"--what={one}", *words, "--in_process=true"]
             subprocess.run(command, check=True)
         return
@@ -66,6 +72,10 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         if what == "loading":
             loading(Path(folder), epochs, batches)
+        elif what == "photo":
+            for antialias in (False, True):
+                for orientation in (1, 6):
+                    photo(Path(folder), antialias, orientation)
         else:
             scoring(Path(folder), images, proposals)
 
@@ -91,6 +101,54 @@ def loading(folder: Path, epochs: int, batches: int) -> None:
             f"epoch {epoch + 1}: "
             + ", ".join(f"worker {i} {private(pid) / MIB:.1f} MiB" for i, pid in enumerate(pids))
         )
+
+
+def photo(folder: Path, antialias: bool, orientation: int) -> None:
+    """Print the most memory that a worker held alone as it loaded four photos."""
+    # Elsewhere, for what this process keeps of it would become the worker's alone.
+    drawing = Process(target=draw_photo, args=(folder, orientation))
+    drawing.start()
+    drawing.join()
+    split = Split(str(folder), str(folder / "photo.json"))
+    data = CocoDataModule(
+        train=split, val=split, images=ImageOptions(antialias=antialias), batch_size=1, num_workers=1
+    )
+    data.setup("fit")
+    held, done = [0], Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            with suppress(OSError):  # of a worker that ends
+                held.extend(private(worker.pid or 0) for worker in active_children())
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    batches: Any = data.train_dataloader()
+    (size,) = {batch.sizes[0] for batch in batches}
+    done.set()
+    watcher.join()
+    print(
+        f"{PHOTO[0]} × {PHOTO[1]} pixels to {size[1]} × {size[0]}, antialias {antialias},"
+        f" EXIF {orientation}: {max(held) / MIB:.0f} MiB at most"
+    )
+
+
+def draw_photo(folder: Path, orientation: int) -> None:
+    """A photo listed four times, stored with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    width, height = PHOTO if orientation < 5 else PHOTO[::-1]
+    coarse = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize(PHOTO, Image.Resampling.BILINEAR)
+    picture.save(folder / "photo.jpg", quality=90, exif=exif)
+    content = {
+        "images": [
+            {"id": i, "file_name": "photo.jpg", "width": width, "height": height} for i in range(1, 5)
+        ],
+        "annotations": list(drawn(np.random.default_rng(0), 4, 8)),
+        "categories": [{"id": k, "name": f"class {k}"} for k in range(1, 81)],
+    }
+    (folder / "photo.json").write_text(json.dumps(content))
 
 
 def scoring(folder: Path, images: int, proposals: int) -> None:

@@ -13,7 +13,8 @@ import torch
 from torchvision.io import write_jpeg
 
 from fpn import Predictor, load
-from fpn.data.coco import read_annotations, read_image
+from fpn.data.coco import read_annotations
+from fpn.data.decoding import read_image
 from fpn.pictures import beside, draw, truth
 
 CONFIG = "configs/quickstart.yaml"

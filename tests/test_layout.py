@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     **{name: GROUND | {"ops"} | CRITERIA for name in CRITERIA},
     "models.detectors": GROUND | {"ops", "models"},
     "lightning_private": set(),
+    "data.loader": GROUND | {"ops", "data", "allocator"},
     "data.datamodule": GROUND | {"ops", "data", "lightning_private"},
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_file"},

@@ -50,6 +50,25 @@ def test_palettes_and_grey_pictures(predictor: Predictor) -> None:
         assert len(predictor([Image.new(mode, (40, 30))])) == 1
 
 
+def test_photos_are_seen_as_viewers_show_them(predictor: Predictor, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 70, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    shown = torch.from_numpy(pixels).permute(2, 0, 1).rot90(1, (-2, -1))
+    (expected,) = predictor([shown])
+    for form in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        assert torch.equal(predictor([form])[0].boxes, expected.boxes)
+
+
+def test_pil_images_of_16_bits(predictor: Predictor) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (48, 70), dtype=np.uint16)
+    (expected,) = predictor([Image.fromarray(grey.astype(np.uint8))])
+    assert torch.equal(predictor([Image.fromarray(257 * grey)])[0].boxes, expected.boxes)
+    with pytest.raises(InputError, match="save it with 8 or 16 bits"):
+        predictor([Image.fromarray(grey.astype(np.float32))])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (333, 7), (64, 64)])
 def test_any_size(predictor: Predictor, size: tuple[int, int]) -> None:
     found = predictor([torch.randint(0, 256, (3, *size), dtype=torch.uint8)])[0]

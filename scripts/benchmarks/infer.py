@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.comparison import DisagreementError, Run, Work
 from benchmarks.inputs import NetworkRun, load_ours, load_theirs, weights_and_files
 from fpn import Predictor
-from fpn.data.coco import read_image
+from fpn.data.decoding import read_image
 from fpn.data.transforms import ImageSettings
 
 BOXES, SCORES = 0.05, 1e-3

@@ -20,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.comparison import Run
 from fpn import FasterRCNN, InputError, Targets, load_torchvision
-from fpn.data.coco import read_image
+from fpn.data.decoding import read_image
 from fpn.data.scene import draw_scene
 from fpn.models.resnet import ResNet
 from fpn.types import Size

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as image_ops
 
 from benchmarks.comparison import DisagreementError, Run, Work, equally_far
 from benchmarks.inputs import OBJECTS, jpeg_files, random_targets
-from fpn.data.coco import read_image
+from fpn.data.decoding import read_image
 from fpn.data.transforms import ImageSettings, Sample, TrainTransform, collate
 from fpn.evaluation import Engine, evaluate_proposals, score_boxes
 from fpn.models.necks import FeaturePyramid

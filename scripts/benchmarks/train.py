@@ -21,7 +21,7 @@ from benchmarks.inputs import (
     weights_and_files,
 )
 from fpn import Targets
-from fpn.data.coco import read_image
+from fpn.data.decoding import read_image
 from fpn.data.transforms import EvalTransform, ImageSettings, Sample, collate
 from fpn.models.postprocess import ProposalSelection
 

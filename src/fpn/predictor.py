@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from fpn.checkpoints import Trained
-from fpn.data.coco import read_image
+from fpn.data.decoding import orientation_of, read_image, rgb_of, upright
 from fpn.data.transforms import ImageSettings, Sample, collate_scales
 from fpn.devices import device_named
 from fpn.errors import InputError
@@ -100,9 +99,10 @@ class Predictor:
 
         Args:
             images: (3, H, W) uint8 tensors, or floating-point ones in [0, 1]; PIL images; or paths of files.
+                The latter two are taken as viewers show them, turned by their EXIF orientation.
 
         Returns:
-            For each image its detections on the CPU, boxes in pixels of the image as given.
+            For each image its detections on the CPU, boxes in pixels of the image as given, or as shown.
 
         Raises:
             InputError: an image cannot be read, or has another shape, type or range.
@@ -146,7 +146,10 @@ def _tensor(image: Picture) -> Tensor:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return pil_to_tensor(image.convert("RGB"))
+        try:
+            return upright(rgb_of(image), orientation_of(image))
+        except ValueError as error:
+            raise InputError(f"a PIL image cannot be taken: {error}") from None
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise InputError(f"an image tensor has the shape (3, height, width), not {tuple(image.shape)}")
     if image.dtype != torch.uint8:

@@ -90,6 +90,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain.save(folder / "film.gif", save_all=True, append_images=[picture(30, 40).rotate(180)])
     plain.save(folder / "film.webp", save_all=True, append_images=[picture(30, 40).rotate(180)])
     plain.save(folder / "picture.bmp")
+    plain.convert("F").save(folder / "float.tif")
     return folder
 
 
@@ -258,19 +259,20 @@ KINDS = {
     "fine.webp": {},
     "text.jpg": {"fault": "unreadable"},
     "empty.jpg": {"fault": "unreadable"},
-    "picture.bmp": {"fault": "unreadable"},
+    "picture.bmp": {},
     "folder.jpg": {"fault": "missing"},
     "none.jpg": {"fault": "missing"},
     "x" * 300: {"fault": "missing"},
     "upright.jpg": {"height": 40, "width": 30},
-    "turned.jpg": {"turned": True},
-    "turned.png": {"turned": True},
+    "turned.jpg": {"orientation": 6},
+    "turned.png": {"orientation": 6},
     "not_turned.jpg": {},
     "grey.jpg": {"grey": True},
     "grey.png": {"grey": True},
     "cmyk.jpg": {"cmyk": True},
-    "deep_grey.png": {"fault": "unsupported", "grey": True},
-    "deep.png": {"fault": "unsupported"},
+    "deep_grey.png": {"grey": True},
+    "deep.png": {},
+    "float.tif": {"fault": "unsupported"},
     "film.gif": {"fault": "unsupported"},
     "film.webp": {"fault": "unsupported"},
 }
@@ -284,7 +286,7 @@ def test_kinds_of_files(files: Path, name: str, decode: bool) -> None:
         "height": 30,
         "width": 40,
         "fault": "",
-        "turned": False,
+        "orientation": 1,
         "grey": False,
         "cmyk": False,
     } | KINDS[name]
@@ -294,18 +296,42 @@ def test_kinds_of_files(files: Path, name: str, decode: bool) -> None:
     assert bool(one.reason) == bool(one.fault)
 
 
+def test_large_photos_are_told(tmp_path: Path) -> None:
+    Image.new("1", (10_001, 5_000)).save(tmp_path / "large.png")
+    Image.new("1", (10_000, 5_000)).save(tmp_path / "other.png")
+    images = [
+        image(1, "large.png", width=10_001, height=5_000),
+        image(2, "other.png", width=10_000, height=5_000),
+    ]
+    data = {
+        "images": images,
+        "annotations": [box(1, 1, [1, 2, 3, 4])],
+        "categories": [{"id": 3, "name": "a"}],
+    }
+    report = audited(written(tmp_path, data), tmp_path)
+    assert report.refusal == ""
+    assert report.findings["images"]["large"].items == ["large.png"]
+
+
 def test_a_file_that_breaks_off_is_found_by_decoding(files: Path) -> None:
     assert inspect(str(files / "cut.jpg"), decode=False).fault == ""
     one = inspect(str(files / "cut.jpg"), decode=True)
     assert one.fault == "unreadable"
-    assert "truncated" in one.reason
+    assert one.reason == "cannot be decoded: it is damaged, or ends too early"
 
 
 def trained(path: Path, folder: Path, share: float) -> str:
     """The line that ends an epoch of training; empty if it goes through."""
-    split, images = Split(str(folder), str(path)), ImageOptions(30)
+    fine = {
+        "annotations": [box(1, 1, [1, 2, 3, 4])],
+        "categories": json.loads(path.read_text())["categories"],
+    }
+    other = path.with_name("val.json")
+    other.write_text(json.dumps(fine | {"images": [image(1, "fine.jpg")]}))
+    splits = [Split(str(folder), str(one)) for one in (path, other)]
+    images = ImageOptions(30)
     data = CocoDataModule(
-        train=split, val=split, images=images, batch_size=1, num_workers=0, max_unreadable=share
+        train=splits[0], val=splits[1], images=images, batch_size=1, num_workers=0, max_unreadable=share
     )
     try:
         data.setup("fit")
@@ -343,9 +369,12 @@ def test_the_verdict_on_files_is_that_of_training(
     report = audited(path, files, decode=True, max_unreadable=share)
     assert bool(report.refusal) == bool(trained(path, files, share))
     # Validation reads all images, and stops at the first that it cannot.
-    validation = CocoDataset(read_annotations(path), files, as_stored)
-    lines = [refusal_of(validation, place) for place in range(len(validation))]
-    first = next((line for line in lines if line), "")
+    try:
+        validation = CocoDataset(read_annotations(path).found_in(files, None), files, as_stored)
+        lines = [refusal_of(validation, place) for place in range(len(validation))]
+        first = next((line for line in lines if line), "")
+    except InputError as error:
+        first = str(error)
     assert bool(report.validation_refusal) == bool(first)
     if first and not report.refusal:
         assert report.validation_refusal.partition(": ")[0] == first.partition(": ")[0]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, _resize_image_and_masks
 
+from fpn.data import transforms
 from fpn.data.transforms import (
     EvalTransform,
     ImageSettings,
@@ -265,3 +266,28 @@ def test_scales_are_batches_of_the_same_images() -> None:
         assert batch.targets[0].boxes.tolist() == [
             pytest.approx([width / 40, 2 * height / 30, 9 * width / 40, 8 * height / 30], rel=1e-6)
         ]
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("flips", [0.0, 1.0])
+@pytest.mark.parametrize("size", [(131, 257), (257, 131), (20, 300)])
+def test_large_photos_are_prepared_as_any_other(
+    size: Size, flips: float, antialias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within float32's rounding, floats too, boxes and all."""
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    boxes = torch.tensor([[3.0, 4, 11, 13]])
+    train = TrainTransform([ImageSettings(64, 90, antialias)], flips)
+    for one in (image, image / 255):
+        generators = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+        sample = stored(one, Targets(boxes, torch.ones(1, dtype=torch.int64), boxes))
+        expected = train(sample, generators[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(transforms, "LARGE", 1000)
+            found = train(sample, generators[1])
+        assert found.image.dtype == expected.image.dtype
+        # A grey level at the most where bytes are resized.
+        tolerance = 1 if found.image.dtype == torch.uint8 else 1e-4
+        assert (found.image.double() - expected.image.double()).abs().max() <= tolerance
+        assert torch.allclose(found.target.boxes, expected.target.boxes, atol=1e-4)
+        assert found.size == expected.size

@@ -131,7 +131,7 @@ def test_python_loads_it(folder: Path, fitted: Path) -> None:
 import sys, torch, fpn
 from pathlib import Path
 import panet, plain, conv_head, balanced_l1, counting
-from fpn.data.coco import read_image
+from fpn.data.decoding import read_image
 trained = fpn.load(sys.argv[1])
 assert type(trained.detector.neck) is panet.PANet and trained.detector.neck.gate is not None
 assert type(trained.detector.bottom_up) is plain.Plain

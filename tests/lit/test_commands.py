@@ -224,7 +224,7 @@ def test_training_images_that_cannot_be_read_have_no_proposals(
         path.unlink(missing_ok=True)
     line = refused(capsys, *train, "--out", "none")
     assert "5 of the 10 images of " in line
-    assert line.endswith("where data.max_unreadable allows for 3")
+    assert line.endswith("; data.max_unreadable 0.5 trains without them")
     # Images to score must all be there.
     min((copy / "val2017").iterdir()).write_bytes(b"\xff\xd8 torn")
     assert "cannot be decoded" in refused(capsys, *predict, "--split", "val", "--out", "none")
@@ -305,6 +305,36 @@ def test_an_image_pyramid(trained: Callable[[str], Path], shapes: Path) -> None:
     assert scores == pytest.approx(expected, abs=6e-6)
 
 
+def test_a_folder_of_images_of_all_kinds(
+    trained: Callable[[str], Path], shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By content, in sub-folders too; what is no image is counted, what is a broken one is named."""
+    folder = Path("photos")
+    (folder / "sub" / "deeper").mkdir(parents=True)
+    picture = Image.open(min((shapes / "val2017").iterdir()))
+    kinds = {"a.bmp": "BMP", "b.tif": "TIFF", "sub/c.jfif": "JPEG", "sub/deeper/d": "PNG", "e.txt": "JPEG"}
+    for name, kind in kinds.items():
+        picture.save(folder / name, kind)
+    for name in ("f.csv", "sub/g.csv", "h.json", "LICENSE", ".DS_Store"):
+        (folder / name).write_text("words")
+    (folder / "torn.jpg").write_bytes(b"\xff\xd8 torn")
+    given = ["predict", "--ckpt_path", str(trained("FasterRCNN")), "--device", "cpu", "--images"]
+    for _ in range(2):  # where the pictures of the first do not count
+        main([*given, str(folder), "--out", str(folder / "found")])
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "passed over, not being images: 2 .csv, " in printed
+        for words in ("1 .json", "1 hidden", "1 without an ending", "left out: photos/torn.jpg: ", "5 of 6"):
+            assert words in printed
+        listed = json.loads((folder / "found" / "images.json").read_text())
+        assert sorted(one["file_name"] for one in listed) == sorted(f"photos/{name}" for name in kinds)
+    line = refused(capsys, *given, str(folder / "torn.jpg"), "--out", "none")
+    assert "none of the 1 images can be read, as photos/torn.jpg" in line
+    Path("words").mkdir()
+    Path("words/a.csv").touch()
+    assert "words: no images; there are 1 .csv" in refused(capsys, *given, "words", "--out", "none")
+    assert not Path("none/detections.json").exists()
+
+
 def test_mistakes_end_in_one_line(
     trained: Callable[[str], Path], shapes: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -323,7 +353,7 @@ def test_mistakes_end_in_one_line(
     for victim in victims:
         victim.unlink()
     message = predict("--ckpt_path", network, "--annotations", str(truth), "--images", str(copy))
-    assert f"2 of the 5 images of {truth} are not in {copy}, as {victims[0].name}" in message
+    assert f"2 of the 5 images of {truth} are not in {copy}: {victims[0].name}, " in message
     victims[0].write_bytes(b"\xff\xd8 torn")
     victims[1].write_bytes(b"\xff\xd8 torn")
     for workers in ("0", "1"):

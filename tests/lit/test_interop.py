@@ -26,7 +26,8 @@ from fpn import (
     load_torchvision,
 )
 from fpn.checkpoints import build_detector
-from fpn.data.coco import read_annotations, read_image
+from fpn.data.coco import read_annotations
+from fpn.data.decoding import read_image
 from fpn.lit.cli import main
 from fpn.models.losses import SmoothL1
 from fpn.models.postprocess import DetectionSelection, ProposalSelection

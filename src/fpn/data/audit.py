@@ -10,8 +10,9 @@ import numpy as np
 
 from fpn.data.coco import Annotations, annotations_of
 from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.decoding import Exif
 from fpn.data.findings import CategoryCount, Finding, Usable
-from fpn.data.image_files import look_at_files, refuse_training
+from fpn.data.image_files import look_at_files, refuse_training, refuse_validation
 from fpn.data.object_sizes import ObjectSizes, object_sizes
 from fpn.errors import InputError
 from fpn.settings import NonNegativeInt, PositiveInt, Share
@@ -66,6 +67,7 @@ def look_at(
     short_side: PositiveInt = 800,
     max_side: PositiveInt = 1333,
     max_unreadable: Share = 0.001,
+    exif: Exif = "apply",
 ) -> Audit:
     """Look at all of a data set.
 
@@ -78,6 +80,7 @@ def look_at(
         short_side: pixels of an image's short side at the network's input, as data.images.short_side.
         max_side: most pixels of its long side, as data.images.max_side.
         max_unreadable: share of the training images that training does without, as data.max_unreadable.
+        exif: whether photos are turned as their EXIF orientation says, as data.images.exif.
 
     Raises:
         InputError: if the annotation file cannot be read or is not JSON, or the folder is none.
@@ -102,13 +105,15 @@ def look_at(
         inside = np.flatnonzero(file.images.has() & ~file.leaves)
         names, sizes = dict(zip(inside.tolist(), file.file_names[inside], strict=True)), file.sizes
         del file, usable  # of which the processes that read images would have copies
-        found, faults = look_at_files(image_folder, names, sizes, decode, num_workers)
+        found, faults = look_at_files(image_folder, names, sizes, decode, num_workers, exif)
         report.findings["images"] = found | report.findings["images"]
-        if taken is not None and faults:
+        if taken is not None:
             report.refusal = report.refusal or _refusal(
-                partial(refuse_training, taken, faults, max_unreadable)
+                partial(refuse_training, taken, image_folder, faults, max_unreadable)
             )
-            report.validation_refusal = report.validation_refusal or next(iter(faults.values()))
+            report.validation_refusal = report.validation_refusal or _refusal(
+                partial(refuse_validation, taken, image_folder, faults)
+            )
     return report
 
 

@@ -6,7 +6,6 @@ process as their reference counts change.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.decoding import Exif, read_image
+from fpn.data.file_names import find_files, refuse_outside
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
@@ -100,6 +100,16 @@ class Annotations:
             )
         return replace(self, categories=self.categories.with_gaps(), labels=ids[self.labels - 1])
 
+    def found_in(
+        self, folder: Path, allowed: int | None, tell: Callable[[str], object] = lambda line: None
+    ) -> "Annotations":
+        """The same with the names that the images' files have in a folder; none is opened.
+
+        Arguments and errors are those of `find_files`.
+        """
+        names = find_files(self.path, folder, self.file_names.tolist(), allowed, tell)
+        return replace(self, file_names=np.array(names, dtype=np.str_))
+
     def select(self, keep: NDArray[np.bool_]) -> "Annotations":
         """Only the images where `keep` (I,) is true."""
         counts = np.diff(self.offsets)
@@ -119,7 +129,7 @@ class Annotations:
 class CocoDataset(Dataset[Sample]):
     """Images with their ground truth, by pick.
 
-    Annotations are given for the pixels as stored: an EXIF orientation is not applied.
+    A photo is turned as its EXIF orientation says, if the annotations' size is that of the photo turned.
 
     Args:
         annotations: the images, all of which the data set has.
@@ -129,6 +139,7 @@ class CocoDataset(Dataset[Sample]):
         max_unreadable: this many files may be unreadable: missing, broken, or of another size than the
             annotations say. The next image that can be read takes the place of theirs; samples name
             them, and `note_unreadable` sees whether there are more. None replaces no image.
+        exif: ignore takes all photos as stored.
     """
 
     def __init__(
@@ -138,12 +149,13 @@ class CocoDataset(Dataset[Sample]):
         transform: Transform,
         proposals: Proposals | None = None,
         max_unreadable: int | None = None,
+        exif: Exif = "apply",
     ) -> None:
         self.annotations = annotations
         self.image_folder = Path(image_folder)
         self.transform = transform
         self.proposals = proposals
-        self.max_unreadable = max_unreadable
+        self.max_unreadable, self.exif = max_unreadable, exif
         self._unreadable: dict[str, None] = {}
 
     def __len__(self) -> int:
@@ -159,7 +171,7 @@ class CocoDataset(Dataset[Sample]):
         index, unreadable = pick.image, list[str]()
         while True:
             try:
-                image = self._read(index)
+                image = self.picture(index)
                 break
             except InputError as error:
                 if self.max_unreadable is None:
@@ -194,14 +206,24 @@ class CocoDataset(Dataset[Sample]):
                     tell(f"{line}; {fate} ({len(self._unreadable)} of at most {allowed})")
         refuse_unreadable(list(self._unreadable), allowed, self.annotations)
 
-    def _read(self, index: int) -> Tensor:
-        path = self.image_folder / str(self.annotations.file_names[index])
-        image = read_image(path)
-        (height, width), stated = image.shape[-2:], self.annotations.sizes[index].tolist()
-        if [height, width] != stated:
+    def picture(self, index: int) -> Tensor:
+        """(3, H, W) uint8 RGB of image `index`, in the frame that its boxes are given in.
+
+        Raises:
+            InputError: the file cannot be read, or is of another size than the annotations say.
+        """
+        name = str(self.annotations.file_names[index])
+        refuse_outside(self.annotations.path, name, self.image_folder)
+        path = self.image_folder / name
+        height, width = self.annotations.sizes[index].tolist()
+        image = read_image(path, self.exif, (height, width))
+        if image.shape[-2:] != (height, width):
+            is_as = (
+                "as stored (data.images.exif: ignore)" if self.exif == "ignore" else "as shown and as stored"
+            )
             raise InputError(
-                f"{path}: {width} × {height} pixels as stored (EXIF orientation is not applied), but"
-                f" {self.annotations.path} says {stated[1]} × {stated[0]}"
+                f"{path}: {image.shape[-1]} × {image.shape[-2]} pixels {is_as}, but"
+                f" {self.annotations.path} says {width} × {height}"
             )
         return image
 
@@ -223,31 +245,11 @@ def refuse_unreadable(lines: Sequence[str], allowed: int, annotations: Annotatio
     if len(lines) <= allowed:
         return
     if allowed == 0:
-        raise InputError(lines[0])
+        raise InputError(f"{lines[0]}; data.max_unreadable is the share of images that training does without")
     raise InputError(
         f"{len(lines)} of the {len(annotations):,} images of {annotations.path} cannot be read, where"
         f" data.max_unreadable allows for {allowed}: {'; '.join([*lines[:3], *['…'] * (len(lines) > 3)])}"
     )
-
-
-def read_image(path: Path) -> Tensor:
-    """Decode a JPEG, PNG, WebP or GIF file, grey and CMYK ones too, to (3, H, W) uint8 RGB as stored.
-
-    Raises:
-        InputError: if the file is missing, broken or not an image of 8 bits per colour.
-    """
-    try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such image file")
-        image = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
-    except OSError as error:  # such a long name that no file can have it
-        raise InputError(f"{path}: {error.strerror}") from None
-    except RuntimeError as error:
-        reason = re.sub(r"^\w+, \S+:\d+, ", "", str(error).splitlines()[0])
-        raise InputError(f"{path}: cannot be decoded: {reason}") from None
-    if image.dtype != torch.uint8 or image.dim() != 3:
-        raise InputError(f"{path}: not one image of 8 bits per colour ({image.dtype}, {tuple(image.shape)})")
-    return image
 
 
 def read_annotations(path: Path, need_objects: bool = True) -> Annotations:

@@ -37,8 +37,8 @@ _EXACT = 2**53
 """Up to here every whole number has a float of its own."""
 _UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 """JSON can hold these characters, and neither a file's name nor UTF-8 can."""
-_NOT_INSIDE = re.compile(r"[\\/]|[A-Za-z]:|\.?[\\/.]*$|(.*[\\/])?\.\.([\\/]|$)|.*[\0-\x1f]", re.DOTALL)
-"""Paths from a root or a drive, of the folder itself, with a step up, or that no line could show."""
+_NOT_INSIDE = re.compile(r"\.?[\\/.]*$|(.*[\\/])?\.\.([\\/]|$)|.*[\0-\x1f]", re.DOTALL)
+"""Paths of the folder itself, with a step up, or that no line could show; `file_names` judges the others."""
 
 
 class Kind(NamedTuple):

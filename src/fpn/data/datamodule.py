@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import Annotations, CocoDataset, read_annotations, tolerated
-from fpn.data.loader import TrainLoader, outlive_signals
+from fpn.data.image_files import turned_line
+from fpn.data.loader import TrainLoader, start_worker
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
@@ -72,7 +73,7 @@ class CocoDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.image_settings = images.settings
-        self._images = images
+        self._images, self.exif = images, images.exif
         # Plain numbers, for a checkpoint that keeps one of jsonargparse's own types could not be read back.
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
@@ -117,8 +118,8 @@ class CocoDataModule(LightningDataModule):
         """Read what a stage needs: "fit", "validate" or "test".
 
         Raises:
-            InputError: if a file or folder is missing or wrong, or two splits list other
-                categories; if no training image has an object; if proposals are of other
+            InputError: if a file or folder is missing or wrong, or more image files than may be, or two
+                splits list other categories; if no training image has an object; if proposals are of other
                 annotations, or given for only one of the splits of "fit".
         """
         without = [split for split in _STAGES[stage] if self._splits[split].proposals is None]
@@ -201,6 +202,9 @@ class CocoDataModule(LightningDataModule):
             if not self.keep_empty_images:
                 annotations, fate = annotations.with_objects(), "left out"
             allowed = tolerated(self.max_unreadable, len(annotations))
+        annotations = annotations.found_in(folder, allowed, lambda line: rank_zero_info(f"{split}: {line}"))
+        if line := turned_line(annotations, folder, self.exif):
+            rank_zero_info(f"{split}: {line}")
         proposals = None
         if path := self._splits[split].proposals:
             proposals = Proposals(path)
@@ -212,7 +216,7 @@ class CocoDataModule(LightningDataModule):
             f" {annotations.degenerate:,} degenerate boxes dropped"
             + (f"; proposals of {path}" if path else "")
         )
-        return CocoDataset(annotations, folder, transform, proposals, allowed)
+        return CocoDataset(annotations, folder, transform, proposals, allowed, self.exif)
 
     def _evaluation(self, split: str) -> DataLoader[Sample]:
         dataset = self._datasets[split]
@@ -232,7 +236,7 @@ class CocoDataModule(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
-            "worker_init_fn": outlive_signals,
+            "worker_init_fn": start_worker,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": partial(collate, settings=self.image_settings),

@@ -10,32 +10,47 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from fpn.data.coco import Annotations, read_image, refuse_unreadable, tolerated
+from fpn.data.coco import Annotations, refuse_unreadable, tolerated
+from fpn.data.decoding import (
+    DEEP,
+    SIDEWAYS,
+    Exif,
+    header_of,
+    is_turned,
+    opened,
+    orientation_of,
+    read_image,
+    refusal_of,
+)
+from fpn.data.file_names import locate
 from fpn.data.findings import Finding
 from fpn.devices import cpu_cores
 from fpn.errors import InputError
 
-_FORMATS = ("GIF", "JPEG", "PNG", "WEBP")
-"""What `read_image` decodes."""
-
-
 _KINDS = {
     "missing": "missing",
     "unreadable": "unreadable",
-    "unsupported": "of more than 8 bits a colour, or several in a file",
+    "unsupported": "several in a file, or of colours without a stated range",
     "other_size": "of another size than stated",
 }
 """Why training cannot take a file, in the audit's words."""
+HUGE = 50 * 10**6
+"""Pixels above which the audit tells of a photo."""
 _GOOD_TO_KNOW = {
-    "turned": "with an EXIF orientation, which is not applied",
+    "turned": "turned or mirrored as their EXIF orientation says",
+    "left_turned": "with an EXIF orientation, and taken as stored",
+    "large": f"above {HUGE // 10**6} megapixels, which take a loading process 3 bytes a pixel and more",
     "grey": "greyscale",
     "cmyk": "CMYK",
 }
+LOOKED_AT = 1000
+"""The most files whose headers are read as training begins."""
+_RESPELLED = "spelled otherwise than the file that is taken for it"
 
 
 class Inspected(NamedTuple):
@@ -47,21 +62,67 @@ class Inspected(NamedTuple):
     """Why training cannot take it, a key of `_KINDS`."""
     reason: str = ""
     """The same in words."""
+    orientation: int = 1
+    """EXIF's."""
     turned: bool = False
-    """Whether viewers show it turned or mirrored, by its EXIF orientation."""
+    """Whether it is turned or mirrored by that; the size is then that of the image so shown."""
+    left_turned: bool = False
+    """Whether it is taken as stored although viewers show it otherwise."""
     grey: bool = False
     cmyk: bool = False
 
-    def against(self, height: int, width: int) -> "Inspected":
-        """The same, with its fault if it is of another size than this."""
-        if self.fault or (self.height, self.width) == (height, width):
-            return self
-        reason = f"{self.width} × {self.height} pixels as stored, not {width} × {height}"
-        return self._replace(fault="other_size", reason=reason)
+    @property
+    def large(self) -> bool:
+        """Whether it needs much memory."""
+        return self.height * self.width > HUGE
+
+    def against(self, height: int, width: int, exif: Exif) -> "Inspected":
+        """The same as training takes it, with its fault if it is of another size than this."""
+        stored, stated = (self.height, self.width), (height, width)
+        turned = exif == "apply" and is_turned(self.orientation, stored, stated)
+        shown = stored[::-1] if turned and self.orientation in SIDEWAYS else stored
+        one = self._replace(
+            height=shown[0], width=shown[1], turned=turned, left_turned=self.orientation > 1 and not turned
+        )
+        if self.fault or shown == stated:
+            return one
+        reason = f"{shown[1]} × {shown[0]} pixels, not {width} × {height}"
+        return one._replace(fault="other_size", reason=reason)
+
+
+def turned_line(annotations: Annotations, folder: Path, exif: Exif) -> str:
+    """What becomes of photos with an EXIF orientation, by the headers of some files; empty without any."""
+    places = np.unique(np.linspace(0, len(annotations) - 1, LOOKED_AT).round().astype(int)).tolist()
+    counts = {True: 0, False: 0}
+    for place in places:
+        if header := header_of(folder / str(annotations.file_names[place])):
+            height, width = annotations.sizes[place].tolist()
+            stored, orientation = header
+            counts[exif == "apply" and is_turned(orientation, stored, (height, width))] += 1
+    fates = (
+        f"{counts[True]:,} are turned or mirrored as their EXIF orientation says, as viewers show them"
+        " (data.images.exif ignore takes them as stored)",
+        f"{counts[False]:,} are taken as stored, whatever their EXIF orientation",
+    )
+    told = " and ".join(fate for fate, any_ in zip(fates, counts.values(), strict=True) if any_)
+    of = f"the {len(annotations):,}" if len(places) == len(annotations) else f"{len(places):,} looked at"
+    return told and f"of {of} images {told}"
+
+
+def refuse_validation(annotations: Annotations, folder: Path, faults: dict[int, str]) -> None:
+    """Raise the InputError of a run that scores all images."""
+    annotations.found_in(folder, None)
+    if faults:
+        raise InputError(next(iter(faults.values())))
 
 
 def look_at_files(
-    folder: Path, names: dict[int, str], sizes: NDArray[np.int64], decode: bool, num_workers: int | None
+    folder: Path,
+    names: dict[int, str],
+    sizes: NDArray[np.int64],
+    decode: bool,
+    num_workers: int | None,
+    exif: Exif,
 ) -> tuple[dict[str, Finding], dict[int, str]]:
     """Look at the files of images.
 
@@ -71,33 +132,50 @@ def look_at_files(
         sizes: (I, 2) heights and widths that the annotation file states.
         decode: read the files wholly.
         num_workers: processes that read, 0 for none; by default one for each core.
+        exif: as of `read_image`.
 
     Returns:
         What was found, by key, and what training cannot take, a line for each by its place.
     """
+    listed = [*names.values()]
+    located = locate(folder, listed)
     loader: Iterable[list[Inspected]] = DataLoader(
-        [f"{folder}/{name}" for name in names.values()],  # type: ignore[arg-type]
+        [f"{folder}/{name}" for name in located.names],  # type: ignore[arg-type]
         batch_size=32,
         num_workers=cpu_cores() if num_workers is None else num_workers,
         collate_fn=partial(_inspect_some, decode=decode),
     )
     shown = track(loader, "images", console=Console(stderr=True), disable=not sys.stderr.isatty())
     found = [one for some in shown for one in some]
-    files = {place: one.against(*sizes[place]) for place, one in zip(names, found, strict=True)}
-    lines = {place: f"{names[place]}: {one.reason}" for place, one in files.items() if one.fault}
-    findings = {
-        key: Finding(what, [line for place, line in lines.items() if files[place].fault == key])
-        for key, what in _KINDS.items()
-    } | {
-        key: Finding(what, [names[place] for place, one in files.items() if getattr(one, key)], wrong=False)
-        for key, what in _GOOD_TO_KNOW.items()
+    files = {
+        place: one.against(int(sizes[place, 0]), int(sizes[place, 1]), exif)
+        for place, one in zip(names, found, strict=True)
     }
+    lines = {place: f"{names[place]}: {one.reason}" for place, one in files.items() if one.fault}
+    findings = (
+        {
+            key: Finding(what, [line for place, line in lines.items() if files[place].fault == key])
+            for key, what in _KINDS.items()
+        }
+        | {
+            "respelled": Finding(_RESPELLED, [listed[i] for i in located.respelled], wrong=False),
+        }
+        | {
+            key: Finding(
+                what, [names[place] for place, one in files.items() if getattr(one, key)], wrong=False
+            )
+            for key, what in _GOOD_TO_KNOW.items()
+        }
+    )
     return findings, {place: f"{folder}/{line}" for place, line in lines.items()}
 
 
-def refuse_training(annotations: Annotations, faults: dict[int, str], max_unreadable: float) -> None:
+def refuse_training(
+    annotations: Annotations, folder: Path, faults: dict[int, str], max_unreadable: float
+) -> None:
     """Raise the InputError of a run that has met all unreadable images with an object."""
     has_objects, read = annotations.has_objects(), annotations.with_objects()
+    read.found_in(folder, tolerated(max_unreadable, len(read)))
     lines = dict.fromkeys(line for place, line in faults.items() if has_objects[place])
     refuse_unreadable([*lines], tolerated(max_unreadable, len(read)), read)
 
@@ -108,16 +186,16 @@ def inspect(path: str, decode: bool) -> Inspected:
         return Inspected(fault="missing", reason="no such image file")
     odd = ""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with opened(path) as image:
             found = _header(image)
-            if _is_unsupported(image):
+            if refusal_of(image):
                 odd = "unsupported"
     except Exception:  # PIL's plugins raise anything at all on broken files
         found, odd = Inspected(), "unreadable"
     if not (decode or odd):
         return found
     try:
-        _, height, width = read_image(Path(path)).shape
+        _, height, width = read_image(Path(path), exif="ignore").shape
     except InputError as error:
         return found._replace(fault=odd or "unreadable", reason=str(error).removeprefix(f"{path}: "))
     return found._replace(height=height, width=width)
@@ -130,19 +208,10 @@ def _inspect_some(paths: list[str], decode: bool) -> list[Inspected]:
 
 
 def _header(image: Image.Image) -> Inspected:
-    exif = Image.Exif()
-    if data := image.info.get("exif"):  # image.getexif() would decode a PNG file
-        exif.load(data)
     return Inspected(
         height=image.height,
         width=image.width,
-        turned=exif.get(ExifTags.Base.Orientation, 1) in range(2, 9),
-        grey=image.mode in ("1", "L", "LA", "I", "I;16"),
+        orientation=orientation_of(image),
+        grey=image.mode in ("1", "L", "LA", "I", *DEEP),
         cmyk=image.mode == "CMYK",
     )
-
-
-def _is_unsupported(image: ImageFile.ImageFile) -> bool:
-    if image.format == "PNG":
-        return any("16" in str(tile[3]) for tile in image.tile)
-    return image.format in ("GIF", "WEBP") and getattr(image, "n_frames", 1) > 1

@@ -9,10 +9,17 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from fpn.allocator import give_back_large_blocks
 from fpn.data.coco import CocoDataset
 from fpn.data.samplers import AspectRatioBatches
 from fpn.data.transforms import Sample
 from fpn.types import Batch
+
+
+def start_worker(worker: int) -> None:
+    """Prepare a worker: it outlives signals, and gives back the memory of large photos."""
+    outlive_signals(worker)
+    give_back_large_blocks()
 
 
 def outlive_signals(worker: int) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from fpn.data.decoding import Exif
 from fpn.data.transforms import ImageSettings, Rounding, TrainTransform
 from fpn.settings import PositiveFloat, PositiveInt, Share
 
@@ -42,6 +43,8 @@ class ImageOptions:
             Detectron2.
         mean: Subtracted from red, green and blue values between 0 and 1.
         std: Divides red, green and blue values once the mean is subtracted.
+        exif: Whether photos are turned as their EXIF orientation says, as viewers do. One whose
+            annotated size is that of the photo as stored alone is not turned in any case.
     """
 
     short_side: PositiveInt | None = None
@@ -55,6 +58,7 @@ class ImageOptions:
     rounding: Rounding = "down"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    exif: Exif = "apply"
 
     @property
     def settings(self) -> ImageSettings:

@@ -1,7 +1,9 @@
 """`fpn predict`: images in, COCO results, pictures or a proposal file out."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,9 @@ from torchvision.ops import box_convert
 
 from fpn.checkpoints import Trained, load, remembered
 from fpn.console import say
-from fpn.data.coco import Annotations, CocoDataset, read_annotations, read_image, tolerated
+from fpn.data.coco import Annotations, CocoDataset, read_annotations, tolerated
 from fpn.data.datamodule import CocoDataModule
+from fpn.data.decoding import Exif, is_image, read_image
 from fpn.data.proposals import Stamp, file_hash, write_proposals
 from fpn.data.results import write_results
 from fpn.data.samplers import ExactShards
@@ -32,8 +35,6 @@ from fpn.settings import NonNegativeInt, PositiveFloat, PositiveInt
 from fpn.stage_times import StageTimes
 from fpn.trust import check_classes, only_installed
 from fpn.types import Categories, Detections, Precision
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 
 def predict(
@@ -56,8 +57,11 @@ def predict(
 
     Writes to the output folder: detections.json, COCO results of all scores; images.json, the id,
     file and size of each image; and pictures/ with the boxes drawn, named by id. Files named by
-    numbers, as COCO's are, have these as ids; others are counted from 1. A file that cannot be read
-    is named and left out.
+    numbers, as COCO's are, have these as ids; others are counted from 1. Of a folder, all images are
+    taken that can be read, by their content, whatever their names, also those in sub-folders; what is
+    passed over is counted. Photos are taken as viewers show them, turned by their EXIF orientation, and
+    boxes are in pixels of what is shown. An image that cannot be read is named and left out; where
+    none can, that is an error.
 
     With --annotations, the images are those that a COCO file lists, under its ids, and a missing
     one is an error: detections.json is then what COCO's server takes. Of a ProposalNetwork,
@@ -92,7 +96,7 @@ def predict(
     _select(trained.detector, selection)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     predictor = Predictor.of(trained, device, scales or (), precision)
-    source = _Listed(asked, trained) if asked.annotations else _Files(asked)
+    source = _Listed(asked, trained) if asked.annotations else _Files(asked, Path(out))
     drawn = pictures or (pictures is None and asked.annotations is None)
     folder = Path(out)
     times = StageTimes(predictor.detector) if stage_times else None
@@ -129,6 +133,7 @@ class _Asked(NamedTuple):
     num_workers: int
     max_unreadable: float | None = None
     """The share of the images that may be unreadable; None for none of them."""
+    exif: Exif = "apply"
 
 
 def _asked(
@@ -155,6 +160,7 @@ def _asked(
         batch_size or data.eval_batch_size,
         data.num_workers if num_workers is None else num_workers,
         data.max_unreadable if split == "train" else None,
+        data.exif,
     )
 
 
@@ -162,16 +168,16 @@ class _Found(NamedTuple):
     """What is found in an image."""
 
     image_id: int
-    path: Path | None
-    """None if it cannot be read."""
+    picture: Callable[[], Tensor] | None
+    """Reads it again; None if it cannot be read."""
     detections: Detections
 
 
 class _Files(Dataset[tuple[int, Tensor | str]]):
     """Image files, with ids of their own; what cannot be read comes as a message."""
 
-    def __init__(self, asked: _Asked) -> None:
-        self.asked, self.paths = asked, _image_files(asked.images)
+    def __init__(self, asked: _Asked, out: Path) -> None:
+        self.asked, self.paths = asked, _image_files(asked.images, out)
         self.ids = _image_ids(self.paths)
         self.listing: list[dict[str, Any]] = []
         """id, file_name, height and width of the images done, as COCO lists them."""
@@ -203,7 +209,9 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
                 height, width = images[index].shape[-2:]
                 entry = {"id": image_id, "file_name": str(path), "height": height, "width": width}
                 self.listing.append(entry)
-                yield _Found(image_id, path, detections)
+                yield _Found(image_id, partial(read_image, path), detections)
+        if not self.done:
+            raise InputError(f"none of the {len(self)} images can be read, as {self.paths[0]}")
 
 
 class _Listed:
@@ -215,14 +223,8 @@ class _Listed:
         annotations, folder = _read_listed(asked.annotations, trained), _one_folder(asked.images)
         share = asked.max_unreadable
         allowed = None if share is None else tolerated(share, len(annotations))
-        self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed)
-        absent = [name for name in annotations.file_names if not (folder / str(name)).is_file()]
-        if len(absent) > (allowed or 0):
-            limit = f", where data.max_unreadable allows for {allowed}" if allowed else ""
-            raise InputError(
-                f"{len(absent)} of the {len(self)} images of {annotations.path} are not in {folder}, "
-                f"as {absent[0]}{limit}"
-            )
+        annotations = annotations.found_in(folder, allowed, say)
+        self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed, exif=asked.exif)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -235,15 +237,14 @@ class _Listed:
             collate_fn=partial(collate_scales, scales=predictor.scales),
             pin_memory=predictor.device.type == "cuda",
         )
-        annotations, folder = self.images.annotations, self.images.image_folder
-        listed = zip(annotations.image_ids.tolist(), annotations.file_names.tolist(), strict=True)
+        listed = enumerate(self.images.annotations.image_ids.tolist())
         for batches in _tracked(loader, times):
             self.images.note_unreadable(batches[0].unreadable, "listed without boxes", say)
             for found_id, detections in zip(batches[0].image_ids, predictor.detect(batches), strict=True):
-                image_id, name = next(listed)
+                place, image_id = next(listed)
                 if found_id == image_id:
                     self.done += 1
-                    yield _Found(image_id, folder / name, detections)
+                    yield _Found(image_id, partial(self.images.picture, place), detections)
                 else:  # of the image that takes its place
                     yield _Found(image_id, None, Detections(*(part[:0] for part in detections)))
 
@@ -291,8 +292,8 @@ def _one_folder(names: Sequence[str]) -> Path:
 def _draw(found: Iterable[_Found], folder: Path, names: Categories, threshold: float) -> Iterator[_Found]:
     folder.mkdir(parents=True, exist_ok=True)
     for one in found:
-        if one.path is not None:
-            picture = draw(read_image(one.path), one.detections, names, threshold)
+        if one.picture is not None:
+            picture = draw(one.picture(), one.detections, names, threshold)
             write_jpeg(picture, str(folder / f"{one.image_id:012d}.jpg"), quality=90)
         yield one
 
@@ -332,17 +333,34 @@ def _image_ids(paths: Sequence[Path]) -> list[int]:
     return numbers if len(set(numbers)) == len(paths) else list(range(1, len(paths) + 1))
 
 
-def _image_files(names: Sequence[str]) -> list[Path]:
+def _image_files(names: Sequence[str], out: Path) -> list[Path]:
+    """The files of these names, and the images in folders of these names, but for the folder written to."""
     files: list[Path] = []
+    passed: Counter[str] = Counter()
     for name in names:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise InputError(f"folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            files += inside
+            inside = sorted(_below(path, out.resolve()))
+            images = [file for file in inside if not file.name.startswith(".") and is_image(file)]
+            passed += Counter(_kind(file) for file in {*inside}.difference(images))
+            files += images
         elif path.is_file():
             files.append(path)
         else:
             raise InputError(f"{path} is neither an image nor a folder")
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in passed.most_common())
+    if not files:
+        raise InputError(f"{', '.join(names)}: no images" + (f"; there are {kinds}" if kinds else ""))
+    if kinds:
+        say(f"passed over, not being images: {kinds}")
     return files
+
+
+def _below(folder: Path, out: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [one for one in folders if Path(place, one).resolve() != out]
+        yield from (Path(place, name) for name in names)
+
+
+def _kind(file: Path) -> str:
+    return "hidden" if file.name.startswith(".") else file.suffix.lower() or "without an ending"

@@ -1,14 +1,17 @@
 """`fpn evaluate` and `fpn proposals`: files of results, scored and converted."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from fpn.console import say
-from fpn.data.coco import annotations_of
+from fpn.data.coco import CocoDataset, annotations_of
 from fpn.data.coco_file import CocoFile, read_json, uncollected
 from fpn.data.results import proposals_from_results, proposals_to_results
-from fpn.data.transforms import ImageSettings
+from fpn.data.transforms import ImageSettings, as_stored
 from fpn.errors import InputError
 from fpn.evaluation import Engine
 from fpn.evaluation.inputs import read_results, read_truth
@@ -63,7 +66,11 @@ def evaluate(
     # Of the images alone: scoring takes annotations that training would not.
     content = read_json(Path(annotations), "annotations") | {"annotations": []}
     listed, folder, page = annotations_of(CocoFile(annotations, content)), Path(results).parent, Path(report)
-    names = zip(listed.image_ids.tolist(), listed.file_names.tolist(), strict=True)
+    pictures: dict[int, Callable[[], Tensor]] = {}
+    if images is not None:
+        listed = listed.found_in(Path(images), len(listed), console.print)
+        dataset = CocoDataset(listed, Path(images), as_stored)
+        pictures = {id_: partial(dataset.picture, i) for i, id_ in enumerate(listed.image_ids.tolist())}
     config = folder / "config.yaml"
     write_report(
         Reported(
@@ -73,7 +80,7 @@ def evaluate(
             scores,
             found if proposals else None,
             input_scales(truth, listed, ImageSettings(short_side, max_side)),
-            files={} if images is None else {id_: Path(images, name) for id_, name in names},
+            pictures=pictures,
             history=folder.parent / "metrics.csv",
             settings=config.read_text() if config.is_file() else "",
             score=score_threshold,

@@ -1,8 +1,7 @@
 """The best and the worst images of a test, small, with what is there and what was found."""
 
 import base64
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import encode_jpeg
 
-from fpn.data.coco import read_image
 from fpn.evaluation.inputs import GroundTruth, Results
 from fpn.pictures import beside, draw
 from fpn.pictures import truth as true_boxes
@@ -43,7 +41,13 @@ def extremes(truth: GroundTruth, by_image: Sequence[float | None]) -> tuple[list
 
 
 def example(
-    truth: GroundTruth, results: Results, place: int, score: float, path: Path, least: float, most: int
+    truth: GroundTruth,
+    results: Results,
+    place: int,
+    score: float,
+    read: Callable[[], Tensor],
+    least: float,
+    most: int,
 ) -> Example:
     """Draws an image.
 
@@ -52,14 +56,14 @@ def example(
         results: all that was found.
         place: of the image.
         score: of the image.
-        path: its file.
+        read: reads it to (3, H, W) uint8 RGB, in the frame of its boxes.
         least: results with a lower score are left out.
         most: of results, the best.
 
     Raises:
         InputError: the file cannot be read.
     """
-    image = read_image(path)
+    image = read()
     factor = _LONG_SIDE / max(image.shape[-2:])
     image = interpolate(image[None].float(), scale_factor=factor, mode="bilinear", antialias=True)[0]
     image = image.round().to(torch.uint8)

@@ -3,13 +3,14 @@
 import math
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from fpn.data.coco import Annotations
 from fpn.data.transforms import ImageSettings, resized_size
@@ -49,7 +50,7 @@ class Reported:
     scales: np.ndarray | None = None
     """(I, 2) factors along x and y from an image to the network's input, by ascending image id."""
     pyramid: Pyramid = Pyramid()
-    files: Mapping[int, Path] = field(default_factory=dict)
+    pictures: Mapping[int, Callable[[], Tensor]] = field(default_factory=dict)
     """Images by id, of which some are shown."""
     history: Path | None = None
     """The metrics.csv of the training, if there is such a file."""
@@ -103,7 +104,7 @@ def write_report(tested: Reported, page: Path, curves: Path) -> None:
         ]
         panels += drawn
         sections.append(_proposals(proposed, drawn))
-    if tested.files and shown is not None:
+    if tested.pictures and shown is not None:
         sections.append(_examples(tested, *shown))
     if tested.history is not None and tested.history.is_file() and (told := figures.training(tested.history)):
         sections.append(_section("Training", "From the run's metrics.csv.", *map(figures.svg, told.values())))
@@ -290,8 +291,8 @@ def _examples(
     for kind, places in zip(("Best", "Worst"), extremes(truth, by_image), strict=True):
         made = []
         for place in places:
-            path = tested.files[int(truth.image_ids[place])]
-            made.append(example(truth, results, place, float(by_image[place] or 0), path, least, most))
+            picture = tested.pictures[int(truth.image_ids[place])]
+            made.append(example(truth, results, place, float(by_image[place] or 0), picture, least, most))
         pictures.append(f"<h3>{kind}</h3>" + "".join(map(_figure, made)))
     told = (
         f"By panoptic quality of the boxes with scores from {least:g} on: the IoUs of right ones, over right"

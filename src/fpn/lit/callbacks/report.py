@@ -1,5 +1,6 @@
 """A page that tells of a test what its scores do not."""
 
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -46,7 +47,6 @@ class Report(Callback):
             return
         dataset: CocoDataset = trainer.test_dataloaders.dataset  # type: ignore[union-attr]
         annotations = dataset.annotations
-        names = zip(annotations.image_ids.tolist(), annotations.file_names.tolist(), strict=True)
         about = Reported(
             f"Test of {trainer.ckpt_path or pl_module.start_from}",
             truth,
@@ -55,7 +55,7 @@ class Report(Callback):
             proposals,
             input_scales(truth, annotations, pl_module.data.image_settings),
             _pyramid(pl_module.detector),
-            {id_: dataset.image_folder / name for id_, name in names},
+            {id_: partial(dataset.picture, i) for i, id_ in enumerate(annotations.image_ids.tolist())},
             folder.parent / "metrics.csv",
             yaml.safe_dump(pl_module.config, sort_keys=False),
             self.score_threshold,
