@@ -51,19 +51,19 @@ class Categories(NamedTuple):
     made to equal the ids, the gaps are classes named NO_CATEGORY.
     """
 
-    ids: tuple[int, ...]
+    ids: tuple[int | str, ...]
     names: tuple[str, ...]
 
     def with_gaps(self) -> "Categories":
-        """Classes whose labels are their category ids, from 1 to the greatest."""
-        names = dict(zip(self.ids, self.names, strict=True))
-        ids = tuple(range(1, max(self.ids) + 1))
+        """Classes whose labels are their category ids, positive integers, from 1 to the greatest."""
+        names = dict(zip(map(int, self.ids), self.names, strict=True))
+        ids = tuple(range(1, max(names) + 1))
         return Categories(ids, tuple(names.get(id_, NO_CATEGORY) for id_ in ids))
 
     def difference(self, other: "Categories") -> str:
         """The first three ids that another has not, or by another name: "id 3 is cat / absent"."""
         mine, theirs = (dict(zip(ids, names, strict=True)) for ids, names in (self, other))
-        differing = sorted(id_ for id_ in mine.keys() | theirs.keys() if mine.get(id_) != theirs.get(id_))
+        differing = [id_ for id_ in {**mine, **theirs} if mine.get(id_) != theirs.get(id_)]
         shown = [f"id {i} is {mine.get(i, 'absent')} / {theirs.get(i, 'absent')}" for i in differing[:3]]
         return ", ".join(shown) + (", …" if len(differing) > 3 else "")
 

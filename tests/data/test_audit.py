@@ -143,7 +143,7 @@ BAD: Json = {
         box(115, 8, [1, 1, 2, 2]),
         box(116, 6, [1, 1, 2, 2], category_id=99),
         box(116, 6, [2, 1, 2, 2]),
-        box("117", 6, [2, 1, 2, 2]),  # type: ignore[arg-type]
+        box([117], 6, [2, 1, 2, 2]),  # type: ignore[arg-type]
         box(118, 6, [2, 1, 2]),
         box(119, 6, [2, 1, 2, 2], iscrowd=2),
         box(120, 6, [2, 1, 2, 2], area="4"),
@@ -180,11 +180,11 @@ def test_all_that_is_wrong_is_found(tmp_path: Path) -> None:
     }
     annotations = found(report, "annotations")
     assert annotations.pop("malformed") == [
-        "'id' of entry 18 is '117', not an integer",
+        "'id' of entry 18 is [117], not an integer or a string",
         "'bbox' of entry 19 is [2, 1, 2], not four numbers",
         "'iscrowd' of entry 20 is 2, not 0 or 1",
         "'area' of entry 21 is '4', not a number",
-        "'category_id' of entry 22 is missing, not an integer",
+        "'category_id' of entry 22 is missing, not an integer or a string",
         "entry 23 is a list, not an object",
     ]
     assert annotations == {

@@ -5,6 +5,7 @@ No Python object per image or box outlives the reading: those are copied page by
 process as their reference counts change.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.coco_file import CocoFile, identity, read_json
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
@@ -45,7 +46,9 @@ class Annotations:
     path: Path
     categories: Categories
     image_ids: NDArray[np.int64]
-    """(I,)."""
+    """(I,) as numbers, which ids of 64 bits are themselves (`fpn.data.coco_file`)."""
+    written_ids: NDArray[np.str_]
+    """(I,) the file's own ids in JSON; (0,) where they are `image_ids`."""
     file_names: NDArray[np.str_]
     """(I,) relative to the image folder."""
     sizes: NDArray[np.int32]
@@ -63,6 +66,13 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def written_id(self, index: int) -> int | str:
+        """The file's own id of image `index`."""
+        if not len(self.written_ids):
+            return int(self.image_ids[index])
+        written: int | str = json.loads(self.written_ids[index])
+        return written
 
     def targets(self, index: int) -> Targets:
         """The ground truth of image `index`, in pixels of the image as stored."""
@@ -92,13 +102,14 @@ class Annotations:
         Raises:
             InputError: if ids are not positive, or too large to count up to.
         """
-        ids = np.array(self.categories.ids)
-        if ids.min() < 1 or ids.max() > MAX_LABEL:
+        ids = [*map(identity, self.categories.ids)]
+        if wrong := [id_ for id_ in ids if not isinstance(id_, int) or not 1 <= id_ <= MAX_LABEL]:
             raise InputError(
-                f"{self.path}: category ids {ids.min()}…{ids.max()} cannot be labels, "
+                f"{self.path}: category id {wrong[0]!r} cannot be a label, "
                 f"which are 1…{MAX_LABEL}; set data.label_gaps to false"
             )
-        return replace(self, categories=self.categories.with_gaps(), labels=ids[self.labels - 1])
+        numbers = np.array(ids, dtype=np.int64)
+        return replace(self, categories=self.categories.with_gaps(), labels=numbers[self.labels - 1])
 
     def select(self, keep: NDArray[np.bool_]) -> "Annotations":
         """Only the images where `keep` (I,) is true."""
@@ -107,6 +118,7 @@ class Annotations:
         return replace(
             self,
             image_ids=self.image_ids[keep],
+            written_ids=self.written_ids[keep] if len(self.written_ids) else self.written_ids,
             file_names=self.file_names[keep],
             sizes=self.sizes[keep],
             offsets=np.concatenate([[0], np.cumsum(counts[keep])]),
@@ -295,8 +307,14 @@ def annotations_of(file: CocoFile) -> Annotations:
     by_id = np.argsort(file.category_ids)
     return Annotations(
         path=Path(file.source),
-        categories=Categories(*(tuple(c[by_id].tolist()) for c in (file.category_ids, file.category_names))),
+        categories=Categories(
+            *(tuple(c[by_id].tolist()) for c in (file.listed_categories.written, file.category_names))
+        ),
         image_ids=file.image_ids,
+        written_ids=np.array(
+            [*map(json.dumps, file.listed_images.written)] if file.listed_images.as_written else [],
+            dtype=np.str_,
+        ),
         file_names=file.file_names.astype(np.str_),
         sizes=file.sizes.astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(counts)]),

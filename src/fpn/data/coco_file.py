@@ -8,6 +8,10 @@ An integer is whole and of 64 bits, be it written 12 or 12.0; a number is anythi
 infinities too; true and false are neither; null stands for nothing. What else is to be taken is taken by the
 function of its `Kind`, and what stands for a field that is absent is the default of its column.
 
+An id is an integer of any size or a string; a string that spells an integer is that integer. Where all ids of
+a list are integers of 64 bits they are their own numbers; otherwise they are numbered from 1, in the order of
+integers and then of strings. Everything inside goes by these numbers, and what is written by the ids.
+
 Symbols: E entries of a list, I images, B annotations, K categories.
 """
 
@@ -35,6 +39,7 @@ MAX_NAME = 1000
 
 _EXACT = 2**53
 """Up to here every whole number has a float of its own."""
+_SPELT = re.compile(r"0|-?[1-9][0-9]{0,99}")
 _UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 """JSON can hold these characters, and neither a file's name nor UTF-8 can."""
 _NOT_INSIDE = re.compile(r"[\\/]|[A-Za-z]:|\.?[\\/.]*$|(.*[\\/])?\.\.([\\/]|$)|.*[\0-\x1f]", re.DOTALL)
@@ -59,6 +64,16 @@ def _integer(value: object) -> int | None:
         value = int(value)
     whole = isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
     return int(value) if whole else None  # type: ignore[call-overload]
+
+
+def identity(value: object) -> int | str | None:
+    """What an id of a file is equal to, as `5`, `5.0` and `"5"` are the same; None for what is no id."""
+    if isinstance(value, str):
+        spelt = _SPELT.fullmatch(value)
+        return int(value) if spelt else (_string(value) or None)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return _integer(value)
 
 
 def _number(value: object) -> float | None:
@@ -94,7 +109,7 @@ def _plain_boxes(values: list[Any]) -> bool:
     return lists and _all_of(chain.from_iterable(values), int, float)
 
 
-INTEGER = Kind("an integer", _integer, 0, np.int64, lambda values: _all_of(values, int))
+ID = Kind("an integer or a string", identity, 0, np.object_)
 SIDE = Kind(
     "a length in whole pixels", _side, 0, np.int64, lambda v: _all_of(v, int) and all(map(_side, {*v}))
 )
@@ -114,6 +129,36 @@ class Fault(NamedTuple):
     complaint: str
     """What is said of the value there."""
     malformed: bool
+
+
+class Ids(NamedTuple):
+    """The ids of a list."""
+
+    keys: NDArray[Any]
+    """(E,) int64, or objects where an id is no integer of 64 bits."""
+    numbers: NDArray[np.int64]
+    """(E,) what they go by inside: equal where the ids are, and in their order."""
+    written: NDArray[Any]
+    """(E,) as the file has them."""
+
+    @property
+    def as_written(self) -> dict[int, int | str]:
+        """Ids by their numbers, but for those that are their own numbers."""
+        if self.written is self.numbers:
+            return {}
+        pairs = zip(self.numbers.tolist(), self.written.tolist(), strict=True)
+        return {number: written for number, written in pairs if written != number}
+
+
+def places_in(known: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.int64]:
+    """(M,) the first place in `known` (E,) of each of `keys` (M,), -1 for none; both as in `Ids`."""
+    if known.dtype == keys.dtype == np.int64:
+        listed, first = np.unique(known, return_index=True)
+        order = np.searchsorted(listed, keys)
+        there = np.append(listed, 0)[order] == keys
+        return np.where(there, np.append(first, -1)[order], -1)
+    places = {key: place for place, key in reversed([*enumerate(known.tolist())])}
+    return np.array([places.get(key, -1) for key in keys.tolist()], dtype=np.int64)
 
 
 class Entries:
@@ -187,23 +232,40 @@ class Entries:
             self.note(f"{key} finite", infinite, f", not {wanted}", malformed=False)
         return column
 
-    def unique(self, key: str = "id") -> NDArray[np.int64]:
-        """(E,) the integers at `key`; that an earlier entry has the same is a fault."""
-        ids = self.column(key, INTEGER)
-        self.note(key, repeated(ids, self.has(key)), ", which an earlier one has", malformed=False)
-        return ids
+    def keys(self, key: str) -> NDArray[Any]:
+        """(E,) the ids at `key`: int64, or objects where one is no integer of 64 bits."""
+        values = [entry.get(key) for entry in self._entries]
+        if not _all_of(values, int):
+            values = self._converted(key, ID, values).tolist()
+        if not _all_of(values, int):
+            return np.array(values, dtype=np.object_)
+        try:
+            return np.array(values, dtype=np.int64)
+        except OverflowError:
+            return np.array(values, dtype=np.object_)
 
-    def places(self, key: str, others: "Entries", known: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(E,) the place of the entry of another list whose id, in `known`, is the integer at `key`.
+    def unique(self) -> Ids:
+        """The ids; that an earlier entry has the same is a fault."""
+        keys, has = self.keys("id"), self.has("id")
+        numbers = keys
+        if keys.dtype != np.int64:
+            ordered = sorted({*keys[has].tolist()}, key=lambda key: (isinstance(key, str), key))
+            ranks = {key: rank for rank, key in enumerate(ordered, start=1)}
+            numbers = np.array([ranks.get(key, 0) for key in keys.tolist()], dtype=np.int64)
+        self.note("id", repeated(numbers, has), ", which an earlier one has", malformed=False)
+        values = [entry.get("id") for entry in self._entries]
+        plain = numbers is keys and _all_of(values, int, float)
+        return Ids(keys, numbers, numbers if plain else np.array([*values, None], dtype=np.object_)[:-1])
+
+    def places(self, key: str, others: "Entries", known: Ids) -> NDArray[np.int64]:
+        """(E,) the place of the entry of another list whose id is the one at `key`.
 
         -1 where there is none, which is a fault.
         """
         listed = np.flatnonzero(others.has("id"))
-        listed_ids, first = np.unique(known[listed], return_index=True)
-        ids, has = self.column(key, INTEGER), self.has(key)
-        order = np.searchsorted(listed_ids, ids)
-        there = np.append(listed_ids, 0)[order] == ids
-        places = np.where(there, np.append(listed[first], -1)[order], -1)
+        keys = self.keys(key)
+        has = self.has(key)
+        places = np.append(listed, -1)[places_in(known.keys[listed], keys)]
         unlisted = ", which is not listed; list it, or drop the entry"
         self.note(key, has & (places < 0), unlisted, malformed=False)
         return np.where(has, places, -1)
@@ -241,8 +303,9 @@ class CocoFile:
         if lists is not content:
             images.flaw = f"it is {kind_of(content)}, not an object"
         self.source, self.images, self.annotations, self.categories = source, images, annotations, categories
-        self.category_ids, self.category_names = categories.unique(), categories.column("name", STRING)
-        self.image_ids = images.unique()
+        self.listed_categories, self.listed_images = categories.unique(), images.unique()
+        self.category_ids, self.image_ids = self.listed_categories.numbers, self.listed_images.numbers
+        self.category_names = categories.column("name", STRING)
         self.sizes = np.stack([images.column(side, SIDE) for side in ("height", "width")], axis=1)
         """(I, 2) heights and widths in pixels."""
         self.file_names = images.column("file_name", STRING)
@@ -252,10 +315,12 @@ class CocoFile:
         """(I,) whether one is no path inside the folder it starts from, on this system or another."""
         leaves, inside = images.has("file_name") & self.leaves, ", not a path inside the image folder"
         images.note("file_name inside", leaves, inside, malformed=False)
-        self.ids = annotations.unique()
-        self.image = annotations.places("image_id", images, self.image_ids)
+        self.listed_annotations = annotations.unique()
+        self.ids = self.listed_annotations.written
+        """(B,) as written."""
+        self.image = annotations.places("image_id", images, self.listed_images)
         """(B,) the place of an annotation's image, -1 for none."""
-        self.category = annotations.places("category_id", categories, self.category_ids)
+        self.category = annotations.places("category_id", categories, self.listed_categories)
         """(B,) the place of its category, -1 for none."""
         self.bbox = annotations.column("bbox", BOX)
         """(B, 4) x, y, width, height as written."""

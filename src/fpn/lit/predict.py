@@ -162,6 +162,9 @@ class _Found(NamedTuple):
     """What is found in an image."""
 
     image_id: int
+    """A number, which names the picture."""
+    written_id: int | str
+    """What the annotation file calls it."""
     path: Path | None
     """None if it cannot be read."""
     detections: Detections
@@ -203,7 +206,7 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
                 height, width = images[index].shape[-2:]
                 entry = {"id": image_id, "file_name": str(path), "height": height, "width": width}
                 self.listing.append(entry)
-                yield _Found(image_id, path, detections)
+                yield _Found(image_id, image_id, path, detections)
 
 
 class _Listed:
@@ -236,16 +239,18 @@ class _Listed:
             pin_memory=predictor.device.type == "cuda",
         )
         annotations, folder = self.images.annotations, self.images.image_folder
-        listed = zip(annotations.image_ids.tolist(), annotations.file_names.tolist(), strict=True)
+        ids, names = annotations.image_ids.tolist(), annotations.file_names.tolist()
+        listed = zip(ids, map(annotations.written_id, range(len(ids))), names, strict=True)
         for batches in _tracked(loader, times):
             self.images.note_unreadable(batches[0].unreadable, "listed without boxes", say)
             for found_id, detections in zip(batches[0].image_ids, predictor.detect(batches), strict=True):
-                image_id, name = next(listed)
+                image_id, written_id, name = next(listed)
                 if found_id == image_id:
                     self.done += 1
-                    yield _Found(image_id, folder / name, detections)
+                    yield _Found(image_id, written_id, folder / name, detections)
                 else:  # of the image that takes its place
-                    yield _Found(image_id, None, Detections(*(part[:0] for part in detections)))
+                    nothing = Detections(*(part[:0] for part in detections))
+                    yield _Found(image_id, written_id, None, nothing)
 
 
 def _data_of(ckpt_path: str) -> CocoDataModule:
@@ -298,7 +303,7 @@ def _draw(found: Iterable[_Found], folder: Path, names: Categories, threshold: f
 
 
 def _results(found: Iterable[_Found], names: Categories) -> Iterator[dict[str, Any]]:
-    for image_id, _, (boxes, scores, labels) in found:
+    for _, image_id, _, (boxes, scores, labels) in found:
         # As exact as COCO's own boxes; its server limits the size of a file.
         bbox = box_convert(boxes.double(), "xyxy", "xywh").tolist()
         for box, score, label in zip(bbox, scores.tolist(), labels.tolist(), strict=True):

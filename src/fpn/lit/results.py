@@ -51,7 +51,7 @@ def evaluate(
     console = Console()
     with uncollected():
         truth = read_truth(annotations)
-        found = read_results(results, truth, with_categories=not proposals)
+        found = read_results(results, truth, with_categories=not proposals, tell=say)
     scores = None
     if proposals:
         console.print(proposal_table(proposal_scores(truth, found, engine=engine)))
