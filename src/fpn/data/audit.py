@@ -66,6 +66,7 @@ def look_at(
     short_side: PositiveInt = 800,
     max_side: PositiveInt = 1333,
     max_unreadable: Share = 0.001,
+    trust_boxes: bool = False,
 ) -> Audit:
     """Look at all of a data set.
 
@@ -78,6 +79,7 @@ def look_at(
         short_side: pixels of an image's short side at the network's input, as data.images.short_side.
         max_side: most pixels of its long side, as data.images.max_side.
         max_unreadable: share of the training images that training does without, as data.max_unreadable.
+        trust_boxes: take boxes that look like another convention's, as data.trust_boxes.
 
     Raises:
         InputError: if the annotation file cannot be read or is not JSON, or the folder is none.
@@ -85,7 +87,7 @@ def look_at(
     if image_folder is not None and not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such image folder")
     file = CocoFile(annotation_file, read_json(annotation_file, "annotation"))
-    taken, refusal, not_scored = _judged(file)
+    taken, refusal, not_scored = _judged(file, trust_boxes)
     usable = Usable(file)
     report = Audit(
         annotation_file,
@@ -112,10 +114,10 @@ def look_at(
     return report
 
 
-def _judged(file: CocoFile) -> tuple[Annotations | None, str, str]:
+def _judged(file: CocoFile, trust_boxes: bool) -> tuple[Annotations | None, str, str]:
     """What training reads, why it would refuse that, and why validation would."""
     try:
-        taken = annotations_of(file)
+        taken = annotations_of(file, trust_boxes)
     except InputError as error:
         return None, str(error), str(error)
     not_scored = _refusal(partial(file.annotations.refuse, "bbox finite", "area finite"))

@@ -8,7 +8,7 @@ process as their reference counts change.
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,17 +20,12 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from fpn.data.coco_file import CocoFile, identity, read_json
+from fpn.data.conventions import another_convention
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
 from fpn.errors import InputError
 from fpn.types import Categories, Targets
-
-MAX_DEGENERATE = 0.001
-"""Share of degenerate boxes above which the file, not a box, is at fault …"""
-
-FEW_DEGENERATE = 3
-"""… provided there are this many."""
 
 IN_A_ROW = 100
 """Unreadable images, beyond those that may be, after which none is looked for to take their place."""
@@ -63,6 +58,8 @@ class Annotations:
     """(B,) whether the box is a region of many objects."""
     degenerate: int
     """Boxes of the file that are not among `boxes`."""
+    told: tuple[str, ...] = ()
+    """What was taken that is not in the plain format, or is odd: a line each, to be shown."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -105,7 +102,7 @@ class Annotations:
         ids = [*map(identity, self.categories.ids)]
         if wrong := [id_ for id_ in ids if not isinstance(id_, int) or not 1 <= id_ <= MAX_LABEL]:
             raise InputError(
-                f"{self.path}: category id {wrong[0]!r} cannot be a label, "
+                f"{self.path}: category ids as {wrong[0]!r} cannot be labels, "
                 f"which are 1…{MAX_LABEL}; set data.label_gaps to false"
             )
         numbers = np.array(ids, dtype=np.int64)
@@ -262,7 +259,7 @@ def read_image(path: Path) -> Tensor:
     return image
 
 
-def read_annotations(path: Path, need_objects: bool = True) -> Annotations:
+def read_annotations(path: Path, need_objects: bool = True, trust_boxes: bool = False) -> Annotations:
     """Read an instances file in COCO's format.
 
     Boxes are clipped to their image; degenerate ones are dropped and counted. An annotation without `iscrowd`
@@ -272,18 +269,19 @@ def read_annotations(path: Path, need_objects: bool = True) -> Annotations:
         path: the JSON file.
         need_objects: False also takes a file without annotations, as COCO's image_info files of
             unlabelled images are.
+        trust_boxes: take boxes as they are also where they look like another convention's.
 
     Raises:
         InputError: if the file is missing, is not in the format, contradicts itself, or has so many
-            degenerate boxes that they are probably written in another convention.
+            odd boxes that they are probably written in another convention.
     """
     content = read_json(Path(path), "annotation")
     if not need_objects and isinstance(content, dict) and content.get("annotations") is None:
         content["annotations"] = []
-    return annotations_of(CocoFile(path, content))
+    return annotations_of(CocoFile(path, content), trust_boxes)
 
 
-def annotations_of(file: CocoFile) -> Annotations:
+def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
     """What `read_annotations` makes of a file, with its errors."""
     file.images.refuse("id", "height", "width", "file_name", "file_name inside")
     file.annotations.refuse()
@@ -294,12 +292,10 @@ def annotations_of(file: CocoFile) -> Annotations:
     # Only scoring needs the areas: to refuse them then, after hours of training, would be late.
     file.annotations.refuse("id", "image_id", "category_id", "bbox", "iscrowd", "area")
     boxes, usable = file.clipped
-    degenerate = file.ids[~usable]
-    if len(degenerate) >= FEW_DEGENERATE and len(degenerate) > MAX_DEGENERATE * len(usable):
+    if not trust_boxes and (why := another_convention(file)):
         raise InputError(
-            f"{file.source}: {len(degenerate)} of {len(usable)} boxes are empty or lie outside their image"
-            f" (annotations {', '.join(map(str, degenerate[:5]))}, …); "
-            "a bbox is [x, y, width, height] in pixels"
+            f"{file.source}: {why}, where a bbox is [x, y, width, height] in pixels: convert them, "
+            "or set data.trust_boxes to true if they are meant"
         )
     order = np.argsort(file.image, kind="stable")
     order = order[usable[order]]
@@ -321,5 +317,12 @@ def annotations_of(file: CocoFile) -> Annotations:
         boxes=boxes[order],
         labels=np.argsort(by_id)[file.category[order]] + 1,
         crowd=file.crowd[order],
-        degenerate=len(degenerate),
+        degenerate=int((~usable).sum()),
+        told=tuple(_told(file)),
     )
+
+
+def _told(file: CocoFile) -> Iterator[str]:
+    """What training takes that is not in the plain format."""
+    if number := int(file.areas_replaced.sum()):
+        yield f"{number:,} areas of 0 or less, for which those of the boxes stand"

@@ -329,7 +329,10 @@ class CocoFile:
         with np.errstate(over="ignore", invalid="ignore"):
             # Should one overflow, the greatest float is beyond all of COCO's ranges too.
             own = np.nan_to_num(self.bbox[:, 2] * self.bbox[:, 3])
-        self.area = annotations.column("area", NUMBER, default=own)
+        area = annotations.column("area", NUMBER, default=own)
+        self.areas_replaced = (area <= 0) & (own > 0)
+        """(B,) whether the file's area is none, as it is negative or zero."""
+        self.area = np.where(self.areas_replaced, own, area)
         """(B,) square pixels of the mask, which COCO requires, or else of the box."""
 
     @cached_property

@@ -49,6 +49,8 @@ class CocoDataModule(LightningDataModule):
             one image. A resumed run counts anew. Images to score must all be readable.
         label_gaps: Number the classes by category id, with classes of no object in the gaps, as
             torchvision's references do: 90 for COCO's 80.
+        trust_boxes: Take boxes as they are written also where so many are empty, smaller than a pixel or
+            past their image that they look like another convention's.
         seed: Determines the order of the training images and what is drawn for each.
     """
 
@@ -68,6 +70,7 @@ class CocoDataModule(LightningDataModule):
         keep_empty_images: bool = False,
         max_unreadable: Share = 0.001,
         label_gaps: bool = False,
+        trust_boxes: bool = False,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class CocoDataModule(LightningDataModule):
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.keep_empty_images, self.label_gaps = keep_empty_images, label_gaps
-        self.max_unreadable = max_unreadable
+        self.max_unreadable, self.trust_boxes = max_unreadable, trust_boxes
         train, val = (
             Split(
                 split.images or f"{root}/{name}2017",
@@ -180,7 +183,7 @@ class CocoDataModule(LightningDataModule):
         path, _ = self.source(split)
         if path not in self._read:
             _refuse_absent(path.is_file(), path, "annotation file", f"{split}.annotations")
-            annotations = read_annotations(path)
+            annotations = read_annotations(path, trust_boxes=self.trust_boxes)
             self._read[path] = annotations.labelled_by_id() if self.label_gaps else annotations
         return self._read[path]
 
@@ -212,6 +215,13 @@ class CocoDataModule(LightningDataModule):
             f" {annotations.degenerate:,} degenerate boxes dropped"
             + (f"; proposals of {path}" if path else "")
         )
+        for line in annotations.told:
+            rank_zero_info(f"{split}: {annotations.path}: {line}")
+        if split != "train" and annotations.crowd.all():
+            rank_zero_warn(
+                f"{annotations.path} has no object to find: there will be no score, and no best checkpoint; "
+                f"data.{split}.annotations names another file"
+            )
         return CocoDataset(annotations, folder, transform, proposals, allowed)
 
     def _evaluation(self, split: str) -> DataLoader[Sample]:

@@ -36,7 +36,14 @@ class CategoryCount(NamedTuple):
 
 _Row = tuple[str, str, NDArray[np.bool_], NDArray[Any]]
 """Key, what it is, which entries, and what to show of them."""
-_GOOD_TO_KNOW = {"unannotated", "only_crowds", "partly_outside", "crowds", "without_objects"}
+_GOOD_TO_KNOW = {
+    "unannotated",
+    "only_crowds",
+    "partly_outside",
+    "area_not_positive",
+    "crowds",
+    "without_objects",
+}
 
 
 class Usable:
@@ -116,6 +123,7 @@ class Usable:
             ("empty", "empty boxes", dropped & (shorter >= 0) & (shorter < MIN_SIDE), ids),
             ("outside", "boxes outside their image", dropped & finite & (shorter >= MIN_SIDE), ids),
             ("area_not_finite", "areas of NaN or infinity", fine & ~np.isfinite(file.area), ids),
+            ("area_not_positive", "areas of 0 or less, for which the box's stand", file.areas_replaced, ids),
             ("unknown_image", "of an image that is not listed, or malformed", homeless, ids),
             ("unknown_category", "of a category that is not listed, or malformed", unknown, ids),
             ("duplicate_ids", "ids listed before", repeated(file.listed_annotations.numbers, fine), ids),

@@ -98,11 +98,13 @@ class GroundTruth(NamedTuple):
         )
 
 
-def read_truth(annotations: AnnotationSource) -> GroundTruth:
+def read_truth(
+    annotations: AnnotationSource, *, tell: Callable[[str], object] = warnings.warn
+) -> GroundTruth:
     """Reads and checks an annotation file, or a dict of the same form, which is left as it is.
 
     Boxes and areas have to be finite; annotation ids and the names and sizes of images are not used, so
-    they may be absent.
+    they may be absent. What takes the place of an area of 0 or less, that of the box, is told in a line.
 
     Raises InputError for a missing file, one that is not COCO, and entries that cannot be scored.
     """
@@ -113,6 +115,8 @@ def read_truth(annotations: AnnotationSource) -> GroundTruth:
     file.annotations.refuse(
         *("image_id", "category_id", "bbox", "bbox finite", "iscrowd", "area", "area finite")
     )
+    if number := int(file.areas_replaced.sum()):
+        tell(f"{file.source}: {number:,} areas are 0 or less: those of the boxes take their place")
     by_id, categories_by_id = np.argsort(file.image_ids), np.argsort(file.category_ids)
     ids, names = (c[categories_by_id].tolist() for c in (file.category_ids, file.category_names))
     times = Counter(names)

@@ -50,7 +50,7 @@ def evaluate(
         raise InputError("--images are shown on a page: give --report, the file to write")
     console = Console()
     with uncollected():
-        truth = read_truth(annotations)
+        truth = read_truth(annotations, tell=say)
         found = read_results(results, truth, with_categories=not proposals, tell=say)
     scores = None
     if proposals:
