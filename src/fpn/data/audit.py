@@ -67,6 +67,7 @@ def look_at(
     max_side: PositiveInt = 1333,
     max_unreadable: Share = 0.001,
     trust_boxes: bool = False,
+    against: Path | None = None,
 ) -> Audit:
     """Look at all of a data set.
 
@@ -80,6 +81,7 @@ def look_at(
         max_side: most pixels of its long side, as data.images.max_side.
         max_unreadable: share of the training images that training does without, as data.max_unreadable.
         trust_boxes: take boxes that look like another convention's, as data.trust_boxes.
+        against: the annotation file of the validation images, which training has to take with this one.
 
     Raises:
         InputError: if the annotation file cannot be read or is not JSON, or the folder is none.
@@ -88,6 +90,12 @@ def look_at(
         raise InputError(f"{image_folder}: no such image folder")
     file = CocoFile(annotation_file, read_json(annotation_file, "annotation"))
     taken, refusal, not_scored = _judged(file, trust_boxes)
+    if taken is not None and against is not None:
+        other, why, other_not_scored = _judged(
+            CocoFile(against, read_json(against, "annotation")), trust_boxes
+        )
+        why = why if other is None else _refusal(partial(other.classed_as, taken.categories, annotation_file))
+        refusal = refusal or why or other_not_scored
     usable = Usable(file)
     report = Audit(
         annotation_file,

@@ -93,20 +93,40 @@ class Annotations:
             raise InputError(f"{self.path}: no image has an object to learn from, that is no crowd region")
         return kept
 
+    def classed_as(self, categories: Categories, source: Path) -> "Annotations":
+        """The same with the classes of another file.
+
+        Categories that only one of them lists are fine as long as they have no object here.
+
+        Args:
+            categories: those of the other file.
+            source: its path, for messages.
+
+        Raises:
+            InputError: an id is of two names, or there are objects of a category that the other lacks.
+        """
+        if clash := self.categories.clash(categories):
+            raise InputError(f"{self.path} and {source} list different categories: {clash}")
+        places = {id_: place for place, id_ in enumerate(categories.ids, start=1)}
+        labels = np.array([0, *(places.get(id_, 0) for id_ in self.categories.ids)])[self.labels]
+        if (unlisted := labels == 0).any():
+            label = int(self.labels[unlisted][0])
+            id_, name = self.categories.ids[label - 1], self.categories.names[label - 1]
+            raise InputError(
+                f"{self.path}: {(self.labels == label).sum()} objects are of category {id_!r} {name!r}, which"
+                f" {source} does not list; list it there, or leave them out"
+            )
+        return replace(self, categories=categories, labels=labels)
+
     def labelled_by_id(self) -> "Annotations":
         """The same with category ids as labels, gaps and all, as torchvision's references number classes.
 
         Raises:
             InputError: if ids are not positive, or too large to count up to.
         """
-        ids = [*map(identity, self.categories.ids)]
-        if wrong := [id_ for id_ in ids if not isinstance(id_, int) or not 1 <= id_ <= MAX_LABEL]:
-            raise InputError(
-                f"{self.path}: category ids as {wrong[0]!r} cannot be labels, "
-                f"which are 1…{MAX_LABEL}; set data.label_gaps to false"
-            )
-        numbers = np.array(ids, dtype=np.int64)
-        return replace(self, categories=self.categories.with_gaps(), labels=numbers[self.labels - 1])
+        categories = labels_as_ids(self.categories, self.path)
+        numbers = np.array([*map(int, self.categories.ids)], dtype=np.int64)
+        return replace(self, categories=categories, labels=numbers[self.labels - 1])
 
     def select(self, keep: NDArray[np.bool_]) -> "Annotations":
         """Only the images where `keep` (I,) is true."""
@@ -281,6 +301,43 @@ def read_annotations(path: Path, need_objects: bool = True, trust_boxes: bool = 
     return annotations_of(CocoFile(path, content), trust_boxes)
 
 
+def labels_as_ids(categories: Categories, path: Path) -> Categories:
+    """Classes whose labels are their ids; `path`, of their file, is for messages.
+
+    Raises:
+        InputError: ids are not positive integers, or too large to count up to.
+    """
+    ids = [*map(identity, categories.ids)]
+    if wrong := [id_ for id_ in ids if not isinstance(id_, int) or not 1 <= id_ <= MAX_LABEL]:
+        raise InputError(
+            f"{path}: category ids as {wrong[0]!r} cannot be labels, "
+            f"which are 1…{MAX_LABEL}; set data.label_gaps to false"
+        )
+    return categories.with_gaps()
+
+
+def read_categories(path: Path) -> Categories | None:
+    """The classes of an annotation file, without its images and annotations.
+
+    None where these have to be read to know the classes: not all categories may be classes, or the list of
+    them does not lie as it usually does.
+    """
+    content = path.read_bytes()
+    after = content[content.rfind(b'"categories"') :][:1_000_000].decode(errors="replace")
+    try:
+        listed, _ = json.JSONDecoder().raw_decode(after.partition(":")[2].lstrip())
+        file = CocoFile(path, {"images": [], "annotations": [], "categories": listed})
+        file.categories.refuse("id", "name")
+    except ValueError:
+        return None
+    if not len(file.categories) or file.placeholder.any():
+        return None
+    by_id = np.argsort(file.category_ids)
+    return Categories(
+        *(tuple(c[by_id].tolist()) for c in (file.listed_categories.written, file.category_names))
+    )
+
+
 def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
     """What `read_annotations` makes of a file, with its errors."""
     file.images.refuse("id", "height", "width", "file_name", "file_name inside")
@@ -301,6 +358,9 @@ def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
     order = order[usable[order]]
     counts = np.bincount(file.image[order], minlength=len(file.image_ids))
     by_id = np.argsort(file.category_ids)
+    by_id = by_id[~file.placeholder[by_id]]
+    label = np.zeros(len(file.category_ids), dtype=np.int64)
+    label[by_id] = np.arange(1, len(by_id) + 1)
     return Annotations(
         path=Path(file.source),
         categories=Categories(
@@ -315,7 +375,7 @@ def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
         sizes=file.sizes.astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         boxes=boxes[order],
-        labels=np.argsort(by_id)[file.category[order]] + 1,
+        labels=label[file.category[order]],
         crowd=file.crowd[order],
         degenerate=int((~usable).sum()),
         told=tuple(_told(file)),
@@ -324,5 +384,7 @@ def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
 
 def _told(file: CocoFile) -> Iterator[str]:
     """What training takes that is not in the plain format."""
+    for name in file.category_names[file.placeholder]:
+        yield f"category 0, {name!r}, has no object, and is left out of the classes"
     if number := int(file.areas_replaced.sum()):
         yield f"{number:,} areas of 0 or less, for which those of the boxes stand"

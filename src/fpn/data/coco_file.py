@@ -322,6 +322,10 @@ class CocoFile:
         """(B,) the place of an annotation's image, -1 for none."""
         self.category = annotations.places("category_id", categories, self.listed_categories)
         """(B,) the place of its category, -1 for none."""
+        zero = (self.category_ids == 0) & (self.listed_categories.keys == 0)
+        used = np.bincount(self.category[self.category >= 0], minlength=len(zero)) > 0
+        self.placeholder = zero & ~used & (len(zero) > 1)
+        """(K,) whether a category is no class: it has id 0 and no object, as Roboflow writes it."""
         self.bbox = annotations.column("bbox", BOX)
         """(B, 4) x, y, width, height as written."""
         self.crowd = annotations.column("iscrowd", FLAG)

@@ -15,7 +15,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from fpn.data.coco import Annotations, CocoDataset, read_annotations, tolerated
+from fpn.data.coco import (
+    Annotations,
+    CocoDataset,
+    labels_as_ids,
+    read_annotations,
+    read_categories,
+    tolerated,
+)
 from fpn.data.loader import TrainLoader, outlive_signals
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals
@@ -96,15 +103,16 @@ class CocoDataModule(LightningDataModule):
         self._splits = {"train": train, "val": val, "test": test}
         self._read: dict[Path, Annotations] = {}
         self._datasets: dict[str, CocoDataset] = {}
+        self._listed: Categories | None = None
 
     @property
     def categories(self) -> Categories:
-        """The classes: those of the validation annotations, or of the others where there are none.
+        """The classes: those of the training annotations, or of the others where there are none.
 
         Raises:
             InputError: if neither file can be read.
         """
-        return self._annotations(self._reference).categories
+        return self._gapped(self._classes)
 
     def source(self, split: str) -> tuple[Path, Path]:
         """The annotation file and the image folder of a split: train, val or test."""
@@ -176,24 +184,32 @@ class CocoDataModule(LightningDataModule):
 
     @property
     def _reference(self) -> str:
-        # The validation file is much the smaller one of COCO's.
-        return next((split for split in ("val", "train", "test") if self.source(split)[0].is_file()), "val")
+        return next((split for split in ("train", "val", "test") if self.source(split)[0].is_file()), "val")
+
+    @property
+    def _classes(self) -> Categories:
+        if self._listed is None:
+            path, _ = self.source(self._reference)
+            if path not in self._read and path.is_file():
+                self._listed = read_categories(path)  # COCO's training file is large
+            self._listed = self._listed or self._annotations(self._reference).categories
+        return self._listed
+
+    def _gapped(self, categories: Categories) -> Categories:
+        return labels_as_ids(categories, self.source(self._reference)[0]) if self.label_gaps else categories
 
     def _annotations(self, split: str) -> Annotations:
         path, _ = self.source(split)
         if path not in self._read:
             _refuse_absent(path.is_file(), path, "annotation file", f"{split}.annotations")
-            annotations = read_annotations(path, trust_boxes=self.trust_boxes)
-            self._read[path] = annotations.labelled_by_id() if self.label_gaps else annotations
+            self._read[path] = read_annotations(path, trust_boxes=self.trust_boxes)
         return self._read[path]
 
     def _dataset(self, split: str) -> CocoDataset:
         annotations, (_, folder) = self._annotations(split), self.source(split)
-        if annotations.categories != self.categories:
-            raise InputError(
-                f"{annotations.path} and {self.source(self._reference)[0]} list different categories:"
-                f" {annotations.categories.difference(self.categories)}"
-            )
+        annotations = annotations.classed_as(self._classes, self.source(self._reference)[0])
+        if self.label_gaps:
+            annotations = annotations.labelled_by_id()
         _refuse_absent(folder.is_dir(), folder, "image folder", f"{split}.images")
         transform: Transform = EvalTransform(self.image_settings)
         if split == "test" and self._images.test_scales:
@@ -311,9 +327,9 @@ class ShapesDataModule(CocoDataModule):
         self._drawn: Categories = SCENES[scene][0]
 
     @property
-    def categories(self) -> Categories:
-        """The classes of shapes, known before any is drawn."""
-        return self._drawn.with_gaps() if self.label_gaps else self._drawn
+    def _classes(self) -> Categories:
+        """Known before any is drawn."""
+        return self._drawn
 
     def prepare_data(self) -> None:
         """Draw the images unless they are there."""

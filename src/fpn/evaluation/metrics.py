@@ -64,10 +64,10 @@ class BoxAP(COCOMetric):
         truth, results = self._seen()
         ids = self._against.categories.listed().ids
         numbers = zip(ids, truth.category_numbers(ids), strict=True)
-        if unknown := [id_ for id_, number in numbers if number is None]:
+        if all(number is None for _, number in numbers):
             raise InputError(
-                f"{truth.source}: it lacks category ids {unknown[:3]} of the detector "
-                f"({len(unknown)} in all); give the annotation file of the detector's classes"
+                f"{truth.source}: it has none of the detector's category ids, as {list(ids[:3])}; "
+                "give the annotation file of the detector's classes"
             )
         return box_scores(truth, results, engine=self._against.engine)
 

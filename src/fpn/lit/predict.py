@@ -281,8 +281,7 @@ def _select(detector: Detector, selection: Literal["testing", "training"]) -> No
 def _read_listed(path: Path, trained: Trained) -> Annotations:
     annotations = read_annotations(path, need_objects=False, trust_boxes=True)
     known = trained.categories.listed()
-    if trained.detector.finds_objects and annotations.categories != known:
-        difference = known.difference(annotations.categories)
+    if trained.detector.finds_objects and (difference := known.clash(annotations.categories)):
         raise InputError(f"{path} lists other categories than the checkpoint was trained for: {difference}")
     return annotations
 
