@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fpn.data.coco import Annotations, annotations_of
-from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.coco_file import CocoFile, Crowds, read_json
 from fpn.data.findings import CategoryCount, Finding, Usable
 from fpn.data.image_files import look_at_files, refuse_training
 from fpn.data.object_sizes import ObjectSizes, object_sizes
@@ -67,6 +67,7 @@ def look_at(
     max_side: PositiveInt = 1333,
     max_unreadable: Share = 0.001,
     trust_boxes: bool = False,
+    crowds: Crowds = "regions",
     against: Path | None = None,
 ) -> Audit:
     """Look at all of a data set.
@@ -81,6 +82,7 @@ def look_at(
         max_side: most pixels of its long side, as data.images.max_side.
         max_unreadable: share of the training images that training does without, as data.max_unreadable.
         trust_boxes: take boxes that look like another convention's, as data.trust_boxes.
+        crowds: what iscrowd 1 says, as data.crowds.
         against: the annotation file of the validation images, which training has to take with this one.
 
     Raises:
@@ -88,11 +90,11 @@ def look_at(
     """
     if image_folder is not None and not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such image folder")
-    file = CocoFile(annotation_file, read_json(annotation_file, "annotation"))
+    file = CocoFile(annotation_file, read_json(annotation_file, "annotation"), image_folder, crowds)
     taken, refusal, not_scored = _judged(file, trust_boxes)
     if taken is not None and against is not None:
         other, why, other_not_scored = _judged(
-            CocoFile(against, read_json(against, "annotation")), trust_boxes
+            CocoFile(against, read_json(against, "annotation"), image_folder, crowds), trust_boxes
         )
         why = why if other is None else _refusal(partial(other.classed_as, taken.categories, annotation_file))
         refusal = refusal or why or other_not_scored

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from fpn.data.coco_file import CocoFile, identity, read_json
+from fpn.data.coco_file import CocoFile, Crowds, identity, read_json
 from fpn.data.conventions import another_convention
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick
@@ -89,6 +89,11 @@ class Annotations:
             InputError: there is none.
         """
         kept = self.select(self.has_objects())
+        if not len(kept) and len(self.boxes):
+            raise InputError(
+                f"{self.path}: no image has an object to learn from: all {len(self.boxes):,} have iscrowd 1,"
+                " as brush tools write it; set data.crowds to objects if each is one object"
+            )
         if not len(kept):
             raise InputError(f"{self.path}: no image has an object to learn from, that is no crowd region")
         return kept
@@ -279,17 +284,25 @@ def read_image(path: Path) -> Tensor:
     return image
 
 
-def read_annotations(path: Path, need_objects: bool = True, trust_boxes: bool = False) -> Annotations:
+def read_annotations(
+    path: Path,
+    need_objects: bool = True,
+    trust_boxes: bool = False,
+    image_folder: Path | None = None,
+    crowds: Crowds = "regions",
+) -> Annotations:
     """Read an instances file in COCO's format.
 
     Boxes are clipped to their image; degenerate ones are dropped and counted. An annotation without `iscrowd`
-    is taken for a single object. Masks are not read.
+    is taken for a single object. Masks are read only where there is no bbox.
 
     Args:
         path: the JSON file.
         need_objects: False also takes a file without annotations, as COCO's image_info files of
             unlabelled images are.
         trust_boxes: take boxes as they are also where they look like another convention's.
+        image_folder: where file names start, to read the sizes of images of which the file states none.
+        crowds: what `iscrowd` 1 says of an annotation.
 
     Raises:
         InputError: if the file is missing, is not in the format, contradicts itself, or has so many
@@ -298,7 +311,7 @@ def read_annotations(path: Path, need_objects: bool = True, trust_boxes: bool = 
     content = read_json(Path(path), "annotation")
     if not need_objects and isinstance(content, dict) and content.get("annotations") is None:
         content["annotations"] = []
-    return annotations_of(CocoFile(path, content), trust_boxes)
+    return annotations_of(CocoFile(path, content, image_folder, crowds), trust_boxes)
 
 
 def labels_as_ids(categories: Categories, path: Path) -> Categories:
@@ -347,7 +360,7 @@ def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
         if not len(entries):
             raise InputError(f"{file.source}: the list {entries.name!r} is empty")
     # Only scoring needs the areas: to refuse them then, after hours of training, would be late.
-    file.annotations.refuse("id", "image_id", "category_id", "bbox", "iscrowd", "area")
+    file.annotations.refuse("image_id", "category_id", "bbox", "iscrowd", "area")
     boxes, usable = file.clipped
     if not trust_boxes and (why := another_convention(file)):
         raise InputError(
@@ -386,5 +399,14 @@ def _told(file: CocoFile) -> Iterator[str]:
     """What training takes that is not in the plain format."""
     for name in file.category_names[file.placeholder]:
         yield f"category 0, {name!r}, has no object, and is left out of the classes"
+    counts = {
+        "annotation ids are missing or repeated, which training never needs": file.listed_annotations.lost,
+        "boxes are those of the masks, as there is no bbox": int(file.from_mask.sum()),
+        "annotations have no area, for which that of the box stands": file.annotations.absent("area"),
+        "images state no size, which is read from the file": int(file.measured.sum()),
+        "images have no file_name, but the end of their coco_url": int(file.from_url.sum()),
+        "numbers, or boxes of some, are written as strings": file.images.spelt + file.annotations.spelt,
+    }
+    yield from (f"{number:,} {what}" for what, number in counts.items() if number)
     if number := int(file.areas_replaced.sum()):
         yield f"{number:,} areas of 0 or less, for which those of the boxes stand"

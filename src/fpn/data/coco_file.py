@@ -25,13 +25,16 @@ from functools import cached_property
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fpn.errors import InputError
 
+Crowds = Literal["regions", "objects"]
+"""What annotations of `iscrowd` 1 are: regions of many objects, as in COCO, or objects like others."""
 MIN_SIDE = 0.01
 """Boxes with a side below this many pixels are degenerate: resized in float32 they may lose all area."""
 MAX_NAME = 1000
@@ -40,6 +43,7 @@ MAX_NAME = 1000
 _EXACT = 2**53
 """Up to here every whole number has a float of its own."""
 _SPELT = re.compile(r"0|-?[1-9][0-9]{0,99}")
+_NUMERAL = re.compile(r" *[+-]?([0-9]{1,15}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,2})? *")
 _UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 """JSON can hold these characters, and neither a file's name nor UTF-8 can."""
 _NOT_INSIDE = re.compile(r"[\\/]|[A-Za-z]:|\.?[\\/.]*$|(.*[\\/])?\.\.([\\/]|$)|.*[\0-\x1f]", re.DOTALL)
@@ -59,7 +63,13 @@ class Kind(NamedTuple):
     """Whether NumPy can convert these values as they are, in one go."""
 
 
+def _unquoted(value: object) -> object:
+    """The number that a string spells; anything else as it is."""
+    return float(value) if isinstance(value, str) and _NUMERAL.fullmatch(value) else value
+
+
 def _integer(value: object) -> int | None:
+    value = _unquoted(value)
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
         value = int(value)
     whole = isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
@@ -73,10 +83,11 @@ def identity(value: object) -> int | str | None:
         return int(value) if spelt else (_string(value) or None)
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
-    return _integer(value)
+    return _integer(value) if isinstance(value, float) else None
 
 
 def _number(value: object) -> float | None:
+    value = _unquoted(value)
     if isinstance(value, float | Real) and not isinstance(value, bool):
         with suppress(OverflowError):  # JSON has integers of any size
             return float(value)
@@ -88,6 +99,7 @@ def _side(value: object) -> int | None:
 
 
 def _flag(value: object) -> bool | None:
+    value = _unquoted(value)
     return value == 1 if value in (None, 0, 1) else None
 
 
@@ -142,6 +154,14 @@ class Ids(NamedTuple):
     """(E,) as the file has them."""
 
     @property
+    def lost(self) -> int:
+        """How many are missing, or the same as one before."""
+        if self.written is self.numbers:
+            return len(self.keys) - len(np.unique(self.keys))
+        pairs = zip(self.keys.tolist(), self.written.tolist(), strict=True)
+        return len(self.keys) - len({key for key, written in pairs if written is not None})
+
+    @property
     def as_written(self) -> dict[int, int | str]:
         """Ids by their numbers, but for those that are their own numbers."""
         if self.written is self.numbers:
@@ -174,6 +194,8 @@ class Entries:
 
     def __init__(self, source: str | Path, name: str, values: Any) -> None:
         self.source, self.name = source, name
+        self.spelt = 0
+        """Numbers, or boxes of some, that are written as strings."""
         self.flaw = ""
         """Why this is no list of objects."""
         if not isinstance(values, list):
@@ -232,6 +254,58 @@ class Entries:
             self.note(f"{key} finite", infinite, f", not {wanted}", malformed=False)
         return column
 
+    def boxes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """(E, 4) the boxes at `bbox`, and (E,) whether one is that of the entry's mask, for want of it."""
+        values = [entry.get("bbox") for entry in self._entries]
+        drawn = [False] * len(values)
+        if not (_all_of(values, list) and all(values)):
+            drawn = [not isinstance(value, np.ndarray) and not value for value in values]
+            pairs = zip(values, drawn, self._entries, strict=True)
+            values = [box_of_mask(e.get("segmentation")) or v if empty else v for v, empty, e in pairs]
+            drawn = [a and bool(value) for a, value in zip(drawn, values, strict=True)]
+        if not _plain_boxes(values):
+            rotated = [isinstance(value, list) and len(value) == 5 for value in values]
+            what = ", a rotated box [x, y, width, height, angle]; give the upright box around it"
+            self.note("bbox", np.array(rotated, dtype=bool), what)
+        column = self._converted("bbox", BOX, values).reshape(-1, 4)
+        infinite = ~np.isfinite(column).all(axis=1)
+        self.note("bbox finite", infinite, ", not four finite numbers", malformed=False)
+        return column, np.array(drawn, dtype=bool)
+
+    def names(self, folder: Path | None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """(E,) the strings at `file_name`, and (E,) whether one is the end of `coco_url`, as in LVIS."""
+        values = [entry.get("file_name") for entry in self._entries]
+        ends = np.zeros(len(values), dtype=bool)
+        for place in [place for place, value in enumerate(values) if value is None]:
+            if url := _string(self._entries[place].get("coco_url")):
+                values[place], ends[place] = _end_of(url, folder), True
+        return self._converted("file_name", STRING, values), ends
+
+    def sizes(self, folder: Path | None, names: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(E, 2) heights and widths, and (E,) whether they are of the image's file, as none are stated."""
+        stated = [[entry.get(side) for entry in self._entries] for side in ("height", "width")]
+        absent = [all(side is None for side in sides) for sides in zip(*stated, strict=True)]
+        if folder is not None and any(absent):
+            for place in [p for p in np.flatnonzero(absent) if not _NOT_INSIDE.match(names[p])]:
+                with suppress(Exception), Image.open(folder / names[place]) as image:
+                    stated[1][place], stated[0][place] = image.size
+        sides = [
+            self._converted(side, SIDE, one) for side, one in zip(("height", "width"), stated, strict=True)
+        ]
+        column = np.stack(sides, axis=1)
+        return column, np.array(absent, dtype=bool) & (column > 0).all(axis=1)
+
+    def absent(self, key: str) -> int:
+        """How many entries hold nothing at `key`."""
+        return sum(entry.get(key) is None for entry in self._entries)
+
+    def own_ids(self) -> Ids:
+        """The ids of entries to which nothing refers: missing and repeated ones are no fault."""
+        before = len(self.faults)
+        ids = self.unique()
+        del self.faults[before:]
+        return ids
+
     def keys(self, key: str) -> NDArray[Any]:
         """(E,) the ids at `key`: int64, or objects where one is no integer of 64 bits."""
         values = [entry.get(key) for entry in self._entries]
@@ -275,6 +349,9 @@ class Entries:
             with suppress(OverflowError):
                 return np.array(values, dtype=kind.dtype)
         taken = [kind.take(value) for value in values]
+        if kind not in (ID, STRING):
+            spelt = (any(isinstance(one, str) for one in (v if isinstance(v, list) else [v])) for v in values)
+            self.spelt += sum(spelt)
         self.note(key, np.array([value is None for value in taken], dtype=bool), f", not {kind.wanted}")
         return np.array([kind.blank if value is None else value for value in taken], dtype=kind.dtype)
 
@@ -293,9 +370,13 @@ class CocoFile:
     Args:
         source: what messages call the file.
         content: what it holds: JSON's objects, lists, strings and numbers.
+        image_folder: where the images' file names start, to read the sizes of those that state none.
+        crowds: what `iscrowd` 1 says of an annotation.
     """
 
-    def __init__(self, source: str | Path, content: Any) -> None:
+    def __init__(
+        self, source: str | Path, content: Any, image_folder: Path | None = None, crowds: Crowds = "regions"
+    ) -> None:
         lists = content if isinstance(content, Mapping) else {}
         images, annotations, categories = (
             Entries(source, name, lists.get(name)) for name in ("images", "annotations", "categories")
@@ -306,16 +387,16 @@ class CocoFile:
         self.listed_categories, self.listed_images = categories.unique(), images.unique()
         self.category_ids, self.image_ids = self.listed_categories.numbers, self.listed_images.numbers
         self.category_names = categories.column("name", STRING)
-        self.sizes = np.stack([images.column(side, SIDE) for side in ("height", "width")], axis=1)
-        """(I, 2) heights and widths in pixels."""
-        self.file_names = images.column("file_name", STRING)
-        """(I,) strings."""
+        self.file_names, self.from_url = images.names(image_folder)
+        """(I,) strings; whether they are the ends of addresses."""
+        self.sizes, self.measured = images.sizes(image_folder, self.file_names)
+        """(I, 2) heights and widths in pixels; (I,) whether they are read from the image's file."""
         outside = [len(name) > MAX_NAME or _NOT_INSIDE.match(name) is not None for name in self.file_names]
         self.leaves = np.array(outside, dtype=bool)
         """(I,) whether one is no path inside the folder it starts from, on this system or another."""
         leaves, inside = images.has("file_name") & self.leaves, ", not a path inside the image folder"
         images.note("file_name inside", leaves, inside, malformed=False)
-        self.listed_annotations = annotations.unique()
+        self.listed_annotations = annotations.own_ids()
         self.ids = self.listed_annotations.written
         """(B,) as written."""
         self.image = annotations.places("image_id", images, self.listed_images)
@@ -324,12 +405,15 @@ class CocoFile:
         """(B,) the place of its category, -1 for none."""
         zero = (self.category_ids == 0) & (self.listed_categories.keys == 0)
         used = np.bincount(self.category[self.category >= 0], minlength=len(zero)) > 0
-        self.placeholder = zero & ~used & (len(zero) > 1)
+        self.placeholder: NDArray[np.bool_] = np.logical_and(zero, ~used) if len(zero) > 1 else zero & False
         """(K,) whether a category is no class: it has id 0 and no object, as Roboflow writes it."""
-        self.bbox = annotations.column("bbox", BOX)
-        """(B, 4) x, y, width, height as written."""
+        self.bbox: NDArray[Any]
+        self.bbox, self.from_mask = annotations.boxes()
+        """(B, 4) x, y, width, height as written; (B,) whether it is that of the mask, for want of a box."""
         self.crowd = annotations.column("iscrowd", FLAG)
         """(B,) whether it is a region of many objects."""
+        if crowds == "objects":
+            self.crowd = np.zeros_like(self.crowd)
         with np.errstate(over="ignore", invalid="ignore"):
             # Should one overflow, the greatest float is beyond all of COCO's ranges too.
             own = np.nan_to_num(self.bbox[:, 2] * self.bbox[:, 3])
@@ -402,7 +486,35 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "a number" if isinstance(value, Real) else type(value).__name__)
 
 
+def box_of_mask(segmentation: Any) -> list[float] | None:
+    """The box [x, y, width, height] around a mask in COCO's format: polygons, or runs, in pixels.
+
+    None where it is no mask.
+    """
+    with suppress(Exception):  # whatever a file holds there
+        if isinstance(segmentation, dict):
+            from pycocotools import mask
+
+            height, width = segmentation["size"]
+            runs = segmentation["counts"]
+            if isinstance(runs, list):
+                segmentation = mask.frPyObjects(segmentation, height, width)
+            box: list[float] = mask.toBbox(segmentation).tolist()
+            return box
+        points = np.concatenate([np.array(part, dtype=np.float64).reshape(-1, 2) for part in segmentation])
+        corner = points.min(axis=0)
+        return [*corner.tolist(), *(points.max(axis=0) - corner).tolist()]
+    return None
+
+
+def _end_of(url: str, folder: Path | None) -> str:
+    """The file that an address names in a folder: its last part, or the last two where this is there."""
+    *_, split, name = ["", *url.split("/")]
+    return f"{split}/{name}" if folder is not None and split and (folder / split / name).is_file() else name
+
+
 def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
     # Nine tenths of COCO's files are masks: dropped as they are parsed, they never fill the memory.
-    entry.pop("segmentation", None)
+    if entry.get("bbox"):
+        entry.pop("segmentation", None)
     return entry

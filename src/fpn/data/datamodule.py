@@ -23,6 +23,7 @@ from fpn.data.coco import (
     read_categories,
     tolerated,
 )
+from fpn.data.coco_file import Crowds
 from fpn.data.loader import TrainLoader, outlive_signals
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals
@@ -58,6 +59,8 @@ class CocoDataModule(LightningDataModule):
             torchvision's references do: 90 for COCO's 80.
         trust_boxes: Take boxes as they are written also where so many are empty, smaller than a pixel or
             past their image that they look like another convention's.
+        crowds: What annotations of iscrowd 1 are: regions of many objects, as in COCO, or objects, as
+            brush tools write each of theirs.
         seed: Determines the order of the training images and what is drawn for each.
     """
 
@@ -78,6 +81,7 @@ class CocoDataModule(LightningDataModule):
         max_unreadable: Share = 0.001,
         label_gaps: bool = False,
         trust_boxes: bool = False,
+        crowds: Crowds = "regions",
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
@@ -88,6 +92,7 @@ class CocoDataModule(LightningDataModule):
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.keep_empty_images, self.label_gaps = keep_empty_images, label_gaps
         self.max_unreadable, self.trust_boxes = max_unreadable, trust_boxes
+        self.crowds: Crowds = crowds
         train, val = (
             Split(
                 split.images or f"{root}/{name}2017",
@@ -199,10 +204,12 @@ class CocoDataModule(LightningDataModule):
         return labels_as_ids(categories, self.source(self._reference)[0]) if self.label_gaps else categories
 
     def _annotations(self, split: str) -> Annotations:
-        path, _ = self.source(split)
+        path, folder = self.source(split)
         if path not in self._read:
             _refuse_absent(path.is_file(), path, "annotation file", f"{split}.annotations")
-            self._read[path] = read_annotations(path, trust_boxes=self.trust_boxes)
+            self._read[path] = read_annotations(
+                path, trust_boxes=self.trust_boxes, image_folder=folder, crowds=self.crowds
+            )
         return self._read[path]
 
     def _dataset(self, split: str) -> CocoDataset:

@@ -173,7 +173,9 @@ class COCOMetric(Metric):
     def _seen(self) -> tuple[GroundTruth, Results]:
         """Ground truth and results of the images seen."""
         if self._truth is None:
-            self._truth = read_truth(self._against.annotations, tell=lambda line: None)
+            self._truth = read_truth(
+                self._against.annotations, tell=lambda line: None, crowds=self._against.crowds
+            )
         image_ids = self._joined("images").tolist()
         if twice := [id_ for id_, times in Counter(image_ids).items() if times > 1]:
             raise RuntimeError(

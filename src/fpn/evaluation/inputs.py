@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpn.data.coco_file import BOX, NUMBER, CocoFile, Entries, identity, kind_of, places_in, read_json
+from fpn.data.coco_file import BOX, NUMBER, CocoFile, Crowds, Entries, identity, kind_of, places_in, read_json
 from fpn.errors import InputError
 
 AnnotationSource = str | Path | Mapping[str, Any]
@@ -99,7 +99,10 @@ class GroundTruth(NamedTuple):
 
 
 def read_truth(
-    annotations: AnnotationSource, *, tell: Callable[[str], object] = warnings.warn
+    annotations: AnnotationSource,
+    *,
+    tell: Callable[[str], object] = warnings.warn,
+    crowds: Crowds = "regions",
 ) -> GroundTruth:
     """Reads and checks an annotation file, or a dict of the same form, which is left as it is.
 
@@ -108,7 +111,7 @@ def read_truth(
 
     Raises InputError for a missing file, one that is not COCO, and entries that cannot be scored.
     """
-    file = CocoFile(*_load(annotations, "annotations"))
+    file = CocoFile(*_load(annotations, "annotations"), crowds=crowds)
     file.images.refuse("id")
     file.annotations.refuse()
     file.categories.refuse("id", "name")

@@ -215,7 +215,8 @@ class _Listed:
     def __init__(self, asked: _Asked, trained: Trained) -> None:
         assert asked.annotations is not None
         self.asked, self.done = asked, 0
-        annotations, folder = _read_listed(asked.annotations, trained), _one_folder(asked.images)
+        folder = _one_folder(asked.images)
+        annotations = _read_listed(asked.annotations, folder, trained)
         share = asked.max_unreadable
         allowed = None if share is None else tolerated(share, len(annotations))
         self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed)
@@ -278,8 +279,8 @@ def _select(detector: Detector, selection: Literal["testing", "training"]) -> No
     detector.testing_proposals = detector.training_proposals
 
 
-def _read_listed(path: Path, trained: Trained) -> Annotations:
-    annotations = read_annotations(path, need_objects=False, trust_boxes=True)
+def _read_listed(path: Path, folder: Path, trained: Trained) -> Annotations:
+    annotations = read_annotations(path, need_objects=False, trust_boxes=True, image_folder=folder)
     known = trained.categories.listed()
     if trained.detector.finds_objects and (difference := known.clash(annotations.categories)):
         raise InputError(f"{path} lists other categories than the checkpoint was trained for: {difference}")
