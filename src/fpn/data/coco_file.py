@@ -418,7 +418,7 @@ class CocoFile:
             # Should one overflow, the greatest float is beyond all of COCO's ranges too.
             own = np.nan_to_num(self.bbox[:, 2] * self.bbox[:, 3])
         area = annotations.column("area", NUMBER, default=own)
-        self.areas_replaced = (area <= 0) & (own > 0)
+        self.areas_replaced = (area <= 0) & (own > 0) & annotations.has("area")
         """(B,) whether the file's area is none, as it is negative or zero."""
         self.area = np.where(self.areas_replaced, own, area)
         """(B,) square pixels of the mask, which COCO requires, or else of the box."""
