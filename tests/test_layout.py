@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
 ONLY_IN = {
     "lightning": ("lit", "data.datamodule", "lightning_private"),
     "wandb": ("lit.wandb",),
-    "pycocotools": ("evaluation",),
+    "pycocotools": ("evaluation", "data.coco_file"),
 }
 
 

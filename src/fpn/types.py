@@ -7,6 +7,7 @@ d channels of the pyramid. Boxes are float32 (x1, y1, x2, y2) in pixels. A size 
 Levels are the paper's numbers (Sec. 3): `c[4]` is C4, `p[2]` is P2, and level k has a stride of 2**k pixels.
 """
 
+from collections.abc import Set
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -51,21 +52,40 @@ class Categories(NamedTuple):
     made to equal the ids, the gaps are classes named NO_CATEGORY.
     """
 
-    ids: tuple[int, ...]
+    ids: tuple[int | str, ...]
     names: tuple[str, ...]
 
     def with_gaps(self) -> "Categories":
-        """Classes whose labels are their category ids, from 1 to the greatest."""
-        names = dict(zip(self.ids, self.names, strict=True))
-        ids = tuple(range(1, max(self.ids) + 1))
+        """Classes whose labels are their category ids, positive integers, from 1 to the greatest."""
+        names = dict(zip(map(int, self.ids), self.names, strict=True))
+        ids = tuple(range(1, max(names) + 1))
         return Categories(ids, tuple(names.get(id_, NO_CATEGORY) for id_ in ids))
 
     def difference(self, other: "Categories") -> str:
-        """The first three ids that another has not, or by another name: "id 3 is cat / absent"."""
+        """The first three ids that another has not, or by another name: "id 3 is 'cat' / absent"."""
         mine, theirs = (dict(zip(ids, names, strict=True)) for ids, names in (self, other))
-        differing = sorted(id_ for id_ in mine.keys() | theirs.keys() if mine.get(id_) != theirs.get(id_))
-        shown = [f"id {i} is {mine.get(i, 'absent')} / {theirs.get(i, 'absent')}" for i in differing[:3]]
+        differing = [id_ for id_ in {**mine, **theirs} if mine.get(id_) != theirs.get(id_)]
+        shown = [
+            f"id {id_!r} is "
+            + " / ".join(repr(one[id_]) if id_ in one else "absent" for one in (mine, theirs))
+            for id_ in differing[:3]
+        ]
         return ", ".join(shown) + (", …" if len(differing) > 3 else "")
+
+    def clash(self, other: "Categories") -> str:
+        """The `difference` if an id that both have is of two names, or they share none; empty otherwise."""
+        mine, theirs = (dict(zip(ids, names, strict=True)) for ids, names in (self, other))
+        shared = mine.keys() & theirs.keys()
+        agree = shared and all(mine[id_] == theirs[id_] for id_ in shared)
+        if agree:
+            return ""
+        both = shared or mine.keys() | theirs.keys()
+        return self.among(both).difference(other.among(both))
+
+    def among(self, ids: Set[int | str]) -> "Categories":
+        """Those of these ids."""
+        kept = [pair for pair in zip(self.ids, self.names, strict=True) if pair[0] in ids]
+        return Categories(tuple(id_ for id_, _ in kept), tuple(name for _, name in kept))
 
     def listed(self) -> "Categories":
         """Those that the annotation file lists."""

@@ -119,7 +119,7 @@ BAD: Json = {
         image(2, "5.jpg"),
         image(6),
         image(7),
-        image(8, width="40"),
+        image(8, width="wide"),
         image(9, height=0),
         image(10),
         "11.jpg",
@@ -144,10 +144,10 @@ BAD: Json = {
         box(115, 8, [1, 1, 2, 2]),
         box(116, 6, [1, 1, 2, 2], category_id=99),
         box(116, 6, [2, 1, 2, 2]),
-        box("117", 6, [2, 1, 2, 2]),  # type: ignore[arg-type]
+        box(117, 6, [2, 1, 2, "wide"]),
         box(118, 6, [2, 1, 2]),
         box(119, 6, [2, 1, 2, 2], iscrowd=2),
-        box(120, 6, [2, 1, 2, 2], area="4"),
+        box(120, 6, [2, 1, 2, 2], area="four"),
         box(121, 6, [2, 1, 2, 2], category_id=None),  # type: ignore[arg-type]
         [2, 1, 2, 2],
     ],
@@ -166,10 +166,10 @@ def test_all_that_is_wrong_is_found(tmp_path: Path) -> None:
     assert report.listed == {"images": 12, "annotations": 24, "categories": 5}
     images = found(report, "images")
     assert images.pop("malformed") == [
-        "'width' of entry 7 is '40', not a length in whole pixels",
+        "'width' of entry 7 is 'wide', not a length in whole pixels",
         "'height' of entry 8 is 0, not a length in whole pixels",
         "entry 10 is a string, not an object",
-        "'height' of entry 11 is missing, not a length in whole pixels",
+        "'file_name' of entry 11 is missing, not a string",
     ]
     assert images == {
         "outside_folder": ["../4.jpg"],
@@ -181,11 +181,11 @@ def test_all_that_is_wrong_is_found(tmp_path: Path) -> None:
     }
     annotations = found(report, "annotations")
     assert annotations.pop("malformed") == [
-        "'id' of entry 18 is '117', not an integer",
+        "'bbox' of entry 18 is [2, 1, 2, 'wide'], not four numbers",
         "'bbox' of entry 19 is [2, 1, 2], not four numbers",
         "'iscrowd' of entry 20 is 2, not 0 or 1",
-        "'area' of entry 21 is '4', not a number",
-        "'category_id' of entry 22 is missing, not an integer",
+        "'area' of entry 21 is 'four', not a number",
+        "'category_id' of entry 22 is missing, not an integer or a string",
         "entry 23 is a list, not an object",
     ]
     assert annotations == {

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from pycocotools import mask
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import CocoDataset, read_annotations
-from fpn.data.coco_file import read_json, uncollected
+from fpn.data.coco_file import CocoFile, read_json, uncollected
+from fpn.data.conventions import another_convention
 from fpn.data.decoding import Exif, read_image
 from fpn.data.image_files import inspect, turned_line
 from fpn.data.samplers import ExactShards, Pick
@@ -143,8 +146,59 @@ def test_boxes_in_another_convention_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"7 of 17 boxes .*annotations 110, 111, 112, 113, 114, …") as caught:
         read_annotations(path)
     assert str(path) in str(caught.value)
-    kept = read_annotations(written(tmp_path, content([[1, 2, 3, 4]] * 3000 + [[60, 60, 70, 70]] * 3)))
+    kept = read_annotations(written(tmp_path, content([[1, 2, 3, 4]] * 97 + [[60, 60, 70, 70]] * 3)))
     assert kept.degenerate == 3
+
+
+def honest(seed: int = 0) -> NDArray[np.float64]:
+    """Boxes within a photo of 640 × 480 pixels, some of which end at its border."""
+    rng, sides = np.random.default_rng(seed), np.array([640, 480])
+    size = sides * np.exp(rng.uniform(np.log(0.03), 0, (200, 2)))
+    return np.concatenate([(sides - size) * rng.uniform(0, 1, (200, 2)).round(2), size], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("convention", "named"),
+    [
+        (lambda xy, wh: [xy, xy + wh], r"corners \[x1, y1, x2, y2\]"),
+        (lambda xy, wh: [xy + wh / 2, wh], r"\[center x, center y, width, height\]"),
+        (lambda xy, wh: [xy / (640, 480), wh / (640, 480)], "numbers from 0 to 1"),
+        (lambda xy, wh: [(xy + wh / 2) / (640, 480), wh / (640, 480)], "numbers from 0 to 1"),
+        (lambda xy, wh: [100 * xy / (640, 480), 100 * wh / (640, 480)], "percent"),
+        (lambda xy, wh: [2 * xy, 2 * wh], "another size"),
+        (lambda xy, wh: [xy, -wh], "empty"),
+    ],
+)
+def test_another_convention_is_named(tmp_path: Path, convention: Any, named: str) -> None:
+    boxes = honest()
+    data = content(boxes.tolist())
+    for image in data["images"]:
+        image |= {"height": 480, "width": 640}
+    assert read_annotations(written(tmp_path, data)).degenerate == 0
+    for entry, box in zip(
+        data["annotations"], np.hstack(convention(boxes[:, :2], boxes[:, 2:])).tolist(), strict=True
+    ):
+        entry["bbox"] = box
+    path = written(tmp_path, data)
+    with pytest.raises(InputError, match=rf"{named}.*data\.trust_boxes"):
+        read_annotations(path)
+    assert len(read_annotations(path, trust_boxes=True)) == 2
+
+
+@pytest.mark.coco_mini
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_boxes_are_in_no_other_convention(coco_mini: Path, split: str) -> None:
+    path = coco_mini / "annotations" / f"instances_{split}.json"
+    data = json.loads(path.read_text())
+    assert another_convention(CocoFile(path, data)) == ""
+    for entry in data["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x, y, x + w, y + h]
+    assert "corners" in another_convention(CocoFile(path, data))
+    for entry in data["annotations"]:
+        x1, y1, x2, y2 = entry["bbox"]
+        entry["bbox"] = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+    assert "center" in another_convention(CocoFile(path, data))
 
 
 def without(kind: str, field: str) -> Json:
@@ -176,11 +230,10 @@ def changed(kind: str, field: str, value: Any) -> Json:
         (without("images", "height"), "'height' of entry 0 is missing"),
         (without("images", "file_name"), "'file_name' of entry 0 is missing"),
         (without("annotations", "bbox"), "'bbox' of entry 0 is missing"),
-        (without("annotations", "id"), "annotations: 'id' of entry 0 is missing"),
         (without("annotations", "category_id"), "'category_id' of entry 0 is missing"),
         (without("categories", "name"), "'name' of entry 0 is missing"),
-        (changed("images", "id", "12"), "'id' of entry 0 is '12', not an integer"),
-        (changed("images", "id", 10**30), "not an integer"),
+        (changed("images", "id", "5"), "'id' of entry 1 is 5, which an earlier one has"),
+        (changed("images", "id", ["12"]), "'id' of entry 0 is ['12'], not an integer or a string"),
         (changed("images", "width", 40.5), "40.5, not a length in whole pixels"),
         (changed("images", "id", True), "True, not an integer"),
         (changed("images", "id", 2.0**53 + 2), "not an integer"),
@@ -197,21 +250,21 @@ def changed(kind: str, field: str, value: Any) -> Json:
         (changed("categories", "name", "\ud800"), "'\\ud800', not a string"),
         (changed("images", "id", 5), "images: 'id' of entry 1 is 5, which an earlier one has"),
         (changed("categories", "id", 3), "categories: 'id' of entry 1 is 3, which an earlier one has"),
-        (
-            content(annotations=content()["annotations"] * 2),
-            "annotations: 'id' of entry 1 is 100, which an earlier one has",
-        ),
         (changed("annotations", "image_id", 6), "'image_id' of entry 0 is 6, which is not listed"),
         (changed("annotations", "image_id", 99), "'image_id' of entry 0 is 99, which is not listed"),
         (changed("annotations", "category_id", 4), "'category_id' of entry 0 is 4, which is not listed"),
         (changed("annotations", "bbox", [1, 2, 3]), "not four numbers"),
+        (changed("annotations", "bbox", [1, 2, 3, "wide"]), "not four numbers"),
+        (
+            changed("annotations", "bbox", [1, 2, 3, 4, 0.5]),
+            "a rotated box [x, y, width, height, angle]; give the upright box",
+        ),
+        (changed("annotations", "area", "one"), "'area' of entry 0 is 'one', not a number"),
         (changed("annotations", "bbox", [1, 2, 3, None]), "not four numbers"),
-        (changed("annotations", "bbox", [1, 2, 3, "4"]), "not four numbers"),
         (changed("annotations", "bbox", [1, 2, 3, 10**400]), "not four numbers"),
         (changed("annotations", "bbox", [1, 2, 3, True]), "not four numbers"),
         (changed("annotations", "iscrowd", 2), "'iscrowd' of entry 0 is 2, not 0 or 1"),
         (changed("annotations", "iscrowd", "no"), "'iscrowd' of entry 0 is 'no', not 0 or 1"),
-        (changed("annotations", "area", "1"), "'area' of entry 0 is '1', not a number"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, data: Any, message: str) -> None:
@@ -521,3 +574,65 @@ def test_garbage_is_collected_again_as_before(on: bool, tmp_path: Path) -> None:
     finally:
         (gc.enable if was_on else gc.disable)()
     assert seen == [on, False, on]
+
+
+def square(kind: str) -> Any:
+    """The pixels 3 ≤ x < 10, 5 ≤ y < 9 of 40 × 30, as a mask of COCO's."""
+    pixels = np.zeros((30, 40), dtype=np.uint8, order="F")
+    pixels[5:9, 3:10] = 1
+    if kind == "polygons":
+        return [[3, 5, 10, 5, 10, 7], [3, 7, 10, 7, 3, 9]]
+    runs = mask.encode(pixels)
+    if kind == "compressed runs":
+        return {"size": runs["size"], "counts": runs["counts"].decode()}
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], pixels.ravel(order="F"), [0]])))
+    return {"size": [30, 40], "counts": np.diff([0, *changes.tolist(), 1200]).tolist()}
+
+
+@pytest.mark.parametrize("kind", ["polygons", "compressed runs", "runs"])
+@pytest.mark.parametrize("bbox", [None, []])
+def test_without_a_box_it_is_the_masks(tmp_path: Path, kind: str, bbox: Any) -> None:
+    data = changed("annotations", "bbox", bbox)
+    data["annotations"][0]["segmentation"] = square(kind)
+    found = read_annotations(written(tmp_path, data))
+    assert found.boxes.tolist() == [[3, 5, 10, 9]]
+    assert any("1 boxes are those of the masks" in line for line in found.told)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (without("annotations", "id"), "1 annotation ids are missing or repeated"),
+        (content([[1, 2, 3, 4]] * 2) | {"annotations": content()["annotations"] * 2}, "1 annotation ids"),
+        (without("annotations", "area"), "1 annotations have no area"),
+        (changed("annotations", "bbox", ["1", "2.0", 3, "4"]), "1 numbers, or boxes of some"),
+        (changed("images", "width", "40"), "1 numbers, or boxes"),
+        (content([[1, 2, 3, 4]]), ""),
+    ],
+)
+def test_what_is_plain_is_taken_and_told(tmp_path: Path, data: Json, told: str) -> None:
+    found = read_annotations(written(tmp_path, data))
+    assert found.boxes.tolist() == [[1, 2, 4, 6]] * len(data["annotations"])
+    assert bool(found.told) == bool(told)
+    assert told in " ".join(found.told)
+
+
+def test_sizes_and_names_that_are_elsewhere(tmp_path: Path) -> None:
+    data = content()
+    for entry, name in zip(data["images"], ["b.png", "a.png"], strict=True):
+        del entry["height"], entry["width"], entry["file_name"]
+        entry["coco_url"] = f"http://images.example.org/sub/{name}"
+    (tmp_path / "sub").mkdir()
+    picture(30, 40).save(tmp_path / "b.png")
+    picture(30, 40).save(tmp_path / "sub" / "a.png")
+    found = read_annotations(written(tmp_path, data), image_folder=tmp_path)
+    assert found.file_names.tolist() == ["b.png", "sub/a.png"]
+    assert found.sizes.tolist() == [[30, 40]] * 2
+    assert [line[:9] for line in found.told] == ["2 images ", "2 images "]
+
+
+def test_crowds_alone_name_their_remedy(tmp_path: Path) -> None:
+    path = written(tmp_path, changed("annotations", "iscrowd", 1))
+    with pytest.raises(InputError, match=r"all 1 have iscrowd 1, .* data\.crowds to objects"):
+        read_annotations(path).with_objects()
+    assert len(read_annotations(path, crowds="objects").with_objects()) == 1

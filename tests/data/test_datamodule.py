@@ -21,6 +21,7 @@ from PIL import Image
 from processes import together
 from torch import Tensor, nn
 
+from fpn.data.audit import look_at
 from fpn.data.datamodule import CocoDataModule, ShapesDataModule
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Stamp, file_hash, write_proposals
@@ -244,10 +245,51 @@ def test_categories_need_no_setup_and_no_training_file(root: Path) -> None:
 def test_splits_of_different_categories_are_an_error(tmp_path: Path) -> None:
     write_split(tmp_path, "train", 4, {1: "cat"})
     write_split(tmp_path, "val", 2, {1: "dog", 3: "cat"})
-    with pytest.raises(InputError, match=r"id 1 is cat / dog, id 3 is absent / cat") as caught:
+    with pytest.raises(InputError, match=r"id 1 is 'dog' / 'cat'$") as caught:
         CocoDataModule(str(tmp_path), **SMALL).setup("fit")
     for split in ("train", "val"):
         assert str(tmp_path / "annotations" / f"instances_{split}2017.json") in str(caught.value)
+
+
+def test_shared_ids_of_equal_names_agree(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", 4, {0: "", 3: "cat", 5: "dog"})
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    data = json.loads(path.read_text())
+    for entry in data["annotations"]:
+        entry["category_id"] = 5
+    path.write_text(json.dumps(data))
+    write_split(tmp_path, "val", 2, {5: "dog", 8: "spare"})
+    splits = CocoDataModule(str(tmp_path), **SMALL)
+    assert splits.categories == ((3, 5), ("cat", "dog"))
+    splits.setup("fit")
+    for loader in (splits.train_dataloader(), splits.val_dataloader()):
+        assert {
+            label for batch in batches(loader) for one in batch.targets or () for label in one.labels.tolist()
+        } == {2}
+    gapped = CocoDataModule(str(tmp_path), label_gaps=True, **SMALL)
+    gapped.setup("validate")
+    assert len(gapped.categories.ids) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [({3: "cat "}, "'cat ' / 'cat'"), ({3: "cat", 5: "dog"}, ""), ({4: "cat"}, "id 4 is 'cat' / absent")],
+)
+def test_what_an_audit_of_two_files_passes_fit_takes(
+    tmp_path: Path, names: dict[int, str], told: str
+) -> None:
+    write_split(tmp_path, "train", 4, {3: "cat"})
+    write_split(tmp_path, "val", 2, names)
+    train, val = (tmp_path / "annotations" / f"instances_{split}2017.json" for split in ("train", "val"))
+    audited = look_at(train, None, anchor_sizes={2: (8,)}, against=val).refusal
+    assert told in audited
+    assert bool(audited) == bool(told)
+    try:
+        CocoDataModule(str(tmp_path), **SMALL).setup("fit")
+        refusal = ""
+    except InputError as error:
+        refusal = str(error)
+    assert refusal == audited
 
 
 def test_missing_things_are_named_with_their_argument(root: Path, tmp_path: Path) -> None:

@@ -292,13 +292,22 @@ def test_proposals_of_an_unknown_category_count() -> None:
     assert evaluate_proposals(data, [proposal])["AR@100"] == 1
 
 
+ANY_IDS = st.sets(
+    st.uuids().map(str)
+    | st.integers(-(2**130), 2**130)
+    | st.sampled_from(["007", "part 7/ü.jpg", "1e3", "-0"]),
+    min_size=3,
+    max_size=3,
+)
+
+
 @settings(max_examples=30)
 @given(
-    images=st.sets(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3),
-    categories=st.sets(st.integers(2**53, 2**53 + 6), min_size=2, max_size=2),
+    images=st.sets(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3) | ANY_IDS,
+    categories=st.sets(st.integers(2**53, 2**53 + 6), min_size=2, max_size=2) | ANY_IDS,
 )
-def test_ids_are_names_whatever_their_size(images: set[int], categories: set[int]) -> None:
-    def scored(image_ids: list[int], category_ids: list[int], engine: Engine) -> list[float]:
+def test_ids_are_names_whatever_they_are(images: set[int | str], categories: set[int | str]) -> None:
+    def scored(image_ids: list[int | str], category_ids: list[int | str], engine: Engine) -> list[float]:
         objects = [(0, 0, 5), (0, 1, 40), (1, 1, 8), (2, 0, 100), (2, 1, 30)]
         truth = {
             "images": [{"id": id_} for id_ in image_ids],
@@ -322,4 +331,7 @@ def test_ids_are_names_whatever_their_size(images: set[int], categories: set[int
 
     for engine in get_args(Engine):
         expected = scored([1, 2, 3], [1, 2], engine)
-        assert scored(sorted(images), sorted(categories), engine) == pytest.approx(expected, nan_ok=True)
+        ordered = (
+            sorted(ids, key=lambda id_: (isinstance(id_, str), id_))[:3] for ids in (images, categories)
+        )
+        assert scored(*ordered, engine) == pytest.approx(expected, nan_ok=True)

@@ -402,7 +402,7 @@ def test_a_checkpoint_for_other_categories(
     Path("other.json").write_text(json.dumps(annotations))
     given = ["--data.train.annotations", "other.json", "--data.val.annotations", "other.json"]
     message = refused(capsys, "test", "--ckpt_path", checkpoint, *given)
-    assert "is square / tesseract" in message
+    assert "is 'square' / 'tesseract'" in message
 
 
 def test_a_corrupt_image_is_named(

@@ -333,7 +333,7 @@ def test_labels_with_gaps(shapes: Path) -> None:
     assert gapped.categories.names.count(NO_CATEGORY) == max(ids) - len(ids)
 
 
-@pytest.mark.parametrize("id_", [0, -1, 1_000_000_000_000])
+@pytest.mark.parametrize("id_", [-1, 1_000_000_000_000])
 def test_ids_that_cannot_be_labels_are_named(shapes: Path, tmp_path: Path, id_: int) -> None:
     content = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())
     content["categories"].append({"id": id_, "name": "odd"})

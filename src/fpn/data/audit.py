@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fpn.data.coco import Annotations, annotations_of
-from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.coco_file import CocoFile, Crowds, read_json
 from fpn.data.decoding import Exif
 from fpn.data.findings import CategoryCount, Finding, Usable
 from fpn.data.image_files import look_at_files, refuse_training, refuse_validation
@@ -68,6 +68,9 @@ def look_at(
     max_side: PositiveInt = 1333,
     max_unreadable: Share = 0.001,
     exif: Exif = "apply",
+    trust_boxes: bool = False,
+    crowds: Crowds = "regions",
+    against: Path | None = None,
 ) -> Audit:
     """Look at all of a data set.
 
@@ -81,14 +84,23 @@ def look_at(
         max_side: most pixels of its long side, as data.images.max_side.
         max_unreadable: share of the training images that training does without, as data.max_unreadable.
         exif: whether photos are turned as their EXIF orientation says, as data.images.exif.
+        trust_boxes: take boxes that look like another convention's, as data.trust_boxes.
+        crowds: what iscrowd 1 says, as data.crowds.
+        against: the annotation file of the validation images, which training has to take with this one.
 
     Raises:
         InputError: if the annotation file cannot be read or is not JSON, or the folder is none.
     """
     if image_folder is not None and not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such image folder")
-    file = CocoFile(annotation_file, read_json(annotation_file, "annotation"))
-    taken, refusal, not_scored = _judged(file)
+    file = CocoFile(annotation_file, read_json(annotation_file, "annotation"), image_folder, crowds)
+    taken, refusal, not_scored = _judged(file, trust_boxes)
+    if taken is not None and against is not None:
+        other, why, other_not_scored = _judged(
+            CocoFile(against, read_json(against, "annotation"), image_folder, crowds), trust_boxes
+        )
+        why = why if other is None else _refusal(partial(other.classed_as, taken.categories, annotation_file))
+        refusal = refusal or why or other_not_scored
     usable = Usable(file)
     report = Audit(
         annotation_file,
@@ -117,10 +129,10 @@ def look_at(
     return report
 
 
-def _judged(file: CocoFile) -> tuple[Annotations | None, str, str]:
+def _judged(file: CocoFile, trust_boxes: bool) -> tuple[Annotations | None, str, str]:
     """What training reads, why it would refuse that, and why validation would."""
     try:
-        taken = annotations_of(file)
+        taken = annotations_of(file, trust_boxes)
     except InputError as error:
         return None, str(error), str(error)
     not_scored = _refusal(partial(file.annotations.refuse, "bbox finite", "area finite"))

@@ -5,8 +5,9 @@ No Python object per image or box outlives the reading: those are copied page by
 process as their reference counts change.
 """
 
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.coco_file import CocoFile, Crowds, identity, read_json
+from fpn.data.conventions import another_convention
 from fpn.data.decoding import Exif, read_image
 from fpn.data.file_names import find_files, refuse_outside
 from fpn.data.proposals import Proposals
@@ -24,12 +26,6 @@ from fpn.data.samplers import Pick
 from fpn.data.transforms import Sample, Transform
 from fpn.errors import InputError
 from fpn.types import Categories, Targets
-
-MAX_DEGENERATE = 0.001
-"""Share of degenerate boxes above which the file, not a box, is at fault …"""
-
-FEW_DEGENERATE = 3
-"""… provided there are this many."""
 
 IN_A_ROW = 100
 """Unreadable images, beyond those that may be, after which none is looked for to take their place."""
@@ -45,7 +41,9 @@ class Annotations:
     path: Path
     categories: Categories
     image_ids: NDArray[np.int64]
-    """(I,)."""
+    """(I,) as numbers, which ids of 64 bits are themselves (`fpn.data.coco_file`)."""
+    written_ids: NDArray[np.str_]
+    """(I,) the file's own ids in JSON; (0,) where they are `image_ids`."""
     file_names: NDArray[np.str_]
     """(I,) relative to the image folder."""
     sizes: NDArray[np.int32]
@@ -60,9 +58,18 @@ class Annotations:
     """(B,) whether the box is a region of many objects."""
     degenerate: int
     """Boxes of the file that are not among `boxes`."""
+    told: tuple[str, ...] = ()
+    """What was taken that is not in the plain format, or is odd: a line each, to be shown."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def written_id(self, index: int) -> int | str:
+        """The file's own id of image `index`."""
+        if not len(self.written_ids):
+            return int(self.image_ids[index])
+        written: int | str = json.loads(self.written_ids[index])
+        return written
 
     def targets(self, index: int) -> Targets:
         """The ground truth of image `index`, in pixels of the image as stored."""
@@ -82,9 +89,39 @@ class Annotations:
             InputError: there is none.
         """
         kept = self.select(self.has_objects())
+        if not len(kept) and len(self.boxes):
+            raise InputError(
+                f"{self.path}: no image has an object to learn from: all {len(self.boxes):,} have iscrowd 1,"
+                " as brush tools write it; set data.crowds to objects if each is one object"
+            )
         if not len(kept):
             raise InputError(f"{self.path}: no image has an object to learn from, that is no crowd region")
         return kept
+
+    def classed_as(self, categories: Categories, source: Path) -> "Annotations":
+        """The same with the classes of another file.
+
+        Categories that only one of them lists are fine as long as they have no object here.
+
+        Args:
+            categories: those of the other file.
+            source: its path, for messages.
+
+        Raises:
+            InputError: an id is of two names, or there are objects of a category that the other lacks.
+        """
+        if clash := self.categories.clash(categories):
+            raise InputError(f"{self.path} and {source} list different categories: {clash}")
+        places = {id_: place for place, id_ in enumerate(categories.ids, start=1)}
+        labels = np.array([0, *(places.get(id_, 0) for id_ in self.categories.ids)])[self.labels]
+        if (unlisted := labels == 0).any():
+            label = int(self.labels[unlisted][0])
+            id_, name = self.categories.ids[label - 1], self.categories.names[label - 1]
+            raise InputError(
+                f"{self.path}: {(self.labels == label).sum()} objects are of category {id_!r} {name!r}, which"
+                f" {source} does not list; list it there, or leave them out"
+            )
+        return replace(self, categories=categories, labels=labels)
 
     def labelled_by_id(self) -> "Annotations":
         """The same with category ids as labels, gaps and all, as torchvision's references number classes.
@@ -92,13 +129,9 @@ class Annotations:
         Raises:
             InputError: if ids are not positive, or too large to count up to.
         """
-        ids = np.array(self.categories.ids)
-        if ids.min() < 1 or ids.max() > MAX_LABEL:
-            raise InputError(
-                f"{self.path}: category ids {ids.min()}…{ids.max()} cannot be labels, "
-                f"which are 1…{MAX_LABEL}; set data.label_gaps to false"
-            )
-        return replace(self, categories=self.categories.with_gaps(), labels=ids[self.labels - 1])
+        categories = labels_as_ids(self.categories, self.path)
+        numbers = np.array([*map(int, self.categories.ids)], dtype=np.int64)
+        return replace(self, categories=categories, labels=numbers[self.labels - 1])
 
     def found_in(
         self, folder: Path, allowed: int | None, tell: Callable[[str], object] = lambda line: None
@@ -117,6 +150,7 @@ class Annotations:
         return replace(
             self,
             image_ids=self.image_ids[keep],
+            written_ids=self.written_ids[keep] if len(self.written_ids) else self.written_ids,
             file_names=self.file_names[keep],
             sizes=self.sizes[keep],
             offsets=np.concatenate([[0], np.cumsum(counts[keep])]),
@@ -252,28 +286,74 @@ def refuse_unreadable(lines: Sequence[str], allowed: int, annotations: Annotatio
     )
 
 
-def read_annotations(path: Path, need_objects: bool = True) -> Annotations:
+def read_annotations(
+    path: Path,
+    need_objects: bool = True,
+    trust_boxes: bool = False,
+    image_folder: Path | None = None,
+    crowds: Crowds = "regions",
+) -> Annotations:
     """Read an instances file in COCO's format.
 
     Boxes are clipped to their image; degenerate ones are dropped and counted. An annotation without `iscrowd`
-    is taken for a single object. Masks are not read.
+    is taken for a single object. Masks are read only where there is no bbox.
 
     Args:
         path: the JSON file.
         need_objects: False also takes a file without annotations, as COCO's image_info files of
             unlabelled images are.
+        trust_boxes: take boxes as they are also where they look like another convention's.
+        image_folder: where file names start, to read the sizes of images of which the file states none.
+        crowds: what `iscrowd` 1 says of an annotation.
 
     Raises:
         InputError: if the file is missing, is not in the format, contradicts itself, or has so many
-            degenerate boxes that they are probably written in another convention.
+            odd boxes that they are probably written in another convention.
     """
     content = read_json(Path(path), "annotation")
     if not need_objects and isinstance(content, dict) and content.get("annotations") is None:
         content["annotations"] = []
-    return annotations_of(CocoFile(path, content))
+    return annotations_of(CocoFile(path, content, image_folder, crowds), trust_boxes)
 
 
-def annotations_of(file: CocoFile) -> Annotations:
+def labels_as_ids(categories: Categories, path: Path) -> Categories:
+    """Classes whose labels are their ids; `path`, of their file, is for messages.
+
+    Raises:
+        InputError: ids are not positive integers, or too large to count up to.
+    """
+    ids = [*map(identity, categories.ids)]
+    if wrong := [id_ for id_ in ids if not isinstance(id_, int) or not 1 <= id_ <= MAX_LABEL]:
+        raise InputError(
+            f"{path}: category ids as {wrong[0]!r} cannot be labels, "
+            f"which are 1…{MAX_LABEL}; set data.label_gaps to false"
+        )
+    return categories.with_gaps()
+
+
+def read_categories(path: Path) -> Categories | None:
+    """The classes of an annotation file, without its images and annotations.
+
+    None where these have to be read to know the classes: not all categories may be classes, or the list of
+    them does not lie as it usually does.
+    """
+    content = path.read_bytes()
+    after = content[content.rfind(b'"categories"') :][:1_000_000].decode(errors="replace")
+    try:
+        listed, _ = json.JSONDecoder().raw_decode(after.partition(":")[2].lstrip())
+        file = CocoFile(path, {"images": [], "annotations": [], "categories": listed})
+        file.categories.refuse("id", "name")
+    except ValueError:
+        return None
+    if not len(file.categories) or file.placeholder.any():
+        return None
+    by_id = np.argsort(file.category_ids)
+    return Categories(
+        *(tuple(c[by_id].tolist()) for c in (file.listed_categories.written, file.category_names))
+    )
+
+
+def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
     """What `read_annotations` makes of a file, with its errors."""
     file.images.refuse("id", "height", "width", "file_name", "file_name inside")
     file.annotations.refuse()
@@ -282,28 +362,53 @@ def annotations_of(file: CocoFile) -> Annotations:
         if not len(entries):
             raise InputError(f"{file.source}: the list {entries.name!r} is empty")
     # Only scoring needs the areas: to refuse them then, after hours of training, would be late.
-    file.annotations.refuse("id", "image_id", "category_id", "bbox", "iscrowd", "area")
+    file.annotations.refuse("image_id", "category_id", "bbox", "iscrowd", "area")
     boxes, usable = file.clipped
-    degenerate = file.ids[~usable]
-    if len(degenerate) >= FEW_DEGENERATE and len(degenerate) > MAX_DEGENERATE * len(usable):
+    if not trust_boxes and (why := another_convention(file)):
         raise InputError(
-            f"{file.source}: {len(degenerate)} of {len(usable)} boxes are empty or lie outside their image"
-            f" (annotations {', '.join(map(str, degenerate[:5]))}, …); "
-            "a bbox is [x, y, width, height] in pixels"
+            f"{file.source}: {why}, where a bbox is [x, y, width, height] in pixels: convert them, "
+            "or set data.trust_boxes to true if they are meant"
         )
     order = np.argsort(file.image, kind="stable")
     order = order[usable[order]]
     counts = np.bincount(file.image[order], minlength=len(file.image_ids))
     by_id = np.argsort(file.category_ids)
+    by_id = by_id[~file.placeholder[by_id]]
+    label = np.zeros(len(file.category_ids), dtype=np.int64)
+    label[by_id] = np.arange(1, len(by_id) + 1)
     return Annotations(
         path=Path(file.source),
-        categories=Categories(*(tuple(c[by_id].tolist()) for c in (file.category_ids, file.category_names))),
+        categories=Categories(
+            *(tuple(c[by_id].tolist()) for c in (file.listed_categories.written, file.category_names))
+        ),
         image_ids=file.image_ids,
+        written_ids=np.array(
+            [*map(json.dumps, file.listed_images.written)] if file.listed_images.as_written else [],
+            dtype=np.str_,
+        ),
         file_names=file.file_names.astype(np.str_),
         sizes=file.sizes.astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         boxes=boxes[order],
-        labels=np.argsort(by_id)[file.category[order]] + 1,
+        labels=label[file.category[order]],
         crowd=file.crowd[order],
-        degenerate=len(degenerate),
+        degenerate=int((~usable).sum()),
+        told=tuple(_told(file)),
     )
+
+
+def _told(file: CocoFile) -> Iterator[str]:
+    """What training takes that is not in the plain format."""
+    for name in file.category_names[file.placeholder]:
+        yield f"category 0, {name!r}, has no object, and is left out of the classes"
+    counts = {
+        "annotation ids are missing or repeated, which training never needs": file.listed_annotations.lost,
+        "boxes are those of the masks, as there is no bbox": int(file.from_mask.sum()),
+        "annotations have no area, for which that of the box stands": file.annotations.absent("area"),
+        "images state no size, which is read from the file": int(file.measured.sum()),
+        "images have no file_name, but the end of their coco_url": int(file.from_url.sum()),
+        "numbers, or boxes of some, are written as strings": file.images.spelt + file.annotations.spelt,
+    }
+    yield from (f"{number:,} {what}" for what, number in counts.items() if number)
+    if number := int(file.areas_replaced.sum()):
+        yield f"{number:,} areas of 0 or less, for which those of the boxes stand"

@@ -15,7 +15,15 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from fpn.data.coco import Annotations, CocoDataset, read_annotations, tolerated
+from fpn.data.coco import (
+    Annotations,
+    CocoDataset,
+    labels_as_ids,
+    read_annotations,
+    read_categories,
+    tolerated,
+)
+from fpn.data.coco_file import Crowds
 from fpn.data.image_files import turned_line
 from fpn.data.loader import TrainLoader, start_worker
 from fpn.data.options import ImageOptions, Split
@@ -50,6 +58,10 @@ class CocoDataModule(LightningDataModule):
             one image. A resumed run counts anew. Images to score must all be readable.
         label_gaps: Number the classes by category id, with classes of no object in the gaps, as
             torchvision's references do: 90 for COCO's 80.
+        trust_boxes: Take boxes as they are written also where so many are empty, smaller than a pixel or
+            past their image that they look like another convention's.
+        crowds: What annotations of iscrowd 1 are: regions of many objects, as in COCO, or objects, as
+            brush tools write each of theirs.
         seed: Determines the order of the training images and what is drawn for each.
     """
 
@@ -69,6 +81,8 @@ class CocoDataModule(LightningDataModule):
         keep_empty_images: bool = False,
         max_unreadable: Share = 0.001,
         label_gaps: bool = False,
+        trust_boxes: bool = False,
+        crowds: Crowds = "regions",
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
@@ -78,7 +92,8 @@ class CocoDataModule(LightningDataModule):
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.keep_empty_images, self.label_gaps = keep_empty_images, label_gaps
-        self.max_unreadable = max_unreadable
+        self.max_unreadable, self.trust_boxes = max_unreadable, trust_boxes
+        self.crowds: Crowds = crowds
         train, val = (
             Split(
                 split.images or f"{root}/{name}2017",
@@ -94,15 +109,16 @@ class CocoDataModule(LightningDataModule):
         self._splits = {"train": train, "val": val, "test": test}
         self._read: dict[Path, Annotations] = {}
         self._datasets: dict[str, CocoDataset] = {}
+        self._listed: Categories | None = None
 
     @property
     def categories(self) -> Categories:
-        """The classes: those of the validation annotations, or of the others where there are none.
+        """The classes: those of the training annotations, or of the others where there are none.
 
         Raises:
             InputError: if neither file can be read.
         """
-        return self._annotations(self._reference).categories
+        return self._gapped(self._classes)
 
     def source(self, split: str) -> tuple[Path, Path]:
         """The annotation file and the image folder of a split: train, val or test."""
@@ -174,24 +190,34 @@ class CocoDataModule(LightningDataModule):
 
     @property
     def _reference(self) -> str:
-        # The validation file is much the smaller one of COCO's.
-        return next((split for split in ("val", "train", "test") if self.source(split)[0].is_file()), "val")
+        return next((split for split in ("train", "val", "test") if self.source(split)[0].is_file()), "val")
+
+    @property
+    def _classes(self) -> Categories:
+        if self._listed is None:
+            path, _ = self.source(self._reference)
+            if path not in self._read and path.is_file():
+                self._listed = read_categories(path)  # COCO's training file is large
+            self._listed = self._listed or self._annotations(self._reference).categories
+        return self._listed
+
+    def _gapped(self, categories: Categories) -> Categories:
+        return labels_as_ids(categories, self.source(self._reference)[0]) if self.label_gaps else categories
 
     def _annotations(self, split: str) -> Annotations:
-        path, _ = self.source(split)
+        path, folder = self.source(split)
         if path not in self._read:
             _refuse_absent(path.is_file(), path, "annotation file", f"{split}.annotations")
-            annotations = read_annotations(path)
-            self._read[path] = annotations.labelled_by_id() if self.label_gaps else annotations
+            self._read[path] = read_annotations(
+                path, trust_boxes=self.trust_boxes, image_folder=folder, crowds=self.crowds
+            )
         return self._read[path]
 
     def _dataset(self, split: str) -> CocoDataset:
         annotations, (_, folder) = self._annotations(split), self.source(split)
-        if annotations.categories != self.categories:
-            raise InputError(
-                f"{annotations.path} and {self.source(self._reference)[0]} list different categories:"
-                f" {annotations.categories.difference(self.categories)}"
-            )
+        annotations = annotations.classed_as(self._classes, self.source(self._reference)[0])
+        if self.label_gaps:
+            annotations = annotations.labelled_by_id()
         _refuse_absent(folder.is_dir(), folder, "image folder", f"{split}.images")
         transform: Transform = EvalTransform(self.image_settings)
         if split == "test" and self._images.test_scales:
@@ -216,6 +242,13 @@ class CocoDataModule(LightningDataModule):
             f" {annotations.degenerate:,} degenerate boxes dropped"
             + (f"; proposals of {path}" if path else "")
         )
+        for line in annotations.told:
+            rank_zero_info(f"{split}: {annotations.path}: {line}")
+        if split != "train" and annotations.crowd.all():
+            rank_zero_warn(
+                f"{annotations.path} has no object to find: there will be no score, and no best checkpoint; "
+                f"data.{split}.annotations names another file"
+            )
         return CocoDataset(annotations, folder, transform, proposals, allowed, self.exif)
 
     def _evaluation(self, split: str) -> DataLoader[Sample]:
@@ -305,9 +338,9 @@ class ShapesDataModule(CocoDataModule):
         self._drawn: Categories = SCENES[scene][0]
 
     @property
-    def categories(self) -> Categories:
-        """The classes of shapes, known before any is drawn."""
-        return self._drawn.with_gaps() if self.label_gaps else self._drawn
+    def _classes(self) -> Categories:
+        """Known before any is drawn."""
+        return self._drawn
 
     def prepare_data(self) -> None:
         """Draw the images unless they are there."""

@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 class CategoryCount(NamedTuple):
     """What there is of a category."""
 
-    id: int
+    id: int | str
     name: str
     objects: int
     images: int
@@ -36,7 +36,14 @@ class CategoryCount(NamedTuple):
 
 _Row = tuple[str, str, NDArray[np.bool_], NDArray[Any]]
 """Key, what it is, which entries, and what to show of them."""
-_GOOD_TO_KNOW = {"unannotated", "only_crowds", "partly_outside", "crowds", "without_objects"}
+_GOOD_TO_KNOW = {
+    "unannotated",
+    "only_crowds",
+    "partly_outside",
+    "area_not_positive",
+    "crowds",
+    "without_objects",
+}
 
 
 class Usable:
@@ -65,7 +72,7 @@ class Usable:
             np.bincount(one, minlength=len(file.categories))
             for one in (self.category[self.objects], pairs // images, self.category[self.taken & file.crowd])
         ]
-        columns = (file.category_ids, file.category_names, *counts)
+        columns = (file.listed_categories.written, file.category_names, *counts)
         fine = (column[file.categories.has()].tolist() for column in columns)
         return [CategoryCount(*row) for row in zip(*fine, strict=True)]
 
@@ -87,18 +94,18 @@ class Usable:
 
     def _images(self) -> list[_Row]:
         file, fine = self.file, self.file.images.has()
-        ids, names = file.image_ids, file.file_names
+        ids, names = file.listed_images, file.file_names
         annotated, taken, objects = (
             fine & (np.bincount(self.image[kept], minlength=len(fine)) > 0)
             for kept in (self.placed, self.taken, self.objects)
         )
         return [
             ("outside_folder", "file names that leave the folder", fine & file.leaves, names),
-            ("duplicate_ids", "ids listed before", repeated(ids, fine), ids),
+            ("duplicate_ids", "ids listed before", repeated(ids.numbers, fine), ids.written),
             ("duplicate_file_names", "files listed before", repeated(names, fine), names),
-            ("only_unusable", "of unusable annotations alone", annotated & ~taken, ids),
-            ("unannotated", "without annotations", fine & ~annotated, ids),
-            ("only_crowds", "of crowd regions alone", taken & ~objects, ids),
+            ("only_unusable", "of unusable annotations alone", annotated & ~taken, ids.written),
+            ("unannotated", "without annotations", fine & ~annotated, ids.written),
+            ("only_crowds", "of crowd regions alone", taken & ~objects, ids.written),
         ]
 
     def _annotations(self) -> list[_Row]:
@@ -116,9 +123,10 @@ class Usable:
             ("empty", "empty boxes", dropped & (shorter >= 0) & (shorter < MIN_SIDE), ids),
             ("outside", "boxes outside their image", dropped & finite & (shorter >= MIN_SIDE), ids),
             ("area_not_finite", "areas of NaN or infinity", fine & ~np.isfinite(file.area), ids),
+            ("area_not_positive", "areas of 0 or less, for which the box's stand", file.areas_replaced, ids),
             ("unknown_image", "of an image that is not listed, or malformed", homeless, ids),
             ("unknown_category", "of a category that is not listed, or malformed", unknown, ids),
-            ("duplicate_ids", "ids listed before", repeated(ids, fine), ids),
+            ("duplicate_ids", "ids listed before", repeated(file.listed_annotations.numbers, fine), ids),
             ("duplicates", "of the image, category and box of one before", same, ids),
             ("partly_outside", "boxes partly outside, which are clipped", self.taken & beyond, ids),
             ("crowds", "crowd regions", fine & file.crowd, ids),
@@ -126,12 +134,12 @@ class Usable:
 
     def _categories(self) -> list[_Row]:
         file, fine = self.file, self.file.categories.has()
-        ids, names = file.category_ids, file.category_names
+        ids, names = file.listed_categories, file.category_names
         used = np.bincount(self.category[self.objects], minlength=len(fine)) > 0
         return [
-            ("duplicate_ids", "ids listed before", repeated(ids, fine), ids),
+            ("duplicate_ids", "ids listed before", repeated(ids.numbers, fine), ids.written),
             ("duplicate_names", "names listed before", repeated(names, fine), names),
-            ("without_objects", "without objects", fine & ~used, ids),
+            ("without_objects", "without objects", fine & ~used, ids.written),
         ]
 
     def _duplicates(self, among: NDArray[np.bool_]) -> NDArray[np.bool_]:

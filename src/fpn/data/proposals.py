@@ -5,7 +5,9 @@ Symbols: I images, M boxes of all images. The boxes of image i are `offsets[i]:o
 A proposal file is in the safetensors format, which is open, is mapped into memory and runs no
 code. It holds `image_ids` (I,) int64, `offsets` (I + 1,) int64, `boxes` (M, 4) float32, in pixels
 of the original images, and `scores` (M,) float32, best first within an image. Its metadata tell
-the format, and as a stamp what the boxes are of. An image without proposals is listed too.
+the format, and as a stamp what the boxes are of. An image without proposals is listed too. An id that is no
+integer of 64 bits, as a string, stands there as the number that it has by the annotation file
+(`fpn.data.coco_file`), which the stamp names to the last byte.
 """
 
 import hashlib

@@ -6,7 +6,7 @@ one.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_convert
 
-from fpn.data.coco import read_annotations
-from fpn.data.coco_file import BOX, INTEGER, NUMBER, Entries, corners, read_json
+from fpn.data.coco_file import BOX, NUMBER, CocoFile, Entries, Ids, corners, places_in, read_json
 from fpn.data.proposals import Proposals, Stamp, file_hash, write_proposals
 from fpn.files import replacing
 
@@ -56,27 +55,25 @@ def proposals_from_results(results: Path, annotations: Path, out: Path, top: int
         InputError: a file cannot be read or is not in its format; a result is not finite, of a
             negative width or height, or of an image that is not listed.
     """
-    image_ids = read_annotations(annotations, need_objects=False).image_ids
+    ids = _image_ids(annotations)
     entries = Entries(results, "results", read_json(results, "results"))
-    of_image, bbox = entries.column("image_id", INTEGER), entries.column("bbox", BOX)
+    image, bbox = places_in(ids.keys, entries.keys("image_id")), entries.column("bbox", BOX)
     with np.errstate(over="ignore"):  # what overflows is refused below
         scores = entries.column("score", NUMBER).astype(np.float32)
         boxes = corners(bbox).astype(np.float32)
-    entries.note("image_id", ~np.isin(of_image, image_ids), f", which {annotations} does not list")
+    entries.note("image_id", image < 0, f", which {annotations} does not list")
     entries.note("score", ~np.isfinite(scores), ", not a finite number")
     entries.note("bbox", ~np.isfinite(boxes).min(axis=1), ", not four finite numbers")
     entries.note("bbox", (bbox[:, 2:] < 0).max(axis=1), ", not of positive width and height")
     entries.refuse("image_id", "score", "bbox")
 
     # By image in the annotations' order, and best first within one.
-    rank = np.argsort(image_ids)
-    image = rank[np.searchsorted(image_ids, of_image, sorter=rank)]
     order = np.lexsort((-scores, image))
-    counts = np.bincount(image, minlength=len(image_ids)).tolist()
+    counts = np.bincount(image, minlength=len(ids.numbers)).tolist()
     all_boxes = [one[:top] for one in torch.from_numpy(boxes[order]).split(counts)]
     all_scores = [one[:top] for one in torch.from_numpy(scores[order]).split(counts)]
     stamp = Stamp(file_hash(annotations), annotations.name, "", results.name)
-    write_proposals(out, image_ids.tolist(), all_boxes, all_scores, stamp)
+    write_proposals(out, ids.numbers.tolist(), all_boxes, all_scores, stamp)
     return sum(map(len, all_scores))
 
 
@@ -98,12 +95,25 @@ def proposals_to_results(proposals: Path, annotations: Path, out: Path, top: int
     """
     file = Proposals(proposals)
     file.check(annotations, file.image_ids)
-    return write_results(out, _results(file, top))
+    return write_results(out, _results(file, top, _image_ids(annotations).as_written))
 
 
-def _results(file: Proposals, top: int | None) -> Iterator[dict[str, Any]]:
+def _image_ids(annotations: Path) -> Ids:
+    file = CocoFile(annotations, read_json(annotations, "annotation"))
+    file.images.refuse("id")
+    return file.listed_images
+
+
+def _results(
+    file: Proposals, top: int | None, as_written: Mapping[int, int | str]
+) -> Iterator[dict[str, Any]]:
     for image_id in file.image_ids.tolist():
         # In float64 the corners come back exactly.
         bbox = box_convert(file.for_image(image_id)[:top].double(), "xyxy", "xywh")
         for box, score in zip(bbox.tolist(), file.scores_for_image(image_id)[:top].tolist(), strict=True):
-            yield {"image_id": image_id, "category_id": 1, "bbox": box, "score": score}
+            yield {
+                "image_id": as_written.get(image_id, image_id),
+                "category_id": 1,
+                "bbox": box,
+                "score": score,
+            }

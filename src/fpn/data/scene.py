@@ -44,7 +44,7 @@ class _Item(NamedTuple):
     """What is painted, with (x, y) from the item's corner."""
     keep: float = 0.0
     """Share of it that must stay visible."""
-    category: int | None = None
+    category: int | str | None = None
     """Category id; None is a distractor."""
     crowd: bool = False
 

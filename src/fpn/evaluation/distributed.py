@@ -8,7 +8,7 @@ The states are a few flat tensors, gathered once; process 0 scores them and send
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,7 +35,7 @@ class COCOMetric(Metric):
     higher_is_better = True
 
     images: list[Tensor] | Tensor
-    """(I,) ids of the images seen, with or without detections."""
+    """(I,) ids of the images seen, as numbers, with or without detections."""
     counts: list[Tensor] | Tensor
     """(I,) number of detections of each."""
     boxes: list[Tensor] | Tensor
@@ -108,14 +108,22 @@ class COCOMetric(Metric):
     def results(self) -> Iterator[dict[str, Any]]:
         """Entries of a COCO results file, by ascending image id: boxes (x, y, width, height) in pixels.
 
-        After `compute`, process 0 has the results of all processes; otherwise each has its own.
+        After `compute`, process 0 has the results of all processes, under the annotation file's own ids;
+        otherwise each has its own, under the numbers of images.
         """
         gathered = self._flat() if self._gathered is None else self._gathered[1]
+        images = {} if self._truth is None else self._truth.images_as_written
+        categories = self._categories_as_written()
         # Part by part: five million entries are 2 GB of Python's objects.
         for start in range(0, len(gathered.scores), _ENTRIES_AT_ONCE):
             columns = (column[start : start + _ENTRIES_AT_ONCE].tolist() for column in gathered)
             for image, category, box, score in zip(*columns, strict=True):
-                yield {"image_id": image, "category_id": category, "bbox": box, "score": score}
+                yield {
+                    "image_id": images.get(image, image),
+                    "category_id": categories.get(category, category),
+                    "bbox": box,
+                    "score": score,
+                }
 
     def seen(self) -> tuple[GroundTruth, Results]:
         """Ground truth and results of the images seen: of all processes on process 0, after `compute`."""
@@ -156,12 +164,18 @@ class COCOMetric(Metric):
 
     @abstractmethod
     def _category_ids(self) -> np.ndarray:
-        """(M,) category ids of the annotation file, in the order of the states."""
+        """(M,) numbers of the annotation file's categories, in the order of the states."""
+
+    def _categories_as_written(self) -> Mapping[int, int | str]:
+        """Ids of categories by their numbers, where those are others."""
+        return {}
 
     def _seen(self) -> tuple[GroundTruth, Results]:
         """Ground truth and results of the images seen."""
         if self._truth is None:
-            self._truth = read_truth(self._against.annotations)
+            self._truth = read_truth(
+                self._against.annotations, tell=lambda line: None, crowds=self._against.crowds
+            )
         image_ids = self._joined("images").tolist()
         if twice := [id_ for id_, times in Counter(image_ids).items() if times > 1]:
             raise RuntimeError(

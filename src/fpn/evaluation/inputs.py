@@ -2,17 +2,19 @@
 
 Symbols: I images, B annotated objects, M results (detections or proposals of all images together). Boxes of
 files are (x, y, width, height) in pixels of the original images, as in COCO's data format
-(cocodataset.org/#format-data, #format-results).
+(cocodataset.org/#format-data, #format-results). Ids are the numbers of `fpn.data.coco_file`: those of the
+annotation file wherever they are 64-bit integers.
 """
 
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpn.data.coco_file import BOX, INTEGER, NUMBER, CocoFile, Entries, kind_of, read_json
+from fpn.data.coco_file import BOX, NUMBER, CocoFile, Crowds, Entries, identity, kind_of, places_in, read_json
 from fpn.errors import InputError
 
 AnnotationSource = str | Path | Mapping[str, Any]
@@ -25,7 +27,7 @@ class Results(NamedTuple):
     image_ids: np.ndarray
     """(M,) int64."""
     category_ids: np.ndarray
-    """(M,) int64, ids of the annotation file; 0 for proposals that name none."""
+    """(M,) int64; of proposals, which need not name one, any in the order of the ids."""
     boxes: np.ndarray
     """(M, 4) float64 (x, y, width, height) in pixels."""
     scores: np.ndarray
@@ -51,12 +53,36 @@ class GroundTruth(NamedTuple):
     """(B,) float64, square pixels."""
     crowd: np.ndarray
     """(B,) bool."""
+    images_as_written: Mapping[int, int | str] = {}
+    """The file's own ids of images, by number, where that is another."""
+    categories_as_written: Mapping[int, int | str] = {}
+    """Likewise of categories."""
 
     def restricted_to(self, image_ids: Iterable[int]) -> "GroundTruth":
         """The same ground truth with only these images; InputError where one is not in the file."""
         wanted = np.unique(np.array(list(image_ids), dtype=np.int64))
-        _refuse_unknown(wanted, self.image_ids, "image ids to score", self.source, "images")
+        if len(unknown := np.setdiff1d(wanted, self.image_ids)):
+            raise self.refusal("image ids to score", unknown.tolist(), "images")
         return self.at(np.searchsorted(self.image_ids, wanted))
+
+    def image_numbers(self, image_ids: Iterable[int | str]) -> list[int]:
+        """The numbers of images by the file's own ids; InputError where one is not in the file."""
+        wanted = list(image_ids)
+        numbers = _numbers(map(identity, wanted), self.image_ids, self.images_as_written)
+        unknown = [id_ for id_, number in zip(wanted, numbers, strict=True) if number is None]
+        if unknown:
+            raise self.refusal("image ids to score", unknown, "images")
+        return [number for number in numbers if number is not None]
+
+    def category_numbers(self, ids: Iterable[int | str]) -> list[int | None]:
+        """The numbers of categories by the file's own ids; None where one is not in the file."""
+        return _numbers(map(identity, ids), np.array([*self.categories]), self.categories_as_written)
+
+    def refusal(self, what: str, unknown: list[Any], whose: str) -> InputError:
+        """Says '3 (5, 8, 9)', or '12 (1, 2, 3, …)': how many, and the first of them."""
+        return InputError(
+            f"{what}: {_some(unknown)} not in {self.source}; give the annotation file of these {whose}"
+        )
 
     def at(self, places: np.ndarray) -> "GroundTruth":
         """The same ground truth with only the images of these places, ascending."""
@@ -64,27 +90,36 @@ class GroundTruth(NamedTuple):
         new[places] = np.arange(len(places))
         image = new[self.image]
         kept = image >= 0
+        names = ("image", "category", "boxes", "areas", "crowd")
         columns = (image, self.category, self.boxes, self.areas, self.crowd)
-        return GroundTruth(
-            self.source, self.image_ids[places], self.categories, *(one[kept] for one in columns)
+        return self._replace(
+            image_ids=self.image_ids[places],
+            **{name: column[kept] for name, column in zip(names, columns, strict=True)},
         )
 
 
-def read_truth(annotations: AnnotationSource) -> GroundTruth:
+def read_truth(
+    annotations: AnnotationSource,
+    *,
+    tell: Callable[[str], object] = warnings.warn,
+    crowds: Crowds = "regions",
+) -> GroundTruth:
     """Reads and checks an annotation file, or a dict of the same form, which is left as it is.
 
     Boxes and areas have to be finite; annotation ids and the names and sizes of images are not used, so
-    they may be absent.
+    they may be absent. What takes the place of an area of 0 or less, that of the box, is told in a line.
 
     Raises InputError for a missing file, one that is not COCO, and entries that cannot be scored.
     """
-    file = CocoFile(*_load(annotations, "annotations"))
+    file = CocoFile(*_load(annotations, "annotations"), crowds=crowds)
     file.images.refuse("id")
     file.annotations.refuse()
     file.categories.refuse("id", "name")
     file.annotations.refuse(
         *("image_id", "category_id", "bbox", "bbox finite", "iscrowd", "area", "area finite")
     )
+    if number := int(file.areas_replaced.sum()):
+        tell(f"{file.source}: {number:,} areas are 0 or less: those of the boxes take their place")
     by_id, categories_by_id = np.argsort(file.image_ids), np.argsort(file.category_ids)
     ids, names = (c[categories_by_id].tolist() for c in (file.category_ids, file.category_names))
     times = Counter(names)
@@ -97,32 +132,65 @@ def read_truth(annotations: AnnotationSource) -> GroundTruth:
         file.bbox,
         file.area,
         file.crowd,
+        file.listed_images.as_written,
+        file.listed_categories.as_written,
     )
 
 
-def read_results(results: ResultSource, truth: GroundTruth, *, with_categories: bool) -> Results:
+def read_results(
+    results: ResultSource,
+    truth: GroundTruth,
+    *,
+    with_categories: bool,
+    tell: Callable[[str], object] = warnings.warn,
+) -> Results:
     """Reads and checks a results file, or a list of the same form, which is left as it is.
 
-    `truth` is the whole annotation file. Without categories (proposals), `category_id` may be absent.
+    `truth` is the whole annotation file. Without categories (proposals), `category_id` may be absent. Results
+    of images or categories that the annotation file does not list are left out, as pycocotools leaves out
+    such categories, and counted in a line that goes to `tell`.
 
     Raises InputError for a missing file, one that is not a list of results, entries that cannot be scored,
-    and images or categories that the annotation file does not have.
+    and where all results would be left out.
     """
     source, data = _load(results, "results")
     if not isinstance(data, list):
         raise InputError(f"{source}: a JSON list of results is expected, not {kind_of(data)}")
     entries = Entries(source, "results", data)
-    image_ids, category_ids = entries.column("image_id", INTEGER), entries.column("category_id", INTEGER)
-    found = Results(image_ids, category_ids, entries.column("bbox", BOX), entries.column("score", NUMBER))
-    entries.refuse(
-        "image_id", *["category_id"] * with_categories, "bbox", "bbox finite", "score", "score finite"
-    )
-    _refuse_unknown(image_ids, truth.image_ids, f"{source}: image ids", truth.source, "results")
+    given = {"image": entries.keys("image_id")}
+    categories = entries.keys("category_id")
     if with_categories:
-        _refuse_unknown(
-            category_ids, list(truth.categories), f"{source}: category ids", truth.source, "results"
-        )
-    return found
+        given["category"] = categories
+    boxes, scores = entries.column("bbox", BOX), entries.column("score", NUMBER)
+    entries.refuse(*(f"{key}_id" for key in given), "bbox", "bbox finite", "score", "score finite")
+    listed = {
+        "image": (truth.image_ids, truth.images_as_written),
+        "category": (np.array([*truth.categories], dtype=np.int64), truth.categories_as_written),
+    }
+    # The order of proposals' categories settles equal scores, be they listed or not.
+    numbers = {
+        "category": np.unique(categories, return_inverse=True)[1]
+        if categories.dtype == np.int64
+        else np.zeros(len(entries), dtype=np.int64)
+    }
+    kept = np.ones(len(entries), dtype=bool)
+    for name, keys in given.items():
+        known = _keys(*listed[name])
+        places = places_in(known, keys)
+        numbers[name] = np.append(listed[name][0], 0)[places]
+        unlisted = places < 0
+        if unlisted.any():
+            what, whose = f"{source}: {name} ids", "results"
+            ids = list(dict.fromkeys(keys[unlisted].tolist()))
+            if unlisted.all():
+                raise truth.refusal(what, ids, whose)
+            tell(
+                f"{what}: {_some(ids)} not in {truth.source}: {unlisted.sum():,} of {len(entries):,} results "
+                "are left out"
+            )
+        kept &= ~unlisted
+    found = Results(numbers["image"], numbers["category"], boxes, scores)
+    return Results(*(column[kept] for column in found))
 
 
 def _load(given: object, name: str) -> tuple[str, Any]:
@@ -132,8 +200,21 @@ def _load(given: object, name: str) -> tuple[str, Any]:
     return str(given), read_json(Path(given), name)
 
 
-def _refuse_unknown(ids: np.ndarray, known: Collection[int], what: str, truth: str, whose: str) -> None:
-    """Raise InputError that says '3 (5, 8, 9)', or '12 (1, 2, 3, …)': how many, and the first of them."""
-    if len(unknown := np.setdiff1d(ids, np.array(known, dtype=np.int64))):
-        some = f"{len(unknown)} ({', '.join(map(str, unknown[:3]))}{', …' if len(unknown) > 3 else ''})"
-        raise InputError(f"{what}: {some} not in {truth}; give the annotation file of these {whose}")
+def _keys(numbers: np.ndarray, as_written: Mapping[int, int | str]) -> np.ndarray:
+    """(E,) what the ids of these numbers are equal to, as in `Ids.keys`."""
+    if not as_written:
+        return numbers
+    keys = [identity(as_written.get(number, number)) for number in numbers.tolist()]
+    whole = all(isinstance(key, int) and -(2**63) <= key < 2**63 for key in keys)
+    return np.array(keys, dtype=np.int64 if whole else np.object_)
+
+
+def _numbers(
+    keys: Iterable[int | str | None], numbers: np.ndarray, as_written: Mapping[int, int | str]
+) -> list[int | None]:
+    known = dict(zip(_keys(numbers, as_written).tolist(), numbers.tolist(), strict=True))
+    return [None if key is None else known.get(key) for key in keys]
+
+
+def _some(ids: list[Any]) -> str:
+    return f"{len(ids)} ({', '.join(map(str, ids[:3]))}{', …' if len(ids) > 3 else ''})"

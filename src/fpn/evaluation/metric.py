@@ -8,6 +8,7 @@ import torchmetrics
 from rich.console import RenderableType
 from rich.text import Text
 
+from fpn.data.coco_file import Crowds
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.inputs import AnnotationSource
 from fpn.evaluation.panels import Panel
@@ -23,6 +24,8 @@ class Truth(NamedTuple):
     """What the detector's labels mean."""
     engine: Engine = "faster"
     """What computes COCO's scores."""
+    crowds: Crowds = "regions"
+    """What `iscrowd` 1 says of an annotation."""
 
 
 class Metric(torchmetrics.Metric):

@@ -19,6 +19,7 @@ from fpn.evaluation.scoring import BoxScores, box_scores, proposal_scores
 from fpn.evaluation.tables import box_table, category_table, proposal_table
 from fpn.types import Detections, Inference
 
+_UNLISTED = -(2**62)
 _PREFIX = "proposal_"
 """Of the numbers of proposals, among which those of detections stand."""
 
@@ -68,10 +69,12 @@ class BoxAP(COCOMetric):
 
     def _score(self) -> BoxScores:
         truth, results = self._seen()
-        if unknown := set(self._against.categories.listed().ids) - truth.categories.keys():
+        ids = self._against.categories.listed().ids
+        numbers = zip(ids, truth.category_numbers(ids), strict=True)
+        if all(number is None for _, number in numbers):
             raise InputError(
-                f"{truth.source}: it lacks category ids {sorted(unknown)[:3]} of the detector "
-                f"({len(unknown)} in all); give the annotation file of the detector's classes"
+                f"{truth.source}: it has none of the detector's category ids, as {list(ids[:3])}; "
+                "give the annotation file of the detector's classes"
             )
         return box_scores(truth, results, engine=self._against.engine)
 
@@ -81,10 +84,21 @@ class BoxAP(COCOMetric):
 
     def _category_ids(self) -> np.ndarray:
         labels = self._joined("labels")
-        ids = np.array(self._against.categories.ids, dtype=np.int64)
-        if labels.size and not (labels.min() >= 1 and labels.max() <= len(ids)):
-            raise RuntimeError(f"labels {labels.min()}…{labels.max()} found; they must be in 1…{len(ids)}")
-        return ids[labels - 1]
+        numbers = np.array(self._numbers(), dtype=np.int64)
+        if labels.size and not (labels.min() >= 1 and labels.max() <= len(numbers)):
+            raise RuntimeError(
+                f"labels {labels.min()}…{labels.max()} found; they must be in 1…{len(numbers)}"
+            )
+        return numbers[labels - 1]
+
+    def _categories_as_written(self) -> Mapping[int, int | str]:
+        return dict(zip(self._numbers(), self._against.categories.ids, strict=True))
+
+    def _numbers(self) -> list[int]:
+        """By label; of what the annotation file does not list, one that is no category's there."""
+        ids = self._against.categories.ids
+        known = [None for _ in ids] if self._truth is None else self._truth.category_numbers(ids)
+        return [_UNLISTED - place if number is None else number for place, number in enumerate(known)]
 
 
 class ProposalRecall(COCOMetric):

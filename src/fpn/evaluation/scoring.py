@@ -48,7 +48,7 @@ def score_boxes(
     results: ResultSource,
     *,
     engine: Engine = "faster",
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[int | str] | None = None,
 ) -> BoxScores:
     """COCO's twelve numbers and their table by category, from one evaluation.
 
@@ -66,7 +66,7 @@ def evaluate_boxes(
     results: ResultSource,
     *,
     engine: Engine = "faster",
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[int | str] | None = None,
 ) -> dict[str, float]:
     """COCO's twelve numbers, `score_boxes(…).overall`."""
     return score_boxes(annotations, results, engine=engine, image_ids=image_ids).overall
@@ -77,7 +77,7 @@ def evaluate_categories(
     results: ResultSource,
     *,
     engine: Engine = "faster",
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[int | str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """COCO's AP numbers of each category by name, `score_boxes(…).categories`."""
     return score_boxes(annotations, results, engine=engine, image_ids=image_ids).categories
@@ -88,7 +88,7 @@ def evaluate_proposals(
     results: ResultSource,
     *,
     engine: Engine = "faster",
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[int | str] | None = None,
     limits: Sequence[int] = PROPOSAL_LIMITS,
 ) -> dict[str, float]:
     """Class-agnostic average recall over IoU .50:.95 of raw proposals, at `limits` proposals per image.
@@ -154,12 +154,14 @@ def _proposal_recall(
 def _read(
     annotations: AnnotationSource,
     results: ResultSource,
-    image_ids: Sequence[int] | None,
+    image_ids: Sequence[int | str] | None,
     with_categories: bool,
 ) -> tuple[GroundTruth, Results]:
     truth = read_truth(annotations)
     found = read_results(results, truth, with_categories=with_categories)
-    return (truth if image_ids is None else truth.restricted_to(image_ids)), found
+    if image_ids is not None:
+        truth = truth.restricted_to(truth.image_numbers(image_ids))
+    return truth, found
 
 
 def _average_precisions(precision: np.ndarray) -> dict[str, float]:

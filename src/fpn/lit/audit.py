@@ -17,7 +17,13 @@ from fpn.files import replacing
 from fpn.models.rpn import ANCHOR_SIZES
 
 
-def audit(annotations: str, images: str | None = None, json: str | None = None, **kwargs: Any) -> None:
+def audit(
+    annotations: str,
+    images: str | None = None,
+    json: str | None = None,
+    against: str | None = None,
+    **kwargs: Any,
+) -> None:
     """Look at a data set in COCO's format, and say whether training would take it.
 
     Counts what is wrong or odd with its images, annotations and categories, the sizes of its
@@ -31,10 +37,12 @@ def audit(annotations: str, images: str | None = None, json: str | None = None, 
         annotations: a COCO instances file.
         images: the folder in which its file names start; by default no file is looked at.
         json: a file to write everything to: besides counts, the ids and files that are counted.
+        against: the annotation file of the validation images, whose categories have to agree.
         **kwargs: as of `look_at`.
     """
     folder = None if images is None else Path(images)
-    found = look_at(Path(annotations), folder, anchor_sizes=ANCHOR_SIZES, **kwargs)
+    other = None if against is None else Path(against)
+    found = look_at(Path(annotations), folder, anchor_sizes=ANCHOR_SIZES, against=other, **kwargs)
     if json is not None:
         with replacing(Path(json)) as part:
             part.write_text(json_format.dumps(found.as_json(), indent=1, allow_nan=False))

@@ -179,7 +179,7 @@ class DetectionModule(LightningModule):
             )
         annotations, _ = self.data.source("test" if stage == "test" else "val")
         for metric in self.metrics:
-            metric.score_on(Truth(annotations, self.data.categories, self.engine))
+            metric.score_on(Truth(annotations, self.data.categories, self.engine, self.data.crowds))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The schedule, at this run's number of images a step."""

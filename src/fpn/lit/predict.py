@@ -168,6 +168,9 @@ class _Found(NamedTuple):
     """What is found in an image."""
 
     image_id: int
+    """A number, which names the picture."""
+    written_id: int | str
+    """What the annotation file calls it."""
     picture: Callable[[], Tensor] | None
     """Reads it again; None if it cannot be read."""
     detections: Detections
@@ -209,7 +212,7 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
                 height, width = images[index].shape[-2:]
                 entry = {"id": image_id, "file_name": str(path), "height": height, "width": width}
                 self.listing.append(entry)
-                yield _Found(image_id, partial(read_image, path), detections)
+                yield _Found(image_id, image_id, partial(read_image, path), detections)
         if not self.done:
             raise InputError(f"none of the {len(self)} images can be read, as {self.paths[0]}")
 
@@ -220,7 +223,8 @@ class _Listed:
     def __init__(self, asked: _Asked, trained: Trained) -> None:
         assert asked.annotations is not None
         self.asked, self.done = asked, 0
-        annotations, folder = _read_listed(asked.annotations, trained), _one_folder(asked.images)
+        folder = _one_folder(asked.images)
+        annotations = _read_listed(asked.annotations, folder, trained)
         share = asked.max_unreadable
         allowed = None if share is None else tolerated(share, len(annotations))
         annotations = annotations.found_in(folder, allowed, say)
@@ -237,16 +241,19 @@ class _Listed:
             collate_fn=partial(collate_scales, scales=predictor.scales),
             pin_memory=predictor.device.type == "cuda",
         )
-        listed = enumerate(self.images.annotations.image_ids.tolist())
+        annotations = self.images.annotations
+        ids = annotations.image_ids.tolist()
+        listed = zip(range(len(ids)), ids, map(annotations.written_id, range(len(ids))), strict=True)
         for batches in _tracked(loader, times):
             self.images.note_unreadable(batches[0].unreadable, "listed without boxes", say)
             for found_id, detections in zip(batches[0].image_ids, predictor.detect(batches), strict=True):
-                place, image_id = next(listed)
+                place, image_id, written_id = next(listed)
                 if found_id == image_id:
                     self.done += 1
-                    yield _Found(image_id, partial(self.images.picture, place), detections)
+                    yield _Found(image_id, written_id, partial(self.images.picture, place), detections)
                 else:  # of the image that takes its place
-                    yield _Found(image_id, None, Detections(*(part[:0] for part in detections)))
+                    nothing = Detections(*(part[:0] for part in detections))
+                    yield _Found(image_id, written_id, None, nothing)
 
 
 def _data_of(ckpt_path: str) -> CocoDataModule:
@@ -274,11 +281,10 @@ def _select(detector: Detector, selection: Literal["testing", "training"]) -> No
     detector.testing_proposals = detector.training_proposals
 
 
-def _read_listed(path: Path, trained: Trained) -> Annotations:
-    annotations = read_annotations(path, need_objects=False)
+def _read_listed(path: Path, folder: Path, trained: Trained) -> Annotations:
+    annotations = read_annotations(path, need_objects=False, trust_boxes=True, image_folder=folder)
     known = trained.categories.listed()
-    if trained.detector.finds_objects and annotations.categories != known:
-        difference = known.difference(annotations.categories)
+    if trained.detector.finds_objects and (difference := known.clash(annotations.categories)):
         raise InputError(f"{path} lists other categories than the checkpoint was trained for: {difference}")
     return annotations
 
@@ -299,7 +305,7 @@ def _draw(found: Iterable[_Found], folder: Path, names: Categories, threshold: f
 
 
 def _results(found: Iterable[_Found], names: Categories) -> Iterator[dict[str, Any]]:
-    for image_id, _, (boxes, scores, labels) in found:
+    for _, image_id, _, (boxes, scores, labels) in found:
         # As exact as COCO's own boxes; its server limits the size of a file.
         bbox = box_convert(boxes.double(), "xyxy", "xywh").tolist()
         for box, score, label in zip(bbox, scores.tolist(), labels.tolist(), strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fpn.console import say
 from fpn.data.coco import CocoDataset, annotations_of
-from fpn.data.coco_file import CocoFile, read_json, uncollected
+from fpn.data.coco_file import CocoFile, Crowds, read_json, uncollected
 from fpn.data.results import proposals_from_results, proposals_to_results
 from fpn.data.transforms import ImageSettings, as_stored
 from fpn.errors import InputError
@@ -31,6 +31,7 @@ def evaluate(
     score_threshold: Share = 0.5,
     short_side: PositiveInt = 800,
     max_side: PositiveInt = 1333,
+    crowds: Crowds = "regions",
 ) -> None:
     """Score a saved results file by the COCO protocol.
 
@@ -48,13 +49,14 @@ def evaluate(
         score_threshold: on the page, what counts as found in the confusion matrix and in the pictures.
         short_side: pixels of an image's short side at the network's input, for sizes and levels there.
         max_side: most pixels of its long side.
+        crowds: what iscrowd 1 says of an annotation, as data.crowds.
     """
     if report is None and images is not None:
         raise InputError("--images are shown on a page: give --report, the file to write")
     console = Console()
     with uncollected():
-        truth = read_truth(annotations)
-        found = read_results(results, truth, with_categories=not proposals)
+        truth = read_truth(annotations, tell=say, crowds=crowds)
+        found = read_results(results, truth, with_categories=not proposals, tell=say)
     scores = None
     if proposals:
         console.print(proposal_table(proposal_scores(truth, found, engine=engine)))
@@ -65,7 +67,8 @@ def evaluate(
         return
     # Of the images alone: scoring takes annotations that training would not.
     content = read_json(Path(annotations), "annotations") | {"annotations": []}
-    listed, folder, page = annotations_of(CocoFile(annotations, content)), Path(results).parent, Path(report)
+    file = CocoFile(annotations, content, None if images is None else Path(images))
+    listed, folder, page = annotations_of(file), Path(results).parent, Path(report)
     pictures: dict[int, Callable[[], Tensor]] = {}
     if images is not None:
         listed = listed.found_in(Path(images), len(listed), console.print)

@@ -23,7 +23,7 @@ _LONG_SIDE, _QUALITY = 256, 70
 class Example(NamedTuple):
     """An image with the truth on the left and what was found on the right."""
 
-    image_id: int
+    image_id: int | str
     score: float
     jpeg: str
     """In base64."""
@@ -68,7 +68,11 @@ def example(
     image = interpolate(image[None].float(), scale_factor=factor, mode="bilinear", antialias=True)[0]
     image = image.round().to(torch.uint8)
     categories = Categories(tuple(truth.categories), tuple(truth.categories.values()))
-    own = np.flatnonzero((results.image_ids == truth.image_ids[place]) & (results.scores >= least))
+    own = np.flatnonzero(
+        (results.image_ids == truth.image_ids[place])
+        & (results.scores >= least)
+        & np.isin(results.category_ids, np.array(categories.ids))
+    )
     own = own[np.argsort(-results.scores[own], kind="stable")][:most]
     labels = np.searchsorted(np.array(categories.ids), results.category_ids[own]) + 1
     there = (truth.image == place) & ~truth.crowd
@@ -90,7 +94,8 @@ def example(
     )
     picture = encode_jpeg(beside([sides[0]], [sides[1]]), quality=_QUALITY)
     jpeg = base64.b64encode(picture.numpy().tobytes()).decode()
-    return Example(int(truth.image_ids[place]), score, jpeg)
+    number = int(truth.image_ids[place])
+    return Example(truth.images_as_written.get(number, number), score, jpeg)
 
 
 def _corners(boxes: np.ndarray, factor: float) -> Tensor:

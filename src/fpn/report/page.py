@@ -304,7 +304,7 @@ def _examples(
 
 
 def _figure(one: Example) -> str:
-    about = f"image {one.image_id}: {_percent(one.score)}"
+    about = f"image {escape(str(one.image_id))}: {_percent(one.score)}"
     return (
         f'<figure><img alt="{about}, truth and findings" src="data:image/jpeg;base64,{one.jpeg}">'
         f"<figcaption>{about}</figcaption></figure>"
