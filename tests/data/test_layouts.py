@@ -1,0 +1,210 @@
+"""Every layout: the same objects written by hand, read as training reads them."""
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import layout_files
+import numpy as np
+import pytest
+from layout_files import PHOTOS, TRUTH, Truth
+
+from fpn.data.coco import read_annotations
+from fpn.data.datamodule import CocoDataModule
+from fpn.data.options import Split
+from fpn.errors import InputError
+
+
+def seen(data: CocoDataModule, *splits: str) -> Truth:
+    """What training would learn from, by split and stem; the images' files are there."""
+    found: Truth = {}
+    for split in splits or ("train", "val"):
+        file, folder = data.source(split)
+        annotations = read_annotations(file)
+        names = dict(enumerate(annotations.categories.names, 1))
+        found[split] = {}
+        for index, name in enumerate(annotations.file_names.tolist()):
+            assert (folder / name).is_file()
+            target = annotations.targets(index)
+            objects = zip(target.labels.tolist(), target.boxes.tolist(), strict=True)
+            found[split][Path(name).stem] = sorted((names[label], box) for label, box in objects)
+    return found
+
+
+def assert_same(found: Truth, wanted: Truth, tolerance: float = 0.0) -> None:
+    assert found.keys() == wanted.keys()
+    for split in wanted:
+        assert found[split].keys() == wanted[split].keys()
+        for stem, objects in wanted[split].items():
+            assert [name for name, _ in found[split][stem]] == [name for name, _ in objects]
+            boxes = [np.array([box for _, box in ones]) for ones in (found[split][stem], objects)]
+            np.testing.assert_allclose(*boxes, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("stem", "folder", "name"),
+    [
+        ("instances_{}2017", "{}2017", "COCO 2017"),
+        ("instances_{}2017", "images/{}2017", "COCO 2017"),
+        ("instances_{}2014", "{}2014", "COCO 2014"),
+        ("instances_{}", "images/{}", "COCO"),
+        ("{}", "images", "COCO"),
+    ],
+)
+def test_coco(tmp_path: Path, stem: str, folder: str, name: str) -> None:
+    data = CocoDataModule(str(layout_files.coco(tmp_path, stem, folder)))
+    assert_same(seen(data), TRUTH)
+    assert data._splits.layout.name == name
+    assert data.source("test") == data.source("val")
+
+
+def test_roboflow(tmp_path: Path) -> None:
+    root = layout_files.roboflow(tmp_path)
+    assert_same(seen(CocoDataModule(str(root))), TRUTH)
+    (root / "valid").rename(root / "test")
+    data = CocoDataModule(str(root))
+    assert data.source("train")[1] == root / "train"
+    with pytest.raises(InputError, match=r"Roboflow's COCO export, without val; .*data\.val_share 0\.2"):
+        data.source("val")
+    layout_files.roboflow(root)
+    assert CocoDataModule(str(root)).source("test") == (root / "test/_annotations.coco.json", root / "test")
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "given"),
+    [
+        ("annotations.json", "images", ""),
+        ("annotations.json", "images", "annotations.json"),
+        ("annotations/instances_default.json", "images/default", ""),
+        ("labels.json", "", ""),
+        ("labels.json", "photos of/bees", ""),
+    ],
+)
+def test_one_file_is_divided(tmp_path: Path, file: str, folder: str, given: str) -> None:
+    root = layout_files.single(tmp_path, file, folder)
+    with pytest.raises(InputError, match=r"one COCO file, without val; .*data\.val_share"):
+        CocoDataModule(str(root / given)).source("val")
+    found = seen(CocoDataModule(str(root / given), val_share=0.3))
+    assert {split: len(photos) for split, photos in found.items()} == {"train": 4, "val": 2}
+    every = {stem: objects for photos in TRUTH.values() for stem, objects in photos.items()}
+    assert_same({"": found["train"] | found["val"]}, {"": every})
+
+
+def stems(root: Path, **options: Any) -> list[set[str]]:
+    found = seen(CocoDataModule(str(root), **options))
+    return [set(found[split]) for split in ("train", "val")]
+
+
+def test_a_share_depends_on_names_and_the_seed_alone(tmp_path: Path) -> None:
+    photos = [(f"{number}", 20, 20, [(0, 1, 1, 9, 9)]) for number in range(40)]
+    layout_files.coco_file(tmp_path / "all.json", photos)
+    for photo in photos:
+        layout_files.draw(tmp_path / "images", photo)
+    # Worked out apart from the code: the first 10 of 40 by SHA-256 of "0 NAME".
+    train, val = stems(tmp_path, val_share=0.25)
+    names = [f"{number}.png" for number in range(40)]
+    names.sort(key=lambda name: sha256(f"0 {name}".encode()).hexdigest())
+    assert val == {Path(name).stem for name in names[:10]}
+    assert train | val == {stem for stem, *_ in photos}
+    assert not train & val
+    assert stems(tmp_path, val_share=0.25, seed=1) != [train, val]
+    layout_files.coco_file(tmp_path / "all.json", photos[::-1])
+    assert stems(tmp_path, val_share=0.25) == [train, val]
+
+
+def test_what_belongs_together_is_not_divided(tmp_path: Path) -> None:
+    copies = [(f"p{number % 5}_jpg.rf.{number:032x}", 20, 20, [(0, 1, 1, 9, 9)]) for number in range(20)]
+    layout_files.coco_file(tmp_path / "_annotations.coco.json", [*copies, *copies[:5]])
+    for photo in copies:
+        layout_files.draw(tmp_path, photo)
+    for seed in range(5):
+        train, val = stems(tmp_path, val_share=0.2, seed=seed)
+        assert len(val) == 4
+        assert not {stem[:2] for stem in train} & {stem[:2] for stem in val}
+
+
+def test_a_divided_file_is_made_again_when_it_changes(tmp_path: Path) -> None:
+    root = layout_files.single(tmp_path)
+    before = {
+        path: path.stat().st_mtime_ns for path in CocoDataModule(str(root), val_share=0.3).source("val")
+    }
+    assert {p: p.stat().st_mtime_ns for p in CocoDataModule(str(root), val_share=0.3).source("val")} == before
+    content = json.loads((root / "annotations.json").read_text())
+    content["categories"][0]["name"] = "bumblebee"
+    (root / "annotations.json").write_text(json.dumps(content))
+    assert "bumblebee" in CocoDataModule(str(root), val_share=0.3).categories.names
+    assert not [*root.rglob("*.part")]
+
+
+def test_masks_and_ids_stay_as_they_are(tmp_path: Path) -> None:
+    root = layout_files.single(tmp_path)
+    content = json.loads((root / "annotations.json").read_text())
+    for one in content["annotations"]:
+        one["segmentation"] = [[1, 2, 3, 4, 5, 6]]
+    (root / "annotations.json").write_text(json.dumps(content))
+    data = CocoDataModule(str(root), val_share=0.3)
+    halves = [json.loads(data.source(split)[0].read_text()) for split in ("train", "val")]
+    for key in ("images", "annotations"):
+        both = sorted(halves[0][key] + halves[1][key], key=lambda one: one["id"])
+        assert both == content[key]
+    assert halves[0]["categories"] == halves[1]["categories"] == content["categories"]
+
+
+def test_where_nothing_can_be_written_the_users_cache_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = layout_files.single(tmp_path / "set")
+    monkeypatch.setattr("fpn.data.cached.os.access", lambda path, mode: not str(path).startswith(str(root)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file, _ = CocoDataModule(str(root), val_share=0.3).source("train")
+    assert file.is_relative_to(tmp_path / "cache" / "fpn")
+    assert not (root / ".fpn").exists()
+
+
+def test_what_is_given_wins_over_the_layout(tmp_path: Path) -> None:
+    root, other = layout_files.coco(tmp_path / "set"), layout_files.roboflow(tmp_path / "other")
+    file, folder = other / "valid" / "_annotations.coco.json", other / "valid"
+    data = CocoDataModule(str(root), val=Split(str(folder), str(file)))
+    assert data.source("val") == data.source("test") == (file, folder)
+    assert data.source("train")[1] == root / "train2017"
+    # Where all is given, the root need not be.
+    data = CocoDataModule("nowhere", train=Split(str(folder), str(file)), val_share=0.5)
+    assert {split: len(photos) for split, photos in seen(data).items()} == {"train": 1, "val": 1}
+    assert data.source("test") == data.source("val")
+
+
+def test_a_share_where_there_is_a_validation_set_is_refused(tmp_path: Path) -> None:
+    root = layout_files.coco(tmp_path)
+    with pytest.raises(InputError, match=r"others to validate on, .*instances_val2017\.json: give only one"):
+        CocoDataModule(str(root), val_share=0.2).source("train")
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.0, "none to validate on"), (1.0, "none to train on")])
+def test_a_share_of_all_or_nothing_is_refused(tmp_path: Path, share: float, left: str) -> None:
+    root = layout_files.single(tmp_path)
+    with pytest.raises(InputError, match=left):
+        CocoDataModule(str(root), val_share=share).source("train")
+
+
+def _nothing(root: Path) -> None:
+    root.mkdir()
+
+
+def _photos(root: Path) -> None:
+    for photo in PHOTOS["train"]:
+        layout_files.draw(root / "photos", photo)
+        layout_files.draw(root, photo, ".jpg")
+    (root / "notes.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [(_nothing, "Found there: nothing"), (_photos, r"Found there: photos/, 4 \*\.jpg, 1 \*\.json")],
+)
+def test_no_layout_is_one_line(tmp_path: Path, make: Callable[[Path], None], found: str) -> None:
+    make(tmp_path / "set")
+    with pytest.raises(InputError, match=f"no layout that is known: COCO 2017 .*{found}") as caught:
+        _ = CocoDataModule(str(tmp_path / "set")).categories
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,83 @@
+"""One small data set, written in every layout that is known."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+NAMES = ("bee", "ant", "wasp")
+Photo = tuple[str, int, int, list[tuple[int, int, int, int, int]]]
+"""Stem, width, height; and of each object the place of its name, and x, y, width and height in pixels."""
+PHOTOS: dict[str, list[Photo]] = {
+    "train": [
+        ("a", 64, 48, [(0, 1, 2, 20, 30), (2, 30, 10, 33, 20)]),
+        ("b.1", 48, 64, [(1, 0, 0, 48, 64)]),
+        ("c", 60, 60, [(2, 7, 9, 21, 14), (2, 40, 41, 13, 17), (0, 11, 30, 9, 8)]),
+        ("d", 50, 40, []),
+    ],
+    "val": [("e", 64, 64, [(1, 5, 6, 30, 31), (0, 20, 20, 24, 40)]), ("f", 40, 50, [(2, 3, 4, 17, 18)])],
+}
+Truth = dict[str, dict[str, list[tuple[str, list[float]]]]]
+TRUTH: Truth = {
+    split: {
+        stem: sorted((NAMES[kind], [x, y, x + width, y + height]) for kind, x, y, width, height in objects)
+        for stem, _, _, objects in photos
+    }
+    for split, photos in PHOTOS.items()
+}
+"""By split and stem, each object's name and corners."""
+
+
+def draw(folder: Path, photo: Photo, ending: str = ".png") -> Path:
+    """A photo's file, in noise."""
+    stem, width, height, _ = photo
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(ord(stem[0])).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    path = folder / f"{stem}{ending}"
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def coco_file(path: Path, photos: list[Photo], first_id: int = 1) -> None:
+    """An annotation file in COCO's format."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for stem, width, height, objects in photos:
+        image = {"id": first_id + len(images), "file_name": f"{stem}.png", "width": width, "height": height}
+        images.append(image)
+        for kind, *box in objects:
+            one = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": kind + 1, "bbox": box}
+            annotations.append(one | {"area": box[2] * box[3], "iscrowd": 0})
+    categories = [{"id": place + 1, "name": name} for place, name in enumerate(NAMES)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+
+
+def coco(root: Path, stem: str = "instances_{}2017", folder: str = "{}2017") -> Path:
+    """COCO's own layout."""
+    for split, photos in PHOTOS.items():
+        coco_file(root / "annotations" / f"{stem.format(split)}.json", photos, 1 if split == "train" else 100)
+        for photo in photos:
+            draw(root / folder.format(split), photo)
+    return root
+
+
+def roboflow(root: Path) -> Path:
+    """Roboflow's, annotations among the images."""
+    for split, photos in PHOTOS.items():
+        folder = root / split.replace("val", "valid")
+        coco_file(folder / "_annotations.coco.json", photos, 1 if split == "train" else 100)
+        for photo in photos:
+            draw(folder, photo)
+    return root
+
+
+def single(root: Path, file: str = "annotations.json", folder: str = "images") -> Path:
+    """All in one annotation file."""
+    photos = [photo for photos in PHOTOS.values() for photo in photos]
+    coco_file(root / file, photos)
+    for photo in photos:
+        draw(root / folder, photo)
+    return root
