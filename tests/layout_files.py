@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml as yaml_format
 from PIL import Image
 
 NAMES = ("bee", "ant", "wasp")
@@ -80,4 +81,27 @@ def single(root: Path, file: str = "annotations.json", folder: str = "images") -
     coco_file(root / file, photos)
     for photo in photos:
         draw(root / folder, photo)
+    return root
+
+
+def yolo(root: Path, form: str = "images/{}", names: str = "list", lists: bool = False) -> Path:
+    """Ultralytics' layout: six decimals, as its writers give."""
+    described: dict[str, Any] = {"names": dict(enumerate(NAMES)) if names == "dict" else [*NAMES]}
+    for split, photos in PHOTOS.items():
+        images = root / form.format(split)
+        paths = [draw(images, photo) for photo in photos]
+        labels = root / form.format(split).replace("images", "labels")
+        labels.mkdir(parents=True)
+        for stem, w, h, objects in photos:
+            rows = ""
+            for kind, x, y, width, height in objects:
+                shares = ((x + width / 2) / w, (y + height / 2) / h, width / w, height / h)
+                rows += f"{kind} {' '.join(f'{share:.6f}' for share in shares)}\n"
+            if rows:  # no file for a photo without objects, as is usual
+                (labels / f"{stem}.txt").write_text(rows)
+        described[split] = form.format(split)
+        if lists:
+            described[split] = f"{split}.txt"
+            (root / f"{split}.txt").write_text("".join(f"./{path.relative_to(root)}\n" for path in paths))
+    (root / "data.yaml").write_text(yaml_format.safe_dump(described))
     return root

@@ -92,6 +92,65 @@ def test_one_file_is_divided(tmp_path: Path, file: str, folder: str, given: str)
     assert_same({"": found["train"] | found["val"]}, {"": every})
 
 
+@pytest.mark.parametrize("form", ["images/{}", "{}/images"])
+@pytest.mark.parametrize(("names", "lists"), [("list", False), ("dict", True)])
+def test_yolo(tmp_path: Path, form: str, names: str, lists: bool) -> None:
+    root = layout_files.yolo(tmp_path, form, names, lists)
+    data = CocoDataModule(str(root))
+    # Half of the sixth decimal, of 64 pixels, twice.
+    assert_same(seen(data), TRUTH, 64e-6)
+    assert data.categories.names == layout_files.NAMES
+    assert_same(seen(CocoDataModule(str(root / "data.yaml"))), TRUTH, 64e-6)
+
+
+def test_yolo_boxes_by_hand(tmp_path: Path) -> None:
+    layout_files.draw(tmp_path / "train" / "images", ("a", 200, 100, []))
+    (tmp_path / "train" / "labels").mkdir()
+    rows = ["0 0.5 0.5 0.25 0.5", "1 0.1 0.2 0.3 0.2 0.3 0.6", "", "1 0.9 0.5 0.4 0.1"]
+    (tmp_path / "train" / "labels" / "a.txt").write_text("\n".join(rows))
+    # As Roboflow exports it: the paths are one folder too high.
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nval: ../train/images\nnames: [bee, ant]\n")
+    wanted = [
+        ("ant", [20.0, 20.0, 60.0, 60.0]),
+        ("ant", [140.0, 45.0, 200.0, 55.0]),
+        ("bee", [75.0, 25.0, 125.0, 75.0]),
+    ]
+    found = seen(CocoDataModule(str(tmp_path)))
+    assert_same(found, {split: {"a": wanted} for split in ("train", "val")}, 1e-5)
+    # And again when a label changes.
+    (tmp_path / "train" / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    assert seen(CocoDataModule(str(tmp_path)))["val"]["a"] == [("bee", [50.0, 25.0, 150.0, 75.0])]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("0 32 24 10 12", r"a\.txt: line 2: '0 32 24 10 12': give shares .* not pixels"),
+        ("3 0.5 0.5 0.1 0.1", r"a\.txt: line 2: class 3 has no name; there are 3 names"),
+        ("0 0.5 0.5 0.1", r"a\.txt: line 2 has 4 numbers"),
+        ("0 0.5 0.5 0.1 0.1 0.9", r"a\.txt: line 2 has 6 numbers"),
+        ("bee 0.5 0.5 0.1 0.1", r"a\.txt: line 2: .* is not numbers alone"),
+        ("0 0.5 nan 0.1 0.1", r"a\.txt: line 2: .*give shares"),
+    ],
+)
+def test_a_row_that_is_none_of_yolos_is_one_line(tmp_path: Path, row: str, message: str) -> None:
+    root = layout_files.yolo(tmp_path)
+    (root / "labels" / "train" / "a.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{row}\n")
+    with pytest.raises(InputError, match=message):
+        CocoDataModule(str(root)).source("train")
+
+
+def test_yolo_images_that_are_not_there_are_one_line(tmp_path: Path) -> None:
+    root = layout_files.yolo(tmp_path, lists=True)
+    with (root / "train.txt").open("a") as file:
+        file.write("images/train/z.png\n")
+    with pytest.raises(InputError, match=r"train\.txt: images/train/z\.png: no such image"):
+        CocoDataModule(str(root)).source("train")
+    (root / "train.txt").unlink()
+    with pytest.raises(InputError, match=r"data\.yaml: 'train\.txt': no such folder"):
+        CocoDataModule(str(root)).source("train")
+
+
 def stems(root: Path, **options: Any) -> list[set[str]]:
     found = seen(CocoDataModule(str(root), **options))
     return [set(found[split]) for split in ("train", "val")]

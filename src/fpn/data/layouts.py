@@ -6,12 +6,13 @@ in `LAYOUTS`.
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from fpn.data.cached import made_of
 from fpn.data.coco_file import CocoFile
 from fpn.data.options import Split
+from fpn.data.yolo import description_file, images_of, label_file, read_yolo
 from fpn.errors import InputError
 
 _PEEK = 4_000_000
@@ -61,6 +63,21 @@ def roboflow(root: Path) -> Layout | None:
     return Layout("Roboflow's COCO export", splits) if splits else None
 
 
+def yolo(root: Path) -> Layout | None:
+    """`data.yaml`, or another YAML file that has names and training images."""
+    if (file := description_file(root)) is None:
+        return None
+    splits, notes = {}, list[str]()
+    for split, images in images_of(file).items():
+        folder = Path(os.path.commonpath([image.parent for image in images]))
+        sources = [file, *images, *map(label_file, images)]
+        make = partial(read_yolo, file, images, folder)
+        made = made_of(sources, file.parent, f"yolo-{file.stem}-{split}.json", make)
+        splits[split] = Split(str(folder), str(made.path))
+        notes += [f"{split}: {note}" for note in made.notes]
+    return Layout("YOLO", splits, tuple(notes))
+
+
 def single_file(root: Path) -> Layout | None:
     """One file in COCO's format, itself the root, in it or in its `annotations/`; images somewhere below."""
     files, folder = [root], root.parent
@@ -76,6 +93,7 @@ def single_file(root: Path) -> Layout | None:
 LAYOUTS: dict[str, Callable[[Path], Layout | None]] = {
     "COCO 2017 or 2014 (annotations/instances_train2017.json; train2017/ or images/train2017/)": coco,
     "Roboflow's COCO export (train/_annotations.coco.json, valid/, test/)": roboflow,
+    "YOLO (data.yaml, which names images/, and labels/)": yolo,
     "one COCO file and its images (*.json, with data.val_share)": single_file,
 }
 """All layouts that are known, in the order in which they are looked for, by what lies in such a root."""
