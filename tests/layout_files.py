@@ -105,3 +105,33 @@ def yolo(root: Path, form: str = "images/{}", names: str = "list", lists: bool =
             (root / f"{split}.txt").write_text("".join(f"./{path.relative_to(root)}\n" for path in paths))
     (root / "data.yaml").write_text(yaml_format.safe_dump(described))
     return root
+
+
+def voc_xml(photo: Photo, count_from: int = 1, difficult: tuple[int, ...] = ()) -> str:
+    """An XML file of Pascal VOC's."""
+    stem, w, h, objects = photo
+    text = f"<annotation><filename>{stem}.png</filename><size><width>{w}</width><height>{h}</height></size>"
+    for place, (kind, x, y, width, height) in enumerate(objects):
+        # The first and the last pixel where they are counted from 1; corners where from 0.
+        sides = {"xmin": x + count_from, "ymin": y + count_from, "xmax": x + width, "ymax": y + height}
+        box = "".join(f"<{side}>{value}</{side}>" for side, value in sides.items())
+        hard = int(place in difficult)
+        text += (
+            f"<object><name>{NAMES[kind]}</name><difficult>{hard}</difficult><bndbox>{box}</bndbox></object>"
+        )
+    return f"{text}</annotation>"
+
+
+def voc(root: Path, count_from: int = 1, lists: bool = True) -> Path:
+    """Pascal VOC's layout."""
+    for folder in ("Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for split, photos in PHOTOS.items():
+        for photo in photos:
+            draw(root / "JPEGImages", photo)
+            (root / "Annotations" / f"{photo[0]}.xml").write_text(voc_xml(photo, count_from))
+        if lists:
+            (root / "ImageSets" / "Main" / f"{split}.txt").write_text(
+                "".join(f"{one[0]}\n" for one in photos)
+            )
+    return root

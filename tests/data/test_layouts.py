@@ -151,6 +151,62 @@ def test_yolo_images_that_are_not_there_are_one_line(tmp_path: Path) -> None:
         CocoDataModule(str(root)).source("train")
 
 
+@pytest.mark.parametrize("count_from", [1, 0])
+@pytest.mark.parametrize("home", ["", "VOC2007", "VOCdevkit/VOC2012"])
+def test_voc(tmp_path: Path, count_from: int, home: str) -> None:
+    layout_files.voc(tmp_path / home, count_from)
+    data = CocoDataModule(str(tmp_path))
+    assert_same(seen(data), TRUTH)
+    assert ("pixels are counted from 0" in " ".join(data._splits.layout.notes)) == (count_from == 0)
+    assert data.categories == ((1, 2, 3), ("ant", "bee", "wasp"))
+
+
+def test_voc_without_lists_is_divided(tmp_path: Path) -> None:
+    root = layout_files.voc(tmp_path, lists=False)
+    with pytest.raises(InputError, match=r"Pascal VOC, without val; .*data\.val_share"):
+        CocoDataModule(str(root)).source("val")
+    found = seen(CocoDataModule(str(root), val_share=0.3))
+    every = {stem: objects for photos in TRUTH.values() for stem, objects in photos.items()}
+    assert_same({"": found["train"] | found["val"]}, {"": every})
+    assert len(found["val"]) == 2
+
+
+def test_voc_difficult_objects_are_crowd_regions_and_parts_are_no_objects(tmp_path: Path) -> None:
+    root = layout_files.voc(tmp_path)
+    text = layout_files.voc_xml(PHOTOS["train"][2], difficult=(1,))
+    box = "".join(f"<{side}>1</{side}>" for side in ("xmin", "ymin", "xmax", "ymax"))
+    part = f"<part><name>head</name><bndbox>{box}</bndbox></part>"
+    text = text.replace("</object>", part + "</object>", 1).replace("<width>60</width>", "<width>0</width>")
+    (root / "Annotations" / "c.xml").write_text(text)
+    data = CocoDataModule(str(root))
+    annotations = read_annotations(data.source("train")[0])
+    target = annotations.targets(2)
+    assert target.boxes.tolist() == [[7, 9, 28, 23], [11, 30, 20, 38]]
+    assert target.crowds.tolist() == [[40, 41, 53, 58]]
+    assert annotations.sizes[2].tolist() == [60, 60]  # by the file itself
+    assert data._splits.layout.notes == (
+        "train: 1 difficult objects are crowd regions, neither object nor background",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation><object>", "not an XML file"),
+        ("<annotation><object><name>bee</name></object></annotation>", "object 1, bee, has no bndbox"),
+        ("<annotation><object><bndbox/></object></annotation>", "object 1 has no name"),
+    ],
+)
+def test_an_xml_file_that_is_none_of_vocs_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    root = layout_files.voc(tmp_path)
+    (root / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(InputError, match=rf"a\.xml: {message}"):
+        CocoDataModule(str(root)).source("train")
+    (root / "Annotations" / "a.xml").unlink()
+    with pytest.raises(InputError, match=r"train\.txt: 1 of its 4 images have no annotations, as .*a\.xml"):
+        CocoDataModule(str(root)).source("train")
+
+
 def stems(root: Path, **options: Any) -> list[set[str]]:
     found = seen(CocoDataModule(str(root), **options))
     return [set(found[split]) for split in ("train", "val")]

@@ -17,6 +17,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
         "Roboflow's COCO export: train 4 images, 6 objects, val 2 images",
     ),
     "yolo": (layout_files.yolo, [], "YOLO: train 4 images, 6 objects, val 2 images, 3 objects"),
+    "voc": (layout_files.voc, [], "Pascal VOC: train 4 images, 6 objects, val 2 images, 3 objects"),
     "single": (layout_files.single, ["--data.val_share", "0.3"], "one COCO file: train 4 images"),
 }
 

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fpn.data import voc as voc_format
 from fpn.data.cached import made_of
 from fpn.data.coco_file import CocoFile
 from fpn.data.options import Split
@@ -78,6 +79,20 @@ def yolo(root: Path) -> Layout | None:
     return Layout("YOLO", splits, tuple(notes))
 
 
+def voc(root: Path) -> Layout | None:
+    """Pascal VOC's `Annotations/*.xml`, `JPEGImages/` and, where they are, `ImageSets/Main/*.txt`."""
+    if (where := voc_format.folders(root)) is None:
+        return None
+    files, found, notes = voc_format.splits(where), {}, list[str]()
+    sources = [file for some in files.values() for file in some]
+    for split in files:
+        make = partial(voc_format.read_voc, files, split, where)
+        made = made_of([Path(split), *sources], where.annotations.parent, f"voc-{split}.json", make)
+        found[split] = Split(str(where.images), str(made.path))
+        notes += [f"{split}: {note}" for note in made.notes]
+    return Layout("Pascal VOC", found, tuple(notes))
+
+
 def single_file(root: Path) -> Layout | None:
     """One file in COCO's format, itself the root, in it or in its `annotations/`; images somewhere below."""
     files, folder = [root], root.parent
@@ -94,6 +109,7 @@ LAYOUTS: dict[str, Callable[[Path], Layout | None]] = {
     "COCO 2017 or 2014 (annotations/instances_train2017.json; train2017/ or images/train2017/)": coco,
     "Roboflow's COCO export (train/_annotations.coco.json, valid/, test/)": roboflow,
     "YOLO (data.yaml, which names images/, and labels/)": yolo,
+    "Pascal VOC (Annotations/*.xml, JPEGImages/)": voc,
     "one COCO file and its images (*.json, with data.val_share)": single_file,
 }
 """All layouts that are known, in the order in which they are looked for, by what lies in such a root."""
