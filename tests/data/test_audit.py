@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import layout_files
 import numpy as np
 import pytest
 import torch
@@ -480,6 +481,43 @@ def ended(*arguments: str) -> int:
         main(["audit", *arguments])
     assert isinstance(caught.value.code, int)
     return caught.value.code
+
+
+@pytest.mark.parametrize("make", [layout_files.coco, layout_files.yolo, layout_files.voc])
+def test_a_root(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = make(tmp_path / "set"), tmp_path / "audit.json"
+    options = ["--num_workers", "0", "--json", str(out)]
+    main(["audit", str(root), *options])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{root}: ")
+    assert [line[:20] for line in lines if "Training would" in line] == [
+        "train: Training woul",
+        "val: Training would ",
+    ]
+    written_out = json.loads(out.read_text())
+    assert {name: one["images"]["listed"] for name, one in written_out.items()} == {"train": 4, "val": 2}
+    assert {name: one["sizes"]["overall"]["objects"] for name, one in written_out.items()} == {
+        "train": 6,
+        "val": 3,
+    }
+    next(path for path in root.rglob("e.png")).unlink()
+    if make is not layout_files.yolo:  # which lists no images, but their folder
+        assert ended("--root", str(root), *options) == 1
+
+
+def test_a_root_that_lacks_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = layout_files.single(tmp_path / "set")
+    options = [str(root), "--num_workers", "0"]
+    assert ended(*options) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"Training would refuse this: {root}: one COCO file, without val")
+    assert lines[2].startswith("train: Training would take this")
+    main(["audit", *options, "--val_share", "0.3"])
+    assert "val is 2 of the 6 images" in capsys.readouterr().out.splitlines()[0]
+    assert ended(*options, "--annotations", "some.json") == 2
+    assert "and not both" in capsys.readouterr().err
+    assert ended(str(tmp_path / "none")) == 2
+    assert "none: no such folder" in capsys.readouterr().err
 
 
 def test_the_command(

@@ -12,13 +12,27 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fpn.data.audit import Audit, look_at
+from fpn.data.layouts import Splits
 from fpn.data.object_sizes import REACHED
+from fpn.errors import InputError
 from fpn.files import replacing
 from fpn.models.rpn import ANCHOR_SIZES
+from fpn.settings import NonNegativeInt, Share
 
 
-def audit(annotations: str, images: str | None = None, json: str | None = None, **kwargs: Any) -> None:
-    """Look at a data set in COCO's format, and say whether training would take it.
+def audit(
+    root: str | None = None,
+    annotations: str | None = None,
+    images: str | None = None,
+    json: str | None = None,
+    val_share: Share | None = None,
+    seed: NonNegativeInt = 0,
+    **kwargs: Any,
+) -> None:
+    """Look at a data set, and say whether training would take it.
+
+    `fpn audit ROOT` looks at what `fpn fit --data.root ROOT` trains and validates on, in any layout
+    that is known; with --annotations it looks at one file in COCO's format.
 
     Counts what is wrong or odd with its images, annotations and categories, the sizes of its
     objects, and how many of these the RPN's anchors can reach. Without --decode only the headers of
@@ -28,21 +42,60 @@ def audit(annotations: str, images: str | None = None, json: str | None = None, 
     at all.
 
     Args:
-        annotations: a COCO instances file.
+        root: folder of a data set.
+        annotations: a COCO instances file, in place of a root.
         images: the folder in which its file names start; by default no file is looked at.
-        json: a file to write everything to: besides counts, the ids and files that are counted.
+        json: a file to write everything to: besides counts, the ids and files that are counted; of a root,
+            by split.
+        val_share: as data.val_share, of a root.
+        seed: as data.seed, of a root.
         **kwargs: as of `look_at`.
     """
+    if (root is None) == (annotations is None):
+        raise InputError("give the root of a data set, or --annotations and --images, and not both")
     folder = None if images is None else Path(images)
-    found = look_at(Path(annotations), folder, anchor_sizes=ANCHOR_SIZES, **kwargs)
+    sources, told, lacking = [("", Path(annotations or ""), folder)], "", ""
+    if root is not None:
+        splits = Splits(Path(root), {}, val_share, seed)
+        sources, lacking = _sources(splits)
+        told = splits.told(name for name, *_ in sources)
+    found = {
+        name: look_at(file, images_of_it, anchor_sizes=ANCHOR_SIZES, **kwargs)
+        for name, file, images_of_it in sources
+    }
     if json is not None:
+        every = {name: one.as_json() for name, one in found.items()}
         with replacing(Path(json)) as part:
-            part.write_text(json_format.dumps(found.as_json(), indent=1, allow_nan=False))
+            part.write_text(json_format.dumps(every.get("", every), indent=1, allow_nan=False))
     console = Console(highlight=False)
-    console.print(Text(_verdict(found), "bold red" if found.refusal else "bold green"), soft_wrap=True)
-    console.print(Group(*_findings(found), *_objects(found)))
-    if found.refusal:
+    if told:
+        console.print(Text(told), soft_wrap=True)
+    if lacking:
+        console.print(Text(f"Training would refuse this: {lacking}", "bold red"), soft_wrap=True)
+    refused = bool(lacking)
+    for name, one in found.items():
+        refusal = one.validation_refusal if name == "val" else one.refusal
+        refused |= bool(refusal)
+        words = f"{name}: " * bool(name) + _verdict(one)
+        console.print(Text(words, "bold red" if refusal else "bold green"), soft_wrap=True)
+        console.print(Group(*_findings(one), *_objects(one)))
+    if refused:
         sys.exit(1)
+
+
+def _sources(splits: Splits) -> tuple[list[tuple[str, Path, Path | None]], str]:
+    """What a root has to train and validate on, and what it lacks, in fit's words."""
+    found, lacking = list[tuple[str, Path, Path | None]](), ""
+    for name in ("train", "val"):
+        try:
+            split = splits[name]
+        except InputError as error:
+            if "layout" not in vars(splits) or (name == "val" and not found):
+                raise
+            lacking = str(error)
+        else:
+            found.append((name, Path(str(split.annotations)), Path(str(split.images))))
+    return found, lacking
 
 
 def _verdict(found: Audit) -> str:

@@ -84,6 +84,8 @@ def _call(command: str, words: Sequence[str]) -> None:
     class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         """Keeps the lines of a docstring."""
 
+    if command == "audit" and words and not words[0].startswith("-"):
+        words = ["--root", *words]
     module, _, name = _FUNCTIONS[command].rpartition(".")
     function = getattr(import_module(module), name)
     auto_cli(
