@@ -483,6 +483,40 @@ def ended(*arguments: str) -> int:
     return caught.value.code
 
 
+def test_slivers(tmp_path: Path) -> None:
+    big = {"width": 800, "height": 400}  # at 800/1333: 1333 × 666, so 1.66 times as large
+    boxes = {
+        1: [10, 10, 1, 228],
+        2: [10, 10, 200, 2],
+        3: [10, 10, 2.3, 50],  # 3.8 pixels and 21.7 times as long
+        4: [10, 10, 2.5, 60],  # 4.2 pixels
+        5: [10, 10, 2, 38],  # 19 times as long
+        6: [10, 10, 3, 3],
+    }
+    crowd = box(7, 1, [10, 10, 1, 228], iscrowd=1)
+    content = {
+        "images": [image(1, **big)],
+        "annotations": [*(box(id_, 1, bbox) for id_, bbox in boxes.items()), crowd],
+        "categories": [{"id": 3, "name": "bee"}],
+    }
+    report = audited(written(tmp_path, content))
+    assert report.findings["annotations"]["slivers"].items == [1, 2, 3]
+    assert not report.findings["annotations"]["slivers"].wrong
+    assert not report.refusal
+    assert audited(written(tmp_path, content), short_side=400, max_side=800).findings["annotations"][
+        "slivers"
+    ].items == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("ratio", [20.0, 25.0, 100.0])
+def test_a_sliver_is_background_to_every_anchor(ratio: float) -> None:
+    sides = np.geomspace(0.5, 30, 200)
+    boxes = np.stack([0 * sides, 0 * sides, sides, ratio * sides], axis=1) + 30
+    sizes = np.full((len(boxes), 2), 4000)
+    fine = {2: np.geomspace(1, 600, 300).tolist()}
+    assert best_overlaps(boxes, sizes, fine).max() < 0.25
+
+
 @pytest.mark.parametrize("make", [layout_files.coco, layout_files.yolo, layout_files.voc])
 def test_a_root(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = make(tmp_path / "set"), tmp_path / "audit.json"

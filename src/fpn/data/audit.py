@@ -12,7 +12,7 @@ from fpn.data.coco import Annotations, annotations_of
 from fpn.data.coco_file import CocoFile, read_json
 from fpn.data.findings import CategoryCount, Finding, Usable
 from fpn.data.image_files import look_at_files, refuse_training
-from fpn.data.object_sizes import ObjectSizes, object_sizes
+from fpn.data.object_sizes import SLIVER, ObjectSizes, object_sizes, slivers
 from fpn.errors import InputError
 from fpn.settings import NonNegativeInt, PositiveInt, Share
 
@@ -97,6 +97,10 @@ def look_at(
         object_sizes(usable, anchor_sizes, short_side, max_side),
         refusal,
         not_scored,
+    )
+    what = "slivers, under {:g} pixels thin at the input and {:g} times as long".format(*SLIVER)
+    report.findings["annotations"]["slivers"] = Finding(
+        what, slivers(usable, short_side, max_side), wrong=False
     )
     if image_folder is not None:
         inside = np.flatnonzero(file.images.has() & ~file.leaves)
