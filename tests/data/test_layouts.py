@@ -10,6 +10,7 @@ import layout_files
 import numpy as np
 import pytest
 from layout_files import PHOTOS, TRUTH, Truth
+from PIL import Image
 
 from fpn.data.coco import read_annotations
 from fpn.data.datamodule import CocoDataModule
@@ -138,6 +139,34 @@ def test_a_row_that_is_none_of_yolos_is_one_line(tmp_path: Path, row: str, messa
     (root / "labels" / "train" / "a.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{row}\n")
     with pytest.raises(InputError, match=message):
         CocoDataModule(str(root)).source("train")
+
+
+def test_yolo_boxes_are_shares_of_the_image_as_shown(tmp_path: Path) -> None:
+    root, exif = layout_files.yolo(tmp_path), Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees: 48 × 64
+    Image.new("RGB", (64, 48)).save(root / "images" / "train" / "a.png", exif=exif)
+    annotations = read_annotations(CocoDataModule(str(root)).source("train")[0])
+    assert annotations.sizes[0].tolist() == [64, 48]
+    # x, y, width and height of 64 × 48 were 1, 2, 20, 30.
+    wanted = [1 / 64 * 48, 2 / 48 * 64, 21 / 64 * 48, 32 / 48 * 64]
+    np.testing.assert_allclose(annotations.boxes[0], wanted, atol=64e-6)
+
+
+def test_a_few_unreadable_images_are_left_out_and_told(tmp_path: Path) -> None:
+    for number in range(100):
+        layout_files.draw(tmp_path / "images", (f"{number}", 20, 20, []))
+    (tmp_path / "images" / "0.png").write_text("no image")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "1.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [bee]")
+    data = CocoDataModule(str(tmp_path))
+    assert len(seen(data, "train")["train"]) == 99
+    told = f"train: 1 images cannot be read and are left out, the first: {tmp_path / 'images' / '0.png'}"
+    assert data._splits.layout.notes == (told,)
+    assert CocoDataModule(str(tmp_path))._splits.layout.notes == (told,)  # also when it was made before
+    (tmp_path / "images" / "2.png").write_text("no image")
+    with pytest.raises(InputError, match=r"2 of 100 images cannot be read"):
+        CocoDataModule(str(tmp_path)).source("train")
 
 
 def test_yolo_images_that_are_not_there_are_one_line(tmp_path: Path) -> None:

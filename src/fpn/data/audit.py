@@ -35,6 +35,8 @@ class Audit:
     """Why training would refuse the set; empty if it takes it."""
     validation_refusal: str
     """Why validation would, which reads all images and scores."""
+    file_names: list[str]
+    """Of all images whose name is one inside the folder, each once."""
 
     def as_json(self) -> dict[str, Any]:
         """All of it in JSON's types."""
@@ -97,6 +99,7 @@ def look_at(
         object_sizes(usable, anchor_sizes, short_side, max_side),
         refusal,
         not_scored,
+        [*dict.fromkeys(file.file_names[file.images.has() & ~file.leaves].tolist())],
     )
     what = "slivers, under {:g} pixels thin at the input and {:g} times as long".format(*SLIVER)
     report.findings["annotations"]["slivers"] = Finding(

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import ExifTags, Image
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.progress import track
 
 from fpn.errors import InputError
 
+T = TypeVar("T")
 IMAGES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png"} | {
     ".tif",
     ".tiff",
@@ -78,7 +79,7 @@ class Converted:
             InputError: there is no image, or too many are unreadable.
         """
         unread, every = len(self._unread), len(self._unread) + len(self._images)
-        first = f"the first: {self._unread[0]}" if unread else ""
+        first = f"the first: {self._unread[0]}" if unread else "there is none"
         if not self._images or unread > MAX_LEFT_OUT * every:
             raise InputError(
                 f"{self._source}: {unread:,} of {every:,} images cannot be read {first}".rstrip()
@@ -101,9 +102,9 @@ def shown_size(path: Path) -> tuple[int, int] | None:
     return (height, width) if turned else (width, height)
 
 
-def tracked(paths: list[Path], words: str) -> Iterable[Path]:
-    """The same paths, with a progress bar on a terminal."""
-    return track(paths, words, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+def tracked(things: Iterable[T], words: str) -> Iterable[T]:
+    """The same things, with a progress bar on a terminal."""
+    return track(things, words, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
 
 
 def text_of(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import json as json_format
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from rich.text import Text
 from fpn.data.audit import Audit, look_at
 from fpn.data.layouts import Splits
 from fpn.data.object_sizes import REACHED
+from fpn.data.twins import twins as twins_of
 from fpn.errors import InputError
 from fpn.files import replacing
 from fpn.models.rpn import ANCHOR_SIZES
 from fpn.settings import NonNegativeInt, Share
+
+_GROUPS = 20
+"""Of photos that are alike, as many are shown."""
 
 
 def audit(
@@ -27,6 +31,7 @@ def audit(
     json: str | None = None,
     val_share: Share | None = None,
     seed: NonNegativeInt = 0,
+    twins: bool = False,
     **kwargs: Any,
 ) -> None:
     """Look at a data set, and say whether training would take it.
@@ -49,6 +54,8 @@ def audit(
             by split.
         val_share: as data.val_share, of a root.
         seed: as data.seed, of a root.
+        twins: also look for photos that are alike, in one split or across, be it mirrored, turned or
+            darkened; needs fpn[audit].
         **kwargs: as of `look_at`.
     """
     if (root is None) == (annotations is None):
@@ -63,8 +70,13 @@ def audit(
         name: look_at(file, images_of_it, anchor_sizes=ANCHOR_SIZES, **kwargs)
         for name, file, images_of_it in sources
     }
+    pairs = _twins(found, kwargs.get("num_workers")) if twins else None
     if json is not None:
         every = {name: one.as_json() for name, one in found.items()}
+        if pairs is not None:
+            every.get("", every)["twins"] = [
+                [f"{split}/{name}" if split else name for split, name in group] for group in pairs
+            ]
         with replacing(Path(json)) as part:
             part.write_text(json_format.dumps(every.get("", every), indent=1, allow_nan=False))
     console = Console(highlight=False)
@@ -79,8 +91,36 @@ def audit(
         words = f"{name}: " * bool(name) + _verdict(one)
         console.print(Text(words, "bold red" if refusal else "bold green"), soft_wrap=True)
         console.print(Group(*_findings(one), *_objects(one)))
+    if pairs is not None:
+        console.print(Group(*_alike(pairs)))
     if refused:
         sys.exit(1)
+
+
+def _twins(found: Mapping[str, Audit], num_workers: int | None) -> list[list[tuple[str, str]]]:
+    """Groups of photos that are alike, each by its split and name."""
+    if any(one.image_folder is None for one in found.values()):
+        raise InputError("--twins looks at photos: --images names their folder")
+    photos = [(split, name) for split, one in found.items() for name in one.file_names]
+    paths = [Path(str(found[split].image_folder), name) for split, name in photos]
+    return [[photos[place] for place in group] for group in twins_of(paths, num_workers)]
+
+
+def _alike(groups: list[list[tuple[str, str]]]) -> Iterator[Text]:
+    """How many photos are alike within a split and across, and which."""
+    across = [group for group in groups if len({split for split, _ in group}) > 1]
+    yield Text(f"{len(groups):,} groups of photos that are alike", "bold")
+    for split in dict.fromkeys(split for group in across for split, _ in group):
+        number = sum(one == split for group in across for one, _ in group)
+        yield Text(f"{number:>9,} of {split} have a twin in another split", "red")
+    for group in (*across, *(one for one in groups if one not in across))[:_GROUPS]:
+        yield _line("  ".join(_named(*photo) for photo in group), "")
+    if len(groups) > _GROUPS:
+        yield Text("…; --json has them all", "dim")
+
+
+def _named(split: str, name: str) -> str:
+    return f"{split}/{_plain(name)}" if split else _plain(name)
 
 
 def _sources(splits: Splits) -> tuple[list[tuple[str, Path, Path | None]], str]:

@@ -43,7 +43,7 @@ _FUNCTIONS = {
 }
 """The commands that are a function each, whose signature and docstring are the options and the help."""
 
-_SWITCHES = ("--proposals", "--pictures", "--decode", "--stage_times")
+_SWITCHES = ("--proposals", "--pictures", "--decode", "--twins", "--stage_times")
 """Options that mean true where no value follows."""
 
 
