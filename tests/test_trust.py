@@ -130,7 +130,7 @@ def test_the_command_line_imports_what_its_user_names(
     }[word]
     if word == "environment":
         monkeypatch.setenv("FPN_IMPORT", own)
-    assert "no such annotation file" in ended([*test, *words], capsys)
+    assert "no such folder; data.root" in ended([*test, *words], capsys)
     assert Path("imported").exists()
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import layout_files
 import numpy as np
 import pytest
 import torch
@@ -509,6 +510,77 @@ def ended(*arguments: str) -> int:
         main(["audit", *arguments])
     assert isinstance(caught.value.code, int)
     return caught.value.code
+
+
+def test_slivers(tmp_path: Path) -> None:
+    big = {"width": 800, "height": 400}  # at 800/1333: 1333 × 666, so 1.66 times as large
+    boxes = {
+        1: [10, 10, 1, 228],
+        2: [10, 10, 200, 2],
+        3: [10, 10, 2.3, 50],  # 3.8 pixels and 21.7 times as long
+        4: [10, 10, 2.5, 60],  # 4.2 pixels
+        5: [10, 10, 2, 38],  # 19 times as long
+        6: [10, 10, 3, 3],
+    }
+    crowd = box(7, 1, [10, 10, 1, 228], iscrowd=1)
+    content = {
+        "images": [image(1, **big)],
+        "annotations": [*(box(id_, 1, bbox) for id_, bbox in boxes.items()), crowd],
+        "categories": [{"id": 3, "name": "bee"}],
+    }
+    report = audited(written(tmp_path, content))
+    assert report.findings["annotations"]["slivers"].items == [1, 2, 3]
+    assert not report.findings["annotations"]["slivers"].wrong
+    assert not report.refusal
+    assert audited(written(tmp_path, content), short_side=400, max_side=800).findings["annotations"][
+        "slivers"
+    ].items == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("ratio", [20.0, 25.0, 100.0])
+def test_a_sliver_is_background_to_every_anchor(ratio: float) -> None:
+    sides = np.geomspace(0.5, 30, 200)
+    boxes = np.stack([0 * sides, 0 * sides, sides, ratio * sides], axis=1) + 30
+    sizes = np.full((len(boxes), 2), 4000)
+    fine = {2: np.geomspace(1, 600, 300).tolist()}
+    assert best_overlaps(boxes, sizes, fine).max() < 0.25
+
+
+@pytest.mark.parametrize("make", [layout_files.coco, layout_files.yolo, layout_files.voc])
+def test_a_root(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = make(tmp_path / "set"), tmp_path / "audit.json"
+    options = ["--num_workers", "0", "--json", str(out)]
+    main(["audit", str(root), *options])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{root}: ")
+    assert [line[:20] for line in lines if "Training would" in line] == [
+        "train: Training woul",
+        "val: Training would ",
+    ]
+    written_out = json.loads(out.read_text())
+    assert {name: one["images"]["listed"] for name, one in written_out.items()} == {"train": 4, "val": 2}
+    assert {name: one["sizes"]["overall"]["objects"] for name, one in written_out.items()} == {
+        "train": 6,
+        "val": 3,
+    }
+    next(path for path in root.rglob("e.png")).unlink()
+    if make is not layout_files.yolo:  # which lists no images, but their folder
+        assert ended("--root", str(root), *options) == 1
+
+
+def test_a_root_that_lacks_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = layout_files.single(tmp_path / "set")
+    options = [str(root), "--num_workers", "0"]
+    assert ended(*options) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"Training would refuse this: {root}: one COCO file, without val")
+    assert lines[2].startswith("train: Training would take this")
+    main(["audit", *options, "--val_share", "0.3"])
+    assert "val is 2 of the 6 images" in capsys.readouterr().out.splitlines()[0]
+    assert ended(*options, "--annotations", "some.json") == 2
+    assert "and not both" in capsys.readouterr().err
+    assert ended(str(tmp_path / "none")) == 2
+    assert "none: no such folder" in capsys.readouterr().err
 
 
 def test_the_command(

@@ -207,6 +207,7 @@ def test_images_without_objects_are_left_out_or_kept_and_counted(
     assert len(data.train_dataloader()) == images // 2
     fate = "kept" if keep else "left out"
     assert [record.getMessage() for record in caplog.records] == [
+        f"{root}: COCO 2017: train 14 images, 12 objects, val 5 images, 5 objects",
         f"train: {images} images, 12 objects, 0 crowd regions; 2 images without objects {fate},"
         " 0 degenerate boxes dropped",
         "val: 5 images, 5 objects, 0 crowd regions; 0 images without objects kept,"
@@ -295,7 +296,7 @@ def test_what_an_audit_of_two_files_passes_fit_takes(
 def test_missing_things_are_named_with_their_argument(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none: no such image folder; data\.root or data\.val\.images"):
         CocoDataModule(str(root), val=Split(str(tmp_path / "none")), **SMALL).setup("validate")
-    with pytest.raises(InputError, match=r"no such annotation file; data\.root or data\.val\.annotations"):
+    with pytest.raises(InputError, match=r"none: no such folder; data\.root .* data\.val\.annotations"):
         _ = CocoDataModule(str(tmp_path / "none")).categories
 
 

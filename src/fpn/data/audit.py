@@ -13,7 +13,7 @@ from fpn.data.coco_file import CocoFile, Crowds, read_json
 from fpn.data.decoding import Exif
 from fpn.data.findings import CategoryCount, Finding, Usable
 from fpn.data.image_files import look_at_files, refuse_training, refuse_validation
-from fpn.data.object_sizes import ObjectSizes, object_sizes
+from fpn.data.object_sizes import SLIVER, ObjectSizes, object_sizes, slivers
 from fpn.errors import InputError
 from fpn.settings import NonNegativeInt, PositiveInt, Share
 
@@ -36,6 +36,8 @@ class Audit:
     """Why training would refuse the set; empty if it takes it."""
     validation_refusal: str
     """Why validation would, which reads all images and scores."""
+    file_names: list[str]
+    """Of all images whose name is one inside the folder, each once."""
 
     def as_json(self) -> dict[str, Any]:
         """All of it in JSON's types."""
@@ -112,6 +114,11 @@ def look_at(
         object_sizes(usable, anchor_sizes, short_side, max_side),
         refusal,
         not_scored,
+        [*dict.fromkeys(file.file_names[file.images.has() & ~file.leaves].tolist())],
+    )
+    what = "slivers, under {:g} pixels thin at the input and {:g} times as long".format(*SLIVER)
+    report.findings["annotations"]["slivers"] = Finding(
+        what, slivers(usable, short_side, max_side), wrong=False
     )
     if image_folder is not None:
         inside = np.flatnonzero(file.images.has() & ~file.leaves)

@@ -71,6 +71,11 @@ class Annotations:
         written: int | str = json.loads(self.written_ids[index])
         return written
 
+    @property
+    def counted(self) -> str:
+        """The numbers of images and objects, in words."""
+        return f"{len(self):,} images, {int((~self.crowd).sum()):,} objects"
+
     def targets(self, index: int) -> Targets:
         """The ground truth of image `index`, in pixels of the image as stored."""
         own = slice(self.offsets[index], self.offsets[index + 1])

@@ -5,6 +5,7 @@ The samplers shard by themselves and the loaders are never rebuilt, so the Train
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from fpn.data.coco import (
 )
 from fpn.data.coco_file import Crowds
 from fpn.data.image_files import turned_line
+from fpn.data.layouts import Splits
 from fpn.data.loader import TrainLoader, start_worker
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals
@@ -43,10 +45,11 @@ class CocoDataModule(LightningDataModule):
     """Images and annotations in COCO's format.
 
     Args:
-        root: Folder of the data set, laid out as COCO 2017 is: it holds what the splits do not name.
-        train: Training images. Default: train2017 and annotations/instances_train2017.json in root.
-        val: Validation images. Default: val2017 and annotations/instances_val2017.json in root.
-        test: Test images. Default: those of validation.
+        root: Folder of the data set, in a layout that is known: it holds what the splits do not name.
+        train: Training images. Default: those that the layout of root has.
+        val: Validation images. Default: those that the layout of root has.
+        test: Test images. Default: those that the layout of root has, or else those of validation.
+        val_share: Share of the training images that is set aside for validation, where there are no others.
         images: How images are resized, normalised and mirrored.
         batch_size: Training images per process and step.
         eval_batch_size: Validation and test images per process and step.
@@ -62,7 +65,7 @@ class CocoDataModule(LightningDataModule):
             past their image that they look like another convention's.
         crowds: What annotations of iscrowd 1 are: regions of many objects, as in COCO, or objects, as
             brush tools write each of theirs.
-        seed: Determines the order of the training images and what is drawn for each.
+        seed: Determines the order of the training images, what is drawn for each, and which are set aside.
     """
 
     takes_settings_over = True
@@ -74,6 +77,7 @@ class CocoDataModule(LightningDataModule):
         train: Split = Split(),
         val: Split = Split(),
         test: Split = Split(),
+        val_share: Share | None = None,
         images: ImageOptions = ImageOptions(),
         batch_size: PositiveInt = 2,
         eval_batch_size: PositiveInt = 1,
@@ -94,19 +98,8 @@ class CocoDataModule(LightningDataModule):
         self.keep_empty_images, self.label_gaps = keep_empty_images, label_gaps
         self.max_unreadable, self.trust_boxes = max_unreadable, trust_boxes
         self.crowds: Crowds = crowds
-        train, val = (
-            Split(
-                split.images or f"{root}/{name}2017",
-                split.annotations or f"{root}/annotations/instances_{name}2017.json",
-                split.proposals,
-            )
-            for name, split in (("train", train), ("val", val))
-        )
-        given = {key: value for key, value in vars(test).items() if value}
-        # Proposals are of one annotation file.
-        same = given.get("annotations", val.annotations) == val.annotations
-        test = replace(val if same else replace(val, proposals=None), **given)
-        self._splits = {"train": train, "val": val, "test": test}
+        self._given = {"train": train, "val": val, "test": test}
+        self._splits = Splits(Path(root), self._given, val_share, self.seed)
         self._read: dict[Path, Annotations] = {}
         self._datasets: dict[str, CocoDataset] = {}
         self._listed: Categories | None = None
@@ -121,14 +114,18 @@ class CocoDataModule(LightningDataModule):
         return self._gapped(self._classes)
 
     def source(self, split: str) -> tuple[Path, Path]:
-        """The annotation file and the image folder of a split: train, val or test."""
+        """The annotation file and the image folder of a split: train, val or test.
+
+        Raises:
+            InputError: neither is it given nor has the root a layout with such a split.
+        """
         given = self._splits[split]
         return Path(str(given.annotations)), Path(str(given.images))
 
     @property
     def reads_proposals(self) -> bool:
         """Whether a proposal file is given for any split."""
-        return any(split.proposals is not None for split in self._splits.values())
+        return any(split.proposals is not None for split in self._given.values())
 
     def setup(self, stage: str) -> None:
         """Read what a stage needs: "fit", "validate" or "test".
@@ -144,9 +141,12 @@ class CocoDataModule(LightningDataModule):
                 f"data.{without[0]}.proposals is not given: a run that trains and validates needs both "
                 "data.train.proposals and data.val.proposals, or neither"
             )
-        for split in _STAGES[stage]:
-            if split not in self._datasets:
-                self._datasets[split] = self._dataset(split)
+        missing = [split for split in _STAGES[stage] if split not in self._datasets]
+        counts = [f"{split} {self._annotations(split).counted}" for split in missing]
+        if missing and (line := self._splits.told(counts)):
+            rank_zero_info(line)
+        for split in missing:
+            self._datasets[split] = self._dataset(split)
 
     def note_unreadable(self, lines: Iterable[str]) -> None:
         """Name the training images that could not be read, each once, and count them.
@@ -190,7 +190,11 @@ class CocoDataModule(LightningDataModule):
 
     @property
     def _reference(self) -> str:
-        return next((split for split in ("train", "val", "test") if self.source(split)[0].is_file()), "val")
+        for split in ("train", "val", "test"):
+            with suppress(InputError):
+                if self.source(split)[0].is_file():
+                    return split
+        return "val"
 
     @property
     def _classes(self) -> Categories:
@@ -235,11 +239,9 @@ class CocoDataModule(LightningDataModule):
         if path := self._splits[split].proposals:
             proposals = Proposals(path)
             proposals.check(annotations.path, annotations.image_ids)
-        crowds = int(annotations.crowd.sum())
         rank_zero_info(
-            f"{split}: {len(annotations):,} images, {len(annotations.boxes) - crowds:,} objects,"
-            f" {crowds:,} crowd regions; {without:,} images without objects {fate},"
-            f" {annotations.degenerate:,} degenerate boxes dropped"
+            f"{split}: {annotations.counted}, {int(annotations.crowd.sum()):,} crowd regions;"
+            f" {without:,} images without objects {fate}, {annotations.degenerate:,} degenerate boxes dropped"
             + (f"; proposals of {path}" if path else "")
         )
         for line in annotations.told:

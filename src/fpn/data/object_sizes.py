@@ -24,6 +24,14 @@ EDGES = tuple(2.0**k for k in range(3, 10))
 REACHED = (0.5, 0.7)
 """IoUs at which an anchor is said to reach an object: a detection's, and the RPN's foreground's."""
 
+SLIVER = (4.0, 20.0)
+"""A sliver's short side is less than this at the network's input, in pixels, its long side so many times it.
+
+Four pixels are the stride of P2, the finest map: what is thinner lies between two of its cells. An anchor of
+1:2, 1:1 or 2:1 has an IoU of about 0.2 at most with a box of 20:1, where the RPN takes all below 0.3 for
+background: its best anchor is trained on it all the same, with deltas far from any other's.
+"""
+
 
 @dataclass
 class ObjectSizes:
@@ -66,6 +74,17 @@ def object_sizes(
             for column, level in enumerate(sorted(anchor_sizes))
         ],
     )
+
+
+def slivers(usable: Usable, short_side: int, max_side: int) -> list[Any]:
+    """The ids of the annotations that training learns from and whose box is a sliver."""
+    sizes = usable.file.sizes.clip(1)
+    scale = (input_sizes(sizes, short_side, max_side) / sizes)[usable.image[usable.objects]]
+    sides = (usable.boxes[:, 2:] - usable.boxes[:, :2])[usable.objects] * scale[:, ::-1]
+    short, long = sides.min(axis=1), sides.max(axis=1)
+    thin, times = SLIVER
+    kept: list[Any] = usable.file.ids[usable.objects][(short < thin) & (long >= times * short)].tolist()
+    return kept
 
 
 def input_sizes(sizes: NDArray[np.int64], short_side: int, max_side: int) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 import json as json_format
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,33 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fpn.data.audit import Audit, look_at
+from fpn.data.layouts import Splits
 from fpn.data.object_sizes import REACHED
+from fpn.data.twins import twins as twins_of
+from fpn.errors import InputError
 from fpn.files import replacing
 from fpn.models.rpn import ANCHOR_SIZES
+from fpn.settings import NonNegativeInt, Share
+
+_GROUPS = 20
+"""Of photos that are alike, as many are shown."""
 
 
 def audit(
-    annotations: str,
+    root: str | None = None,
+    annotations: str | None = None,
     images: str | None = None,
     json: str | None = None,
     against: str | None = None,
+    val_share: Share | None = None,
+    seed: NonNegativeInt = 0,
+    twins: bool = False,
     **kwargs: Any,
 ) -> None:
-    """Look at a data set in COCO's format, and say whether training would take it.
+    """Look at a data set, and say whether training would take it.
+
+    `fpn audit ROOT` looks at what `fpn fit --data.root ROOT` trains and validates on, in any layout
+    that is known; with --annotations it looks at one file in COCO's format.
 
     Counts what is wrong or odd with its images, annotations and categories, the sizes of its
     objects, and how many of these the RPN's anchors can reach. Without --decode only the headers of
@@ -34,23 +48,104 @@ def audit(
     at all.
 
     Args:
-        annotations: a COCO instances file.
+        root: folder of a data set.
+        annotations: a COCO instances file, in place of a root.
         images: the folder in which its file names start; by default no file is looked at.
-        json: a file to write everything to: besides counts, the ids and files that are counted.
-        against: the annotation file of the validation images, whose categories have to agree.
+        json: a file to write everything to: besides counts, the ids and files that are counted; of a root,
+            by split.
+        against: the annotation file of the validation images, whose categories have to agree; of a root
+            it is the root's own.
+        val_share: as data.val_share, of a root.
+        seed: as data.seed, of a root.
+        twins: also look for photos that are alike, in one split or across, be it mirrored, turned or
+            darkened; needs fpn[audit].
         **kwargs: as of `look_at`.
     """
+    if (root is None) == (annotations is None):
+        raise InputError("give the root of a data set, or --annotations and --images, and not both")
     folder = None if images is None else Path(images)
-    other = None if against is None else Path(against)
-    found = look_at(Path(annotations), folder, anchor_sizes=ANCHOR_SIZES, against=other, **kwargs)
+    sources, told, lacking = [("", Path(annotations or ""), folder)], "", ""
+    if root is not None:
+        splits = Splits(Path(root), {}, val_share, seed)
+        sources, lacking = _sources(splits)
+        told = splits.told(name for name, *_ in sources)
+    others = {"": against, "train": next((file for name, file, _ in sources if name == "val"), None)}
+    found = {
+        name: look_at(
+            file,
+            images_of_it,
+            anchor_sizes=ANCHOR_SIZES,
+            against=Path(other) if (other := others.get(name)) else None,
+            **kwargs,
+        )
+        for name, file, images_of_it in sources
+    }
+    pairs = _twins(found, kwargs.get("num_workers")) if twins else None
     if json is not None:
+        every = {name: one.as_json() for name, one in found.items()}
+        if pairs is not None:
+            every.get("", every)["twins"] = [
+                [f"{split}/{name}" if split else name for split, name in group] for group in pairs
+            ]
         with replacing(Path(json)) as part:
-            part.write_text(json_format.dumps(found.as_json(), indent=1, allow_nan=False))
+            part.write_text(json_format.dumps(every.get("", every), indent=1, allow_nan=False))
     console = Console(highlight=False)
-    console.print(Text(_verdict(found), "bold red" if found.refusal else "bold green"), soft_wrap=True)
-    console.print(Group(*_findings(found), *_objects(found)))
-    if found.refusal:
+    if told:
+        console.print(Text(told), soft_wrap=True)
+    if lacking:
+        console.print(Text(f"Training would refuse this: {lacking}", "bold red"), soft_wrap=True)
+    refused = bool(lacking)
+    for name, one in found.items():
+        refusal = one.validation_refusal if name == "val" else one.refusal
+        refused |= bool(refusal)
+        words = f"{name}: " * bool(name) + _verdict(one)
+        console.print(Text(words, "bold red" if refusal else "bold green"), soft_wrap=True)
+        console.print(Group(*_findings(one), *_objects(one)))
+    if pairs is not None:
+        console.print(Group(*_alike(pairs)))
+    if refused:
         sys.exit(1)
+
+
+def _twins(found: Mapping[str, Audit], num_workers: int | None) -> list[list[tuple[str, str]]]:
+    """Groups of photos that are alike, each by its split and name."""
+    if any(one.image_folder is None for one in found.values()):
+        raise InputError("--twins looks at photos: --images names their folder")
+    photos = [(split, name) for split, one in found.items() for name in one.file_names]
+    paths = [Path(str(found[split].image_folder), name) for split, name in photos]
+    return [[photos[place] for place in group] for group in twins_of(paths, num_workers)]
+
+
+def _alike(groups: list[list[tuple[str, str]]]) -> Iterator[Text]:
+    """How many photos are alike within a split and across, and which."""
+    across = [group for group in groups if len({split for split, _ in group}) > 1]
+    yield Text(f"{len(groups):,} groups of photos that are alike", "bold")
+    for split in dict.fromkeys(split for group in across for split, _ in group):
+        number = sum(one == split for group in across for one, _ in group)
+        yield Text(f"{number:>9,} of {split} have a twin in another split", "red")
+    for group in (*across, *(one for one in groups if one not in across))[:_GROUPS]:
+        yield _line("  ".join(_named(*photo) for photo in group), "")
+    if len(groups) > _GROUPS:
+        yield Text("…; --json has them all", "dim")
+
+
+def _named(split: str, name: str) -> str:
+    return f"{split}/{_plain(name)}" if split else _plain(name)
+
+
+def _sources(splits: Splits) -> tuple[list[tuple[str, Path, Path | None]], str]:
+    """What a root has to train and validate on, and what it lacks, in fit's words."""
+    found, lacking = list[tuple[str, Path, Path | None]](), ""
+    for name in ("train", "val"):
+        try:
+            split = splits[name]
+        except InputError as error:
+            if "layout" not in vars(splits) or (name == "val" and not found):
+                raise
+            lacking = str(error)
+        else:
+            found.append((name, Path(str(split.annotations)), Path(str(split.images))))
+    return found, lacking
 
 
 def _verdict(found: Audit) -> str:

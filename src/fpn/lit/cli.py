@@ -43,7 +43,7 @@ _FUNCTIONS = {
 }
 """The commands that are a function each, whose signature and docstring are the options and the help."""
 
-_SWITCHES = ("--proposals", "--pictures", "--decode", "--stage_times")
+_SWITCHES = ("--proposals", "--pictures", "--decode", "--twins", "--stage_times")
 """Options that mean true where no value follows."""
 
 
@@ -84,6 +84,8 @@ def _call(command: str, words: Sequence[str]) -> None:
     class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         """Keeps the lines of a docstring."""
 
+    if command == "audit" and words and not words[0].startswith("-"):
+        words = ["--root", *words]
     module, _, name = _FUNCTIONS[command].rpartition(".")
     function = getattr(import_module(module), name)
     auto_cli(

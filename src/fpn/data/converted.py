@@ -1,0 +1,121 @@
+"""A data set of another format on its way into COCO's."""
+
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import ExifTags, Image
+from rich.console import Console
+from rich.progress import track
+
+from fpn.errors import InputError
+
+T = TypeVar("T")
+IMAGES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png"} | {
+    ".tif",
+    ".tiff",
+    ".webp",
+}
+"""Endings of image files."""
+MAX_LEFT_OUT = 0.01
+"""Share of the images without a readable size above which the set, not an image, is at fault."""
+
+
+class Converted:
+    """Images and objects, numbered from 1 as they are added.
+
+    Args:
+        source: what messages call the set.
+        names: of the categories, which are numbered from 1 too.
+    """
+
+    def __init__(self, source: Path, names: Iterable[str]) -> None:
+        self._source, self._names = source, [*names]
+        self._images, self._annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+        self._unread = list[Path]()
+
+    def add_image(self, path: Path, folder: Path, size: tuple[int, int] | None = None) -> bool:
+        """Add an image, and say whether its size is known: else it is left out.
+
+        Args:
+            path: its file.
+            folder: what its name shall be relative to.
+            size: width and height; by default as viewers show it.
+        """
+        size = size or shown_size(path)
+        if size is None:
+            self._unread.append(path)
+            return False
+        name = path.relative_to(folder).as_posix()
+        width, height = size
+        entry = {"id": len(self._images) + 1, "file_name": name, "width": width, "height": height}
+        self._images.append(entry)
+        return True
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image that was added last."""
+        return self._images[-1]["width"], self._images[-1]["height"]
+
+    def add_object(self, kind: int, corners: tuple[float, float, float, float], crowd: bool = False) -> None:
+        """Add an object of the image that was added last.
+
+        Args:
+            kind: the place of its name, from 0.
+            corners: left, top, right and bottom in pixels.
+            crowd: whether it is a region that is neither object nor background.
+        """
+        x1, y1, x2, y2 = corners
+        box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": int(crowd)}
+        place = {"id": len(self._annotations) + 1, "image_id": len(self._images), "category_id": kind + 1}
+        self._annotations.append(place | box)
+
+    def content(self) -> tuple[dict[str, Any], list[str]]:
+        """All of it in COCO's format, and what there is to say of it.
+
+        Raises:
+            InputError: there is no image, or too many are unreadable.
+        """
+        unread, every = len(self._unread), len(self._unread) + len(self._images)
+        first = f"the first: {self._unread[0]}" if unread else "there is none"
+        if not self._images or unread > MAX_LEFT_OUT * every:
+            raise InputError(
+                f"{self._source}: {unread:,} of {every:,} images cannot be read {first}".rstrip()
+            )
+        categories = [{"id": place, "name": name} for place, name in enumerate(self._names, 1)]
+        content = {"images": self._images, "annotations": self._annotations, "categories": categories}
+        return content, [f"{unread:,} images cannot be read and are left out, {first}"] * bool(unread)
+
+
+def shown_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an image as viewers show it, by its header; None of what is no image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                width, height = image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+    except Exception:  # PIL's plugins raise anything at all on broken files
+        return None
+    return (height, width) if turned else (width, height)
+
+
+def tracked(things: Iterable[T], words: str) -> Iterable[T]:
+    """The same things, with a progress bar on a terminal."""
+    return track(things, words, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+
+
+def text_of(path: Path) -> str:
+    """What a text file holds.
+
+    Raises:
+        InputError: if it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file in UTF-8") from None

@@ -1,0 +1,161 @@
+"""Pascal VOC's data sets: an XML file for each image, and lists of the images of each split.
+
+Pixels are counted from 1 and the last one is in the box, as the devkit documents: a box from 1 to 640 covers
+an image of 640 pixels, so left and top are less by one here. Programs that count from 0 write the same tags:
+where more than one box in 1000 begins at 0, no set is VOC's own, and corners are taken as they are.
+
+Objects marked `difficult`, which VOC neither scores nor holds against a detector, become crowd regions, which
+are neither object nor background. Converter libraries were tried: globox 2.9 keeps corners as they are,
+supervision 0.31 decodes every image, and neither reads `difficult` or the lists of images.
+"""
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fpn.data.converted import IMAGES, Converted, text_of, tracked
+from fpn.errors import InputError
+
+MAX_AT_ZERO = 0.001
+"""Share of the boxes that may begin before pixel 1, by mistake, in a set that counts from 1."""
+
+
+_SPLITS = ("train", "val", "test")
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+class Folders(NamedTuple):
+    """Where a data set lies."""
+
+    annotations: Path
+    images: Path
+    lists: Path
+
+
+def folders(root: Path) -> Folders | None:
+    """Those of a root, or of the one `VOC…` in it or in its `VOCdevkit`.
+
+    Raises:
+        InputError: there are several.
+    """
+    homes = [root, *sorted(root.glob("VOC[0-9]*")), *sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
+    found = [home / name for home in homes for name in ("Annotations", "annotations")]
+    found = [folder for folder in found if next(folder.glob("*.xml"), None)]
+    if len({folder.parent for folder in found}) > 1:
+        names = ", ".join(str(folder.parent.relative_to(root)) for folder in found)
+        raise InputError(f"{root}: several Pascal VOC sets, {names}; give one of them as data.root")
+    if not found:
+        return None
+    home = found[0].parent
+    images = (home / name for name in ("JPEGImages", "images", "Images"))
+    return Folders(found[0], next((one for one in images if one.is_dir()), home), home / "ImageSets" / "Main")
+
+
+def splits(where: Folders) -> dict[str, list[Path]]:
+    """The XML files of each split: by its list, or all as training images where there are no lists.
+
+    Raises:
+        InputError: an image of a list has no XML file.
+    """
+    lists = {name: where.lists / f"{name}.txt" for name in ("train", "val", "test", "trainval")}
+    lists = {name: file for name, file in lists.items() if file.is_file()}
+    if "train" not in lists and "trainval" in lists:
+        lists["train"] = lists["trainval"]
+    found = {name: _of_list(lists[name], where) for name in _SPLITS if name in lists}
+    found = {name: files for name, files in found.items() if files}
+    return found or {"train": sorted(where.annotations.glob("*.xml"))}
+
+
+def read_voc(files: dict[str, list[Path]], split: str, where: Folders) -> tuple[dict[str, Any], list[str]]:
+    """The images of a split in COCO's format, and what there is to say of them.
+
+    Categories and the way in which pixels are counted are those of all files.
+
+    Args:
+        files: the XML files of each split.
+        split: which.
+        where: the folders.
+
+    Raises:
+        InputError: a file is none of VOC's; many images are unreadable.
+    """
+    every = dict.fromkeys(file for some in files.values() for file in some)
+    read = {file: _read(file) for file in tracked([*every], "Pascal VOC")}
+    boxes = [one for objects in read.values() for one in objects.objects]
+    names = sorted({one.name for one in boxes})
+    at_zero = sum(min(one.corners[:2]) < 1 for one in boxes)
+    shift = int(at_zero <= MAX_AT_ZERO * len(boxes))
+    there, difficult = {path.name: path for path in where.images.iterdir()}, 0
+    by_stem = {path.stem: path for path in there.values() if path.suffix.lower() in IMAGES}
+    made = Converted(where.annotations, names)
+    for file in files[split]:
+        image = there.get(read[file].image) or by_stem.get(file.stem) or where.images / f"{file.stem}.jpg"
+        if made.add_image(image, where.images, read[file].size):
+            for name, (x1, y1, x2, y2), hard in read[file].objects:
+                made.add_object(names.index(name), (x1 - shift, y1 - shift, x2, y2), crowd=hard)
+                difficult += hard
+    content, notes = made.content()
+    if difficult:
+        notes.append(f"{difficult:,} difficult objects are crowd regions, neither object nor background")
+    if not shift:
+        notes.append(
+            f"pixels are counted from 0, where {at_zero:,} of {len(boxes):,} boxes begin, not from 1"
+        )
+    return content, notes
+
+
+class _Object(NamedTuple):
+    name: str
+    corners: tuple[float, float, float, float]
+    difficult: bool
+
+
+class _Read(NamedTuple):
+    image: str
+    size: tuple[int, int] | None
+    objects: list[_Object]
+
+
+def _read(file: Path) -> _Read:
+    try:
+        root = ElementTree.fromstring(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ElementTree.ParseError, ValueError) as error:
+        raise InputError(f"{file}: not an XML file: {error}") from None
+    try:
+        width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+    except ValueError:
+        width = height = 0
+    size = (width, height) if width > 0 and height > 0 else None
+    return _Read((root.findtext("filename") or "").strip(), size, [*_objects(file, root)])
+
+
+def _objects(file: Path, root: ElementTree.Element) -> Iterator[_Object]:
+    for place, one in enumerate(root.findall("object"), 1):
+        name = (one.findtext("name") or "").strip()
+        if not name:
+            raise InputError(f"{file}: object {place} has no name")
+        try:
+            x1, y1, x2, y2 = (float(one.findtext(f"bndbox/{side}") or "") for side in _SIDES)
+        except ValueError:
+            sides = ", ".join(_SIDES)
+            raise InputError(
+                f"{file}: object {place}, {name}, has no bndbox with the numbers {sides}"
+            ) from None
+        yield _Object(name, (x1, y1, x2, y2), (one.findtext("difficult") or "").strip() == "1")
+
+
+def _of_list(file: Path, where: Folders) -> list[Path]:
+    names = (line.split() for line in text_of(file).splitlines())
+    found = [where.annotations / f"{words[0]}.xml" for words in names if words]
+    missing = [path for path in found if not path.is_file()]
+    if file.stem == "test" and len(missing) == len(found):
+        return []  # as VOC keeps the annotations of some tests to itself
+    if missing:
+        raise InputError(
+            f"{file}: {len(missing):,} of its {len(found):,} images have no annotations, as {missing[0]};"
+            " mend the list, or remove it"
+        )
+    return found

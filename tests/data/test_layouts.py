@@ -1,0 +1,354 @@
+"""Every layout: the same objects written by hand, read as training reads them."""
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import layout_files
+import numpy as np
+import pytest
+from layout_files import PHOTOS, TRUTH, Truth
+from PIL import Image
+
+from fpn.data.coco import read_annotations
+from fpn.data.datamodule import CocoDataModule
+from fpn.data.options import Split
+from fpn.errors import InputError
+
+
+def seen(data: CocoDataModule, *splits: str) -> Truth:
+    """What training would learn from, by split and stem; the images' files are there."""
+    found: Truth = {}
+    for split in splits or ("train", "val"):
+        file, folder = data.source(split)
+        annotations = read_annotations(file)
+        names = dict(enumerate(annotations.categories.names, 1))
+        found[split] = {}
+        for index, name in enumerate(annotations.file_names.tolist()):
+            assert (folder / name).is_file()
+            target = annotations.targets(index)
+            objects = zip(target.labels.tolist(), target.boxes.tolist(), strict=True)
+            found[split][Path(name).stem] = sorted((names[label], box) for label, box in objects)
+    return found
+
+
+def assert_same(found: Truth, wanted: Truth, tolerance: float = 0.0) -> None:
+    assert found.keys() == wanted.keys()
+    for split in wanted:
+        assert found[split].keys() == wanted[split].keys()
+        for stem, objects in wanted[split].items():
+            assert [name for name, _ in found[split][stem]] == [name for name, _ in objects]
+            boxes = [np.array([box for _, box in ones]) for ones in (found[split][stem], objects)]
+            np.testing.assert_allclose(*boxes, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("stem", "folder", "name"),
+    [
+        ("instances_{}2017", "{}2017", "COCO 2017"),
+        ("instances_{}2017", "images/{}2017", "COCO 2017"),
+        ("instances_{}2014", "{}2014", "COCO 2014"),
+        ("instances_{}", "images/{}", "COCO"),
+        ("{}", "images", "COCO"),
+    ],
+)
+def test_coco(tmp_path: Path, stem: str, folder: str, name: str) -> None:
+    data = CocoDataModule(str(layout_files.coco(tmp_path, stem, folder)))
+    assert_same(seen(data), TRUTH)
+    assert data._splits.layout.name == name
+    assert data.source("test") == data.source("val")
+
+
+def test_roboflow(tmp_path: Path) -> None:
+    root = layout_files.roboflow(tmp_path)
+    assert_same(seen(CocoDataModule(str(root))), TRUTH)
+    (root / "valid").rename(root / "test")
+    data = CocoDataModule(str(root))
+    assert data.source("train")[1] == root / "train"
+    with pytest.raises(InputError, match=r"Roboflow's COCO export, without val; .*data\.val_share 0\.2"):
+        data.source("val")
+    layout_files.roboflow(root)
+    assert CocoDataModule(str(root)).source("test") == (root / "test/_annotations.coco.json", root / "test")
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "given"),
+    [
+        ("annotations.json", "images", ""),
+        ("annotations.json", "images", "annotations.json"),
+        ("annotations/instances_default.json", "images/default", ""),
+        ("labels.json", "", ""),
+        ("labels.json", "photos of/bees", ""),
+    ],
+)
+def test_one_file_is_divided(tmp_path: Path, file: str, folder: str, given: str) -> None:
+    root = layout_files.single(tmp_path, file, folder)
+    with pytest.raises(InputError, match=r"one COCO file, without val; .*data\.val_share"):
+        CocoDataModule(str(root / given)).source("val")
+    found = seen(CocoDataModule(str(root / given), val_share=0.3))
+    assert {split: len(photos) for split, photos in found.items()} == {"train": 4, "val": 2}
+    every = {stem: objects for photos in TRUTH.values() for stem, objects in photos.items()}
+    assert_same({"": found["train"] | found["val"]}, {"": every})
+
+
+@pytest.mark.parametrize("form", ["images/{}", "{}/images"])
+@pytest.mark.parametrize(("names", "lists"), [("list", False), ("dict", True)])
+def test_yolo(tmp_path: Path, form: str, names: str, lists: bool) -> None:
+    root = layout_files.yolo(tmp_path, form, names, lists)
+    data = CocoDataModule(str(root))
+    # Half of the sixth decimal, of 64 pixels, twice.
+    assert_same(seen(data), TRUTH, 64e-6)
+    assert data.categories.names == layout_files.NAMES
+    assert_same(seen(CocoDataModule(str(root / "data.yaml"))), TRUTH, 64e-6)
+
+
+def test_yolo_boxes_by_hand(tmp_path: Path) -> None:
+    layout_files.draw(tmp_path / "train" / "images", ("a", 200, 100, []))
+    (tmp_path / "train" / "labels").mkdir()
+    rows = ["0 0.5 0.5 0.25 0.5", "1 0.1 0.2 0.3 0.2 0.3 0.6", "", "1 0.9 0.5 0.4 0.1"]
+    (tmp_path / "train" / "labels" / "a.txt").write_text("\n".join(rows))
+    # As Roboflow exports it: the paths are one folder too high.
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nval: ../train/images\nnames: [bee, ant]\n")
+    wanted = [
+        ("ant", [20.0, 20.0, 60.0, 60.0]),
+        ("ant", [140.0, 45.0, 200.0, 55.0]),
+        ("bee", [75.0, 25.0, 125.0, 75.0]),
+    ]
+    found = seen(CocoDataModule(str(tmp_path)))
+    assert_same(found, {split: {"a": wanted} for split in ("train", "val")}, 1e-5)
+    # And again when a label changes.
+    (tmp_path / "train" / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    assert seen(CocoDataModule(str(tmp_path)))["val"]["a"] == [("bee", [50.0, 25.0, 150.0, 75.0])]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("0 32 24 10 12", r"a\.txt: line 2: '0 32 24 10 12': give shares .* not pixels"),
+        ("3 0.5 0.5 0.1 0.1", r"a\.txt: line 2: class 3 has no name; there are 3 names"),
+        ("0 0.5 0.5 0.1", r"a\.txt: line 2 has 4 numbers"),
+        ("0 0.5 0.5 0.1 0.1 0.9", r"a\.txt: line 2 has 6 numbers"),
+        ("bee 0.5 0.5 0.1 0.1", r"a\.txt: line 2: .* is not numbers alone"),
+        ("0 0.5 nan 0.1 0.1", r"a\.txt: line 2: .*give shares"),
+    ],
+)
+def test_a_row_that_is_none_of_yolos_is_one_line(tmp_path: Path, row: str, message: str) -> None:
+    root = layout_files.yolo(tmp_path)
+    (root / "labels" / "train" / "a.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{row}\n")
+    with pytest.raises(InputError, match=message):
+        CocoDataModule(str(root)).source("train")
+
+
+def test_yolo_boxes_are_shares_of_the_image_as_shown(tmp_path: Path) -> None:
+    root, exif = layout_files.yolo(tmp_path), Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees: 48 × 64
+    Image.new("RGB", (64, 48)).save(root / "images" / "train" / "a.png", exif=exif)
+    annotations = read_annotations(CocoDataModule(str(root)).source("train")[0])
+    assert annotations.sizes[0].tolist() == [64, 48]
+    # x, y, width and height of 64 × 48 were 1, 2, 20, 30.
+    wanted = [1 / 64 * 48, 2 / 48 * 64, 21 / 64 * 48, 32 / 48 * 64]
+    np.testing.assert_allclose(annotations.boxes[0], wanted, atol=64e-6)
+
+
+def test_a_few_unreadable_images_are_left_out_and_told(tmp_path: Path) -> None:
+    for number in range(100):
+        layout_files.draw(tmp_path / "images", (f"{number}", 20, 20, []))
+    (tmp_path / "images" / "0.png").write_text("no image")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "1.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [bee]")
+    data = CocoDataModule(str(tmp_path))
+    assert len(seen(data, "train")["train"]) == 99
+    told = f"train: 1 images cannot be read and are left out, the first: {tmp_path / 'images' / '0.png'}"
+    assert data._splits.layout.notes == (told,)
+    assert CocoDataModule(str(tmp_path))._splits.layout.notes == (told,)  # also when it was made before
+    (tmp_path / "images" / "2.png").write_text("no image")
+    with pytest.raises(InputError, match=r"2 of 100 images cannot be read"):
+        CocoDataModule(str(tmp_path)).source("train")
+
+
+def test_yolo_images_that_are_not_there_are_one_line(tmp_path: Path) -> None:
+    root = layout_files.yolo(tmp_path, lists=True)
+    with (root / "train.txt").open("a") as file:
+        file.write("images/train/z.png\n")
+    with pytest.raises(InputError, match=r"train\.txt: images/train/z\.png: no such image"):
+        CocoDataModule(str(root)).source("train")
+    (root / "train.txt").unlink()
+    with pytest.raises(InputError, match=r"data\.yaml: 'train\.txt': no such folder"):
+        CocoDataModule(str(root)).source("train")
+
+
+@pytest.mark.parametrize("count_from", [1, 0])
+@pytest.mark.parametrize("home", ["", "VOC2007", "VOCdevkit/VOC2012"])
+def test_voc(tmp_path: Path, count_from: int, home: str) -> None:
+    layout_files.voc(tmp_path / home, count_from)
+    data = CocoDataModule(str(tmp_path))
+    assert_same(seen(data), TRUTH)
+    assert ("pixels are counted from 0" in " ".join(data._splits.layout.notes)) == (count_from == 0)
+    assert data.categories == ((1, 2, 3), ("ant", "bee", "wasp"))
+
+
+def test_voc_without_lists_is_divided(tmp_path: Path) -> None:
+    root = layout_files.voc(tmp_path, lists=False)
+    with pytest.raises(InputError, match=r"Pascal VOC, without val; .*data\.val_share"):
+        CocoDataModule(str(root)).source("val")
+    found = seen(CocoDataModule(str(root), val_share=0.3))
+    every = {stem: objects for photos in TRUTH.values() for stem, objects in photos.items()}
+    assert_same({"": found["train"] | found["val"]}, {"": every})
+    assert len(found["val"]) == 2
+
+
+def test_voc_difficult_objects_are_crowd_regions_and_parts_are_no_objects(tmp_path: Path) -> None:
+    root = layout_files.voc(tmp_path)
+    text = layout_files.voc_xml(PHOTOS["train"][2], difficult=(1,))
+    box = "".join(f"<{side}>1</{side}>" for side in ("xmin", "ymin", "xmax", "ymax"))
+    part = f"<part><name>head</name><bndbox>{box}</bndbox></part>"
+    text = text.replace("</object>", part + "</object>", 1).replace("<width>60</width>", "<width>0</width>")
+    (root / "Annotations" / "c.xml").write_text(text)
+    data = CocoDataModule(str(root))
+    annotations = read_annotations(data.source("train")[0])
+    target = annotations.targets(2)
+    assert target.boxes.tolist() == [[7, 9, 28, 23], [11, 30, 20, 38]]
+    assert target.crowds.tolist() == [[40, 41, 53, 58]]
+    assert annotations.sizes[2].tolist() == [60, 60]  # by the file itself
+    assert data._splits.layout.notes == (
+        "train: 1 difficult objects are crowd regions, neither object nor background",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation><object>", "not an XML file"),
+        ("<annotation><object><name>bee</name></object></annotation>", "object 1, bee, has no bndbox"),
+        ("<annotation><object><bndbox/></object></annotation>", "object 1 has no name"),
+    ],
+)
+def test_an_xml_file_that_is_none_of_vocs_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    root = layout_files.voc(tmp_path)
+    (root / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(InputError, match=rf"a\.xml: {message}"):
+        CocoDataModule(str(root)).source("train")
+    (root / "Annotations" / "a.xml").unlink()
+    with pytest.raises(InputError, match=r"train\.txt: 1 of its 4 images have no annotations, as .*a\.xml"):
+        CocoDataModule(str(root)).source("train")
+
+
+def stems(root: Path, **options: Any) -> list[set[str]]:
+    found = seen(CocoDataModule(str(root), **options))
+    return [set(found[split]) for split in ("train", "val")]
+
+
+def test_a_share_depends_on_names_and_the_seed_alone(tmp_path: Path) -> None:
+    photos = [(f"{number}", 20, 20, [(0, 1, 1, 9, 9)]) for number in range(40)]
+    layout_files.coco_file(tmp_path / "all.json", photos)
+    for photo in photos:
+        layout_files.draw(tmp_path / "images", photo)
+    # Worked out apart from the code: the first 10 of 40 by SHA-256 of "0 NAME".
+    train, val = stems(tmp_path, val_share=0.25)
+    names = [f"{number}.png" for number in range(40)]
+    names.sort(key=lambda name: sha256(f"0 {name}".encode()).hexdigest())
+    assert val == {Path(name).stem for name in names[:10]}
+    assert train | val == {stem for stem, *_ in photos}
+    assert not train & val
+    assert stems(tmp_path, val_share=0.25, seed=1) != [train, val]
+    layout_files.coco_file(tmp_path / "all.json", photos[::-1])
+    assert stems(tmp_path, val_share=0.25) == [train, val]
+
+
+def test_what_belongs_together_is_not_divided(tmp_path: Path) -> None:
+    copies = [(f"p{number % 5}_jpg.rf.{number:032x}", 20, 20, [(0, 1, 1, 9, 9)]) for number in range(20)]
+    layout_files.coco_file(tmp_path / "_annotations.coco.json", [*copies, *copies[:5]])
+    for photo in copies:
+        layout_files.draw(tmp_path, photo)
+    for seed in range(5):
+        train, val = stems(tmp_path, val_share=0.2, seed=seed)
+        assert len(val) == 4
+        assert not {stem[:2] for stem in train} & {stem[:2] for stem in val}
+
+
+def test_a_divided_file_is_made_again_when_it_changes(tmp_path: Path) -> None:
+    root = layout_files.single(tmp_path)
+    before = {
+        path: path.stat().st_mtime_ns for path in CocoDataModule(str(root), val_share=0.3).source("val")
+    }
+    assert {p: p.stat().st_mtime_ns for p in CocoDataModule(str(root), val_share=0.3).source("val")} == before
+    content = json.loads((root / "annotations.json").read_text())
+    content["categories"][0]["name"] = "bumblebee"
+    (root / "annotations.json").write_text(json.dumps(content))
+    assert "bumblebee" in CocoDataModule(str(root), val_share=0.3).categories.names
+    assert not [*root.rglob("*.part")]
+
+
+def test_masks_and_ids_stay_as_they_are(tmp_path: Path) -> None:
+    root = layout_files.single(tmp_path)
+    content = json.loads((root / "annotations.json").read_text())
+    for one in content["annotations"]:
+        one["segmentation"] = [[1, 2, 3, 4, 5, 6]]
+    (root / "annotations.json").write_text(json.dumps(content))
+    data = CocoDataModule(str(root), val_share=0.3)
+    halves = [json.loads(data.source(split)[0].read_text()) for split in ("train", "val")]
+    for key in ("images", "annotations"):
+        both = sorted(halves[0][key] + halves[1][key], key=lambda one: one["id"])
+        assert both == content[key]
+    assert halves[0]["categories"] == halves[1]["categories"] == content["categories"]
+
+
+def test_where_nothing_can_be_written_the_users_cache_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = layout_files.single(tmp_path / "set")
+    monkeypatch.setattr("fpn.data.cached.os.access", lambda path, mode: not str(path).startswith(str(root)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file, _ = CocoDataModule(str(root), val_share=0.3).source("train")
+    assert file.is_relative_to(tmp_path / "cache" / "fpn")
+    assert not (root / ".fpn").exists()
+
+
+def test_what_is_given_wins_over_the_layout(tmp_path: Path) -> None:
+    root, other = layout_files.coco(tmp_path / "set"), layout_files.roboflow(tmp_path / "other")
+    file, folder = other / "valid" / "_annotations.coco.json", other / "valid"
+    data = CocoDataModule(str(root), val=Split(str(folder), str(file)))
+    assert data.source("val") == data.source("test") == (file, folder)
+    assert data.source("train")[1] == root / "train2017"
+    # Where all is given, the root need not be.
+    data = CocoDataModule("nowhere", train=Split(str(folder), str(file)), val_share=0.5)
+    assert {split: len(photos) for split, photos in seen(data).items()} == {"train": 1, "val": 1}
+    assert data.source("test") == data.source("val")
+
+
+def test_a_share_where_there_is_a_validation_set_is_refused(tmp_path: Path) -> None:
+    root = layout_files.coco(tmp_path)
+    with pytest.raises(InputError, match=r"others to validate on, .*instances_val2017\.json: give only one"):
+        CocoDataModule(str(root), val_share=0.2).source("train")
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.0, "none to validate on"), (1.0, "none to train on")])
+def test_a_share_of_all_or_nothing_is_refused(tmp_path: Path, share: float, left: str) -> None:
+    root = layout_files.single(tmp_path)
+    with pytest.raises(InputError, match=left):
+        CocoDataModule(str(root), val_share=share).source("train")
+
+
+def _nothing(root: Path) -> None:
+    root.mkdir()
+
+
+def _photos(root: Path) -> None:
+    for photo in PHOTOS["train"]:
+        layout_files.draw(root / "photos", photo)
+        layout_files.draw(root, photo, ".jpg")
+    (root / "notes.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [(_nothing, "Found there: nothing"), (_photos, r"Found there: photos/, 4 \*\.jpg, 1 \*\.json")],
+)
+def test_no_layout_is_one_line(tmp_path: Path, make: Callable[[Path], None], found: str) -> None:
+    make(tmp_path / "set")
+    with pytest.raises(InputError, match=f"no layout that is known: COCO 2017 .*{found}") as caught:
+        _ = CocoDataModule(str(tmp_path / "set")).categories
+    assert "\n" not in str(caught.value)
