@@ -334,7 +334,7 @@ def test_results_become_proposals(tmp_path: Path) -> None:
         ([result(12, [0, 0, 1, 1e300], 1)], "'bbox' of entry 0"),
         ([result(12, [0, 0, 1, 1], float("nan"))], "'score' of entry 0 is nan, not a finite"),
         ([result(12, [0, 0, 1, 1], 1e300)], "'score' of entry 0"),
-        ([result(12, [0, 0, 1, 1], "1")], "'score' of entry 0 is '1', not a number"),  # type: ignore[arg-type]
+        ([result(12, [0, 0, 1, 1], "one")], "'score' of entry 0 is 'one', not a number"),  # type: ignore[arg-type]
         ([{"image_id": 12, "bbox": [0, 0, 1, 1]}], "'score' of entry 0 is missing"),
         ([{"score": 1, "bbox": [0, 0, 1, 1]}], "'image_id' of entry 0 is missing"),
     ],

@@ -30,7 +30,7 @@ def test_a_test_writes_the_curves_of_its_proposals(config: str, shapes: Path) ->
     scores = json.loads((folder / "scores.json").read_text())
     truth = read_truth(shapes / "annotations" / "instances_val2017.json")
     proposals = read_results(folder / "proposals.json", truth, with_categories=False)
-    assert curves == recall_curves(truth, proposals, engine="pycocotools")
+    assert curves == recall_curves(truth, proposals)
     average = dict(zip(curves["by_limit"]["limits"], curves["by_limit"]["AR"], strict=True))
     for limit in (100, 1000):
         assert average[limit] == pytest.approx(scores[f"proposal_AR@{limit}"])

@@ -20,7 +20,7 @@ from processes import run, together
 from fpn.evaluation import evaluate_boxes, evaluate_proposals
 from fpn.lit.cli import COMMANDS, main
 from fpn.lit.module import DetectionModule
-from fpn.types import Batch, Detections
+from fpn.types import Batch, Detections, Inference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -218,8 +218,8 @@ def test_averaged_weights_are_validated_as_they_are_kept(
     found: list[Detections] = []
     collect = DetectionModule._collect
 
-    def collected(module: DetectionModule, batch: Batch) -> None:
-        collect(module, batch)
+    def collected(module: DetectionModule, batch: Batch, one: Inference) -> None:
+        collect(module, batch, one)
         found.extend(module.last_found.proposals)
 
     monkeypatch.setattr(DetectionModule, "_collect", collected)
@@ -368,7 +368,8 @@ def test_mistakes_end_in_one_line(config: str, shapes: Path, capsys: pytest.Capt
     assert "-1 is not in bounds" in fit("--seed_everything", "-1")
     assert "both false" in fit("--model.detector.neck", '{"lateral": false, "top_down": false}')
     message = fit("--data.root", "nowhere")
-    assert "nowhere/annotations/instances_" in message
+    assert "nowhere: no such folder" in message
+    assert "data.train.annotations" in message
     Path("no.json").write_text("[1, 2]")
     message = fit("--data.train.annotations", "no.json")
     assert "no.json" in message

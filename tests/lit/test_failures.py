@@ -93,6 +93,8 @@ def test_a_step_that_cannot_be_done_ends_the_run_before_it(
 
     def losses(self: FasterRCNN, batch: Any, generator: Any) -> dict[str, Tensor]:
         found = original(self, batch, generator)
+        if not torch.is_grad_enabled():  # of a validation
+            return found
         seen.append(batch.image_ids)
         if len(seen) == step + 1:
             weight = self.neck.get_parameter("smooths.2.0.weight")

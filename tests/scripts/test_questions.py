@@ -120,7 +120,7 @@ def test_mistakes_are_one_line(
         ((study, *data, "--rows", "c", "c_no_smoothng"), "no finished run of table1, row c_no_smoothng"),
         ((study, *data, "--rows", "f"), "has no RPN on P2 to P5 of a feature pyramid"),
         ((study, *data, "--images", "0"), "images is 0: give 1 at least"),
-        ((study, "--data", tmp_path / "framed"), "other categories: id 23 is absent / frame"),
+        ((study, "--data", tmp_path / "framed"), "other categories: id 23 is absent / 'frame'"),
         ((tmp_path / "absent", *data), "no such folder"),
         ((study, "--data", tmp_path), "instances_val2017.json"),
     ):

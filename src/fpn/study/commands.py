@@ -103,6 +103,8 @@ def report(arguments: Sequence[str]) -> int:
         write_csv(read_runs(options.runs), Path(options.csv))
     else:
         write_report(options.runs, options.out, options.all)
+    if options.wandb:
+        _to_wandb(options.runs, options.out)
     return 0
 
 
