@@ -118,6 +118,14 @@ def test_a_wrong_file_is_one_line_that_names_it(
     assert "\n" not in str(caught.value)
 
 
+def test_an_inverted_box_is_named(tmp_path: Path) -> None:
+    boxes = np.array(BOXES, dtype=np.float32)
+    boxes[1, 2] = boxes[1, 0] - 1
+    file = Proposals(hand_made(tmp_path / "found.safetensors", boxes=boxes))
+    with pytest.raises(InputError, match="a box of image 12 ends before it begins"):
+        file.for_image(12)
+
+
 def test_what_is_no_safetensors_file_at_all(tmp_path: Path) -> None:
     whole = hand_made(tmp_path / "found.safetensors").read_bytes()
     for content in (b"", b"[]", b"\x80\x02}." * 40, whole[:100], whole[:-5]):

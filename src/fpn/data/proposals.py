@@ -82,7 +82,7 @@ class Proposals:
         """The boxes (P, 4) of an image, best first, in pixels of the original image.
 
         Raises:
-            InputError: the image is not listed, or a box is not of numbers.
+            InputError: the image is not listed, or a box is not of numbers, or inverted.
         """
         return self._rows("boxes", image_id, (0, 4))
 
@@ -156,6 +156,8 @@ class Proposals:
         rows: NDArray[np.float32] = self._file.get_slice(name)[first:end]
         if not np.isfinite(rows).all():
             raise self._wrong(f"the {name} of image {image_id} are not all finite")
+        if name == "boxes" and (rows[:, 2:] < rows[:, :2]).any():
+            raise self._wrong(f"a box of image {image_id} ends before it begins: boxes are x1, y1, x2, y2")
         return torch.from_numpy(rows)
 
 
