@@ -268,9 +268,8 @@ def test_a_dashboard_leaves_every_run_its_folder(config: str) -> None:
     assert written == {Path(f"runs/fpn/version_{run}", name) for run in range(2) for name in names}
 
 
-@pytest.mark.parametrize(
-    ("name", "runs"), [("toggles", 12), pytest.param("lr_seed", 12, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "runs"), [("toggles", 12), ("lr_seed", 12)])
 def test_every_run_of_a_sweep_is_one_of_its_own(
     name: str, runs: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
