@@ -29,9 +29,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from fpn.data.decoding import SIDEWAYS, orientation_of
+from fpn.data.decoding import shown_size
 from fpn.errors import InputError
 
 Crowds = Literal["regions", "objects"]
@@ -288,9 +287,8 @@ class Entries:
         absent = [all(side is None for side in sides) for sides in zip(*stated, strict=True)]
         if folder is not None and any(absent):
             for place in [p for p in np.flatnonzero(absent) if not _NOT_INSIDE.match(names[p])]:
-                with suppress(Exception), Image.open(folder / names[place]) as image:
-                    turned = orientation_of(image) in SIDEWAYS
-                    stated[turned][place], stated[not turned][place] = image.size[::-1]
+                if size := shown_size(folder / names[place]):
+                    stated[0][place], stated[1][place] = size
         sides = [
             self._converted(side, SIDE, one) for side, one in zip(("height", "width"), stated, strict=True)
         ]

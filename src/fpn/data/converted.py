@@ -1,16 +1,16 @@
 """A data set of another format on its way into COCO's."""
 
 import sys
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import ExifTags, Image
 from rich.console import Console
 from rich.progress import track
 
+from fpn.data.decoding import shown_size
 from fpn.errors import InputError
+from fpn.types import Size
 
 T = TypeVar("T")
 IMAGES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png"} | {
@@ -36,20 +36,20 @@ class Converted:
         self._images, self._annotations = list[dict[str, Any]](), list[dict[str, Any]]()
         self._unread = list[Path]()
 
-    def add_image(self, path: Path, folder: Path, size: tuple[int, int] | None = None) -> bool:
+    def add_image(self, path: Path, folder: Path, size: Size | None = None) -> bool:
         """Add an image, and say whether its size is known: else it is left out.
 
         Args:
             path: its file.
             folder: what its name shall be relative to.
-            size: width and height; by default as viewers show it.
+            size: height and width; by default as viewers show it.
         """
         size = size or shown_size(path)
         if size is None:
             self._unread.append(path)
             return False
         name = path.relative_to(folder).as_posix()
-        width, height = size
+        height, width = size
         entry = {"id": len(self._images) + 1, "file_name": name, "width": width, "height": height}
         self._images.append(entry)
         return True
@@ -87,19 +87,6 @@ class Converted:
         categories = [{"id": place, "name": name} for place, name in enumerate(self._names, 1)]
         content = {"images": self._images, "annotations": self._annotations, "categories": categories}
         return content, [f"{unread:,} images cannot be read and are left out, {first}"] * bool(unread)
-
-
-def shown_size(path: Path) -> tuple[int, int] | None:
-    """Width and height of an image as viewers show it, by its header; None of what is no image."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                width, height = image.size
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-    except Exception:  # PIL's plugins raise anything at all on broken files
-        return None
-    return (height, width) if turned else (width, height)
 
 
 def tracked(things: Iterable[T], words: str) -> Iterable[T]:

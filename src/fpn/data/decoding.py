@@ -5,6 +5,7 @@ in CIPA DC-008, 4.6.4 A. It is shown upright, as viewers do, unless asked otherw
 """
 
 import importlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -108,6 +109,18 @@ def orientation_of(picture: Image.Image) -> int:
             exif.load(data)
     orientation = exif.get(ExifTags.Base.Orientation, 1)
     return orientation if orientation in range(2, 9) else 1
+
+
+def shown_size(path: Path) -> Size | None:
+    """Height and width of an image as viewers show it, by its header; None of what is no image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, of huge images and broken EXIF data
+            with opened(str(path)) as picture:
+                width, height = picture.size
+                return (width, height) if orientation_of(picture) in SIDEWAYS else (height, width)
+    except (OSError, ValueError):
+        return None
 
 
 def _decoded(path: Path) -> tuple[Tensor, int]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from fpn.data.converted import IMAGES, Converted, text_of, tracked
 from fpn.errors import InputError
+from fpn.types import Size
 
 MAX_AT_ZERO = 0.001
 """Share of the boxes that may begin before pixel 1, by mistake, in a set that counts from 1."""
@@ -113,7 +114,7 @@ class _Object(NamedTuple):
 
 class _Read(NamedTuple):
     image: str
-    size: tuple[int, int] | None
+    size: Size | None
     objects: list[_Object]
 
 
@@ -128,7 +129,7 @@ def _read(file: Path) -> _Read:
         width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
     except ValueError:
         width = height = 0
-    size = (width, height) if width > 0 and height > 0 else None
+    size = (height, width) if width > 0 and height > 0 else None
     return _Read((root.findtext("filename") or "").strip(), size, [*_objects(file, root)])
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fpn.evaluation.engines import AREA_RANGES, class_agnostic
+from fpn.evaluation.engines import AREA_RANGES
 from fpn.evaluation.inputs import GroundTruth, Results
-from fpn.evaluation.matching import IOUS, overlapping, ranked, ranks_found
+from fpn.evaluation.matching import IOUS, object_pairs, ranks_found
 
 LIMITS = (1, 3, 10, 30, 100, 300, 1000)
 DRAWN = (100, 1000)
@@ -32,10 +32,7 @@ def recall_curves(truth: GroundTruth, results: Results) -> dict[str, Any]:
         `by_iou` has `thresholds` (T) and the recall there, `recall@100` and `recall@1000`. Recalls
         are in [0, 1], None where there is no object.
     """
-    truth, results = class_agnostic(truth, results)
-    found, rank = ranked(truth, results, LIMITS[-1])
-    pairs = overlapping(truth, found, IOUS[0])
-    pairs = pairs.where(~truth.crowd[pairs.object])
+    truth, _, rank, pairs = object_pairs(truth, results, LIMITS[-1])
     sizes = [~truth.crowd & (low <= truth.areas) & (truth.areas <= high) for low, high in _octaves()]
     groups = [~truth.crowd, *sizes]
     recall = np.full((len(IOUS), len(groups), len(LIMITS)), -1.0)

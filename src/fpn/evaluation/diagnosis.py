@@ -11,13 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fpn.evaluation.engines import AREA_RANGES, class_agnostic
+from fpn.evaluation.curves import LIMITS
+from fpn.evaluation.engines import AREA_RANGES
 from fpn.evaluation.inputs import GroundTruth, Results
 from fpn.evaluation.matching import (
     IOUS,
     Pairs,
     Verdicts,
     match,
+    object_pairs,
     overlapping,
     precision_recall,
     ranked,
@@ -28,8 +30,6 @@ from fpn.ops.levels import assign_levels
 
 IOU, LITTLE = 0.5, 0.1
 """TIDE's t_f, above which a box is right, and t_b, below which it is on background."""
-LIMITS = (1, 3, 10, 30, 100, 300, 1000)
-"""Numbers of proposals."""
 TOLD = (10, 100, 1000)
 """Those that tables have."""
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
@@ -148,10 +148,7 @@ def diagnose_proposals(
     pyramid: Pyramid = Pyramid(),
 ) -> ProposalDiagnosis:
     """What lies behind the recall of proposals; the arguments of `diagnose`, categories not used."""
-    truth, results = class_agnostic(truth, results)
-    found, rank = ranked(truth, results, LIMITS[-1])
-    pairs = overlapping(truth, found, IOUS[0])
-    pairs = pairs.where(~truth.crowd[pairs.object])
+    truth, found, rank, pairs = object_pairs(truth, results, LIMITS[-1])
     everything = Group("", "", ~truth.crowd, np.ones(len(rank), dtype=bool))
     groups, recalls, hits = (
         [everything, *_groups(truth, found, scales, pyramid)],

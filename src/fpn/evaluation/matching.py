@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fpn.evaluation.engines import numbered
+from fpn.evaluation.engines import class_agnostic, numbered
 from fpn.evaluation.inputs import GroundTruth, Results
 
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -106,6 +106,16 @@ def match(result: np.ndarray, target: np.ndarray, rank: np.ndarray) -> np.ndarra
         if len(kept) == len(live):
             return first
         live = kept
+
+
+def object_pairs(
+    truth: GroundTruth, results: Results, limit: int
+) -> tuple[GroundTruth, Results, np.ndarray, Pairs]:
+    """What class-agnostic recall is told by: truth, results and ranks as of `ranked`, pairs with objects."""
+    truth, results = class_agnostic(truth, results)
+    found, rank = ranked(truth, results, limit)
+    pairs = overlapping(truth, found, IOUS[0])
+    return truth, found, rank, pairs.where(~truth.crowd[pairs.object])
 
 
 def ranks_found(pairs: Pairs, rank: np.ndarray, of: np.ndarray, most: int) -> np.ndarray:
