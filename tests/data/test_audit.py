@@ -3,6 +3,7 @@ anchors' best overlaps, against all anchors there are.
 """
 
 import json
+import shutil
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -578,9 +579,43 @@ def test_a_root_that_lacks_something(tmp_path: Path, capsys: pytest.CaptureFixtu
     main(["audit", *options, "--val_share", "0.3"])
     assert "val is 2 of the 6 images" in capsys.readouterr().out.splitlines()[0]
     assert ended(*options, "--annotations", "some.json") == 2
-    assert "and not both" in capsys.readouterr().err
+    assert "not both" in capsys.readouterr().err
+    assert ended(*options, "--against", "some.json") == 2
+    assert "not both" in capsys.readouterr().err
     assert ended(str(tmp_path / "none")) == 2
     assert "none: no such folder" in capsys.readouterr().err
+
+
+def test_two_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fine = {"annotations": [box(1, 1, [1, 2, 3, 4])], "categories": [{"id": 3, "name": "a"}]}
+    train, val, out = (
+        written(tmp_path, fine | {"images": [image(1, "fine.jpg")]}),
+        tmp_path / "v.json",
+        tmp_path / "o",
+    )
+    val.write_text(json.dumps(fine | {"images": [image(1, "fine.jpg"), image(2, "gone.jpg")]}))
+    options = ["--annotations", str(train), "--images", str(files), "--num_workers", "0"]
+    both = [*options, "--against", str(val), "--json", str(out)]
+    assert ended(*both) == 1
+    shown = [line for line in capsys.readouterr().out.splitlines() if "Training would" in line]
+    assert shown[0].startswith("train: Training would take this")
+    assert "gone.jpg" in shown[1]
+    assert {name: one["images"]["listed"] for name, one in json.loads(out.read_text()).items()} == {
+        "train": 1,
+        "val": 2,
+    }
+    (other := tmp_path / "other").mkdir()
+    for name in ("fine.jpg", "gone.jpg"):
+        shutil.copy(files / "fine.jpg", other / name)
+    main(["audit", *both, "--against_images", str(other)])
+
+
+def test_what_fit_takes_and_tells_the_audit_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[1, 1, 9, 1, 9, 7]]}
+    listed = {"annotations": [mask], "categories": [{"id": 3, "name": "a"}], "images": [image(1, "fine.jpg")]}
+    main(["audit", "--annotations", str(written(tmp_path, listed))])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "1 boxes are those of the masks, as there is no bbox" in lines
 
 
 def test_the_command(

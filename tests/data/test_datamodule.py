@@ -21,7 +21,7 @@ from PIL import Image
 from processes import together
 from torch import Tensor, nn
 
-from fpn.data.audit import look_at
+from fpn.data.audit import compare, look_at
 from fpn.data.datamodule import CocoDataModule, ShapesDataModule
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Stamp, file_hash, write_proposals
@@ -282,7 +282,9 @@ def test_what_an_audit_of_two_files_passes_fit_takes(
     write_split(tmp_path, "train", 4, {3: "cat"})
     write_split(tmp_path, "val", 2, names)
     train, val = (tmp_path / "annotations" / f"instances_{split}2017.json" for split in ("train", "val"))
-    audited = look_at(train, None, anchor_sizes={2: (8,)}, against=val).refusal
+    found = [look_at(file, None, anchor_sizes={2: (8,)}) for file in (train, val)]
+    compare(*found)
+    audited = found[0].refusal
     assert told in audited
     assert bool(audited) == bool(told)
     try:

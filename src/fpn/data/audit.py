@@ -38,6 +38,8 @@ class Audit:
     """Why validation would, which reads all images and scores."""
     file_names: list[str]
     """Of all images whose name is one inside the folder, each once."""
+    taken: Annotations | None
+    """What training reads of the file; None of one that it refuses."""
 
     def as_json(self) -> dict[str, Any]:
         """All of it in JSON's types."""
@@ -72,7 +74,6 @@ def look_at(
     exif: Exif = "apply",
     trust_boxes: bool = False,
     crowds: Crowds = "regions",
-    against: Path | None = None,
 ) -> Audit:
     """Look at all of a data set.
 
@@ -88,7 +89,6 @@ def look_at(
         exif: whether photos are turned as their EXIF orientation says, as data.images.exif.
         trust_boxes: take boxes that look like another convention's, as data.trust_boxes.
         crowds: what iscrowd 1 says, as data.crowds.
-        against: the annotation file of the validation images, which training has to take with this one.
 
     Raises:
         InputError: if the annotation file cannot be read or is not JSON, or the folder is none.
@@ -97,12 +97,6 @@ def look_at(
         raise InputError(f"{image_folder}: no such image folder")
     file = CocoFile(annotation_file, read_json(annotation_file, "annotation"), image_folder, crowds)
     taken, refusal, not_scored = _judged(file, trust_boxes)
-    if taken is not None and against is not None:
-        other, why, other_not_scored = _judged(
-            CocoFile(against, read_json(against, "annotation"), image_folder, crowds), trust_boxes
-        )
-        why = why if other is None else _refusal(partial(other.classed_as, taken.categories, annotation_file))
-        refusal = refusal or why or other_not_scored
     usable = Usable(file)
     report = Audit(
         annotation_file,
@@ -115,6 +109,7 @@ def look_at(
         refusal,
         not_scored,
         [*dict.fromkeys(file.file_names[file.images.has() & ~file.leaves].tolist())],
+        taken,
     )
     what = "slivers, under {:g} pixels thin at the input and {:g} times as long".format(*SLIVER)
     report.findings["annotations"]["slivers"] = Finding(
@@ -134,6 +129,13 @@ def look_at(
                 partial(refuse_validation, taken, image_folder, faults)
             )
     return report
+
+
+def compare(train: Audit, val: Audit) -> None:
+    """Have training refuse a file whose categories are not those of the file it is validated on."""
+    if train.taken is not None and val.taken is not None and not train.refusal:
+        names = train.annotation_file
+        train.refusal = _refusal(partial(val.taken.classed_as, train.taken.categories, names))
 
 
 def _judged(file: CocoFile, trust_boxes: bool) -> tuple[Annotations | None, str, str]:

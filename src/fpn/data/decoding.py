@@ -203,11 +203,12 @@ def opened(file: BytesIO | str) -> Iterator[Image.Image]:
 
 @cache
 def formats() -> list[str]:
-    """Those that Pillow reads, HEIC among them where pillow-heif is installed."""
+    """Those that Pillow reads, HEIC among them where pillow-heif is installed; it tries them in turn."""
     with suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
     Image.init()
-    return [name for name in Image.ID if name not in _OPENED]
+    read = [name for name in Image.ID if name not in _OPENED]
+    return sorted(read, key=lambda name: name not in ("JPEG", "PNG"))
 
 
 def is_image(path: Path) -> bool:

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from fpn.data.audit import Audit, look_at
+from fpn.data.audit import Audit, compare, look_at
 from fpn.data.layouts import Splits
 from fpn.data.object_sizes import REACHED
 from fpn.data.twins import twins as twins_of
@@ -30,6 +30,7 @@ def audit(
     images: str | None = None,
     json: str | None = None,
     against: str | None = None,
+    against_images: str | None = None,
     val_share: Share | None = None,
     seed: NonNegativeInt = 0,
     twins: bool = False,
@@ -38,7 +39,7 @@ def audit(
     """Look at a data set, and say whether training would take it.
 
     `fpn audit ROOT` looks at what `fpn fit --data.root ROOT` trains and validates on, in any layout
-    that is known; with --annotations it looks at one file in COCO's format.
+    that is known; with --annotations it looks at one file in COCO's format, or with --against at two.
 
     Counts what is wrong or odd with its images, annotations and categories, the sizes of its
     objects, and how many of these the RPN's anchors can reach. Without --decode only the headers of
@@ -51,35 +52,34 @@ def audit(
         root: folder of a data set.
         annotations: a COCO instances file, in place of a root.
         images: the folder in which its file names start; by default no file is looked at.
-        json: a file to write everything to: besides counts, the ids and files that are counted; of a root,
-            by split.
-        against: the annotation file of the validation images, whose categories have to agree; of a root
-            it is the root's own.
+        json: a file to write everything to: besides counts, the ids and files that are counted; of two
+            splits, by split.
+        against: the annotation file of the validation images, which has to agree with that of the training
+            images; of a root it is the root's own.
+        against_images: the folder in which its file names start; by default that of images.
         val_share: as data.val_share, of a root.
         seed: as data.seed, of a root.
         twins: also look for photos that are alike, in one split or across, be it mirrored, turned or
             darkened; needs fpn[audit].
         **kwargs: as of `look_at`.
     """
-    if (root is None) == (annotations is None):
-        raise InputError("give the root of a data set, or --annotations and --images, and not both")
-    folder = None if images is None else Path(images)
-    sources, told, lacking = [("", Path(annotations or ""), folder)], "", ""
+    if (root is None) == (annotations is None) or (root and against):
+        raise InputError("give the root of a data set, or --annotations, --against and --images, not both")
+    sources, told, lacking = list[tuple[str, Path, Path | None]](), "", ""
+    if annotations is not None:
+        sources.append(("train" if against else "", Path(annotations), _folder(images)))
+    if against is not None:
+        sources.append(("val", Path(against), _folder(against_images or images)))
     if root is not None:
         splits = Splits(Path(root), {}, val_share, seed)
         sources, lacking = _sources(splits)
         told = splits.told(name for name, *_ in sources)
-    others = {"": against, "train": next((file for name, file, _ in sources if name == "val"), None)}
     found = {
-        name: look_at(
-            file,
-            images_of_it,
-            anchor_sizes=ANCHOR_SIZES,
-            against=Path(other) if (other := others.get(name)) else None,
-            **kwargs,
-        )
+        name: look_at(file, images_of_it, anchor_sizes=ANCHOR_SIZES, **kwargs)
         for name, file, images_of_it in sources
     }
+    if len(found) == 2:
+        compare(found["train"], found["val"])
     pairs = _twins(found, kwargs.get("num_workers")) if twins else None
     if json is not None:
         every = {name: one.as_json() for name, one in found.items()}
@@ -105,6 +105,10 @@ def audit(
         console.print(Group(*_alike(pairs)))
     if refused:
         sys.exit(1)
+
+
+def _folder(path: str | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _twins(found: Mapping[str, Audit], num_workers: int | None) -> list[list[tuple[str, str]]]:
@@ -167,6 +171,8 @@ def _findings(found: Audit) -> Iterator[Text]:
         if one.items:
             items = ", ".join(map(_plain, one.items[:5])) + ", …" * (len(one.items) > 5)
             yield _line(f"{len(one.items):>9,} {name}: {one.what}: {items}", "red" if one.wrong else "")
+    for line in found.taken.told if found.taken else ():
+        yield _line(f"          {line}", "")
     none = [key.replace("_", " ") for _, key, one in every if not one.items]
     if none:
         yield _line(f"none of {len(none)} other kinds: {', '.join(dict.fromkeys(none))}", "dim")
