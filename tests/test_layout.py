@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "data.loader": GROUND | {"ops", "data", "allocator"},
     "data.datamodule": GROUND | {"ops", "data", "lightning_private"},
     "data": GROUND | {"ops", "data"},
-    "evaluation": GROUND | {"ops", "evaluation", "data.coco_file"},
+    "evaluation": GROUND | {"ops", "evaluation", "data.coco_file", "data.entries", "data.fields"},
     "study": GROUND | {"models", "checkpoints", "study"},
     "study.commands": GROUND | {"models", "checkpoints", "study", "lit.wandb"},  # tables of a report
     "pictures": GROUND,
@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
 ONLY_IN = {
     "lightning": ("lit", "data.datamodule", "lightning_private"),
     "wandb": ("lit.wandb",),
-    "pycocotools": ("evaluation", "data.coco_file"),
+    "pycocotools": ("evaluation", "data.entries"),
 }
 
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fpn.data.coco_file import CocoFile, Crowds, identity, read_json
+from fpn.data.coco_file import CocoFile, Crowds, read_json
 from fpn.data.conventions import another_convention
 from fpn.data.decoding import Exif, read_image
+from fpn.data.fields import identity
 from fpn.data.file_names import find_files, refuse_outside
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import Pick

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fpn.data.coco_file import MIN_SIDE, CocoFile, corners, repeated
+from fpn.data.coco_file import MIN_SIDE, CocoFile, corners
+from fpn.data.entries import repeated
 
 
 class Finding(NamedTuple):

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torchvision.ops import box_convert
 
-from fpn.data.coco_file import BOX, NUMBER, CocoFile, Entries, Ids, corners, places_in, read_json
+from fpn.data.coco_file import CocoFile, corners, read_json
+from fpn.data.entries import Entries, Ids, places_in
+from fpn.data.fields import BOX, NUMBER
 from fpn.data.proposals import Proposals, Stamp, file_hash, write_proposals
 from fpn.files import replacing
 

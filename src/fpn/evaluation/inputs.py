@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpn.data.coco_file import BOX, NUMBER, CocoFile, Crowds, Entries, identity, kind_of, places_in, read_json
+from fpn.data.coco_file import CocoFile, Crowds, read_json
+from fpn.data.entries import Entries, places_in
+from fpn.data.fields import BOX, NUMBER, identity, kind_of
 from fpn.errors import InputError
 
 AnnotationSource = str | Path | Mapping[str, Any]
