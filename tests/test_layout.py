@@ -17,6 +17,7 @@ GROUND = {
     "types",
     "settings",
     "errors",
+    "described",
     "importing",
     "console",
     "trust",
@@ -32,6 +33,7 @@ GROUND = {
 ALLOWED: dict[str, set[str]] = {
     "types": {"errors"},
     "errors": set(),
+    "described": {"errors", "importing", "parsing", "trust"},
     "importing": {"errors"},
     "console": {"errors"},
     "files": set(),

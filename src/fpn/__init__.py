@@ -4,12 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fpn.checkpoints import load as load
+    from fpn.data.datamodule import CocoDataModule as CocoDataModule
+    from fpn.data.datamodule import ShapesDataModule as ShapesDataModule
     from fpn.errors import InputError as InputError
     from fpn.evaluation.metric import Metric as Metric
     from fpn.interop.detectron2 import DETECTRON2_IMAGES as DETECTRON2_IMAGES
     from fpn.interop.detectron2 import load_detectron2 as load_detectron2
     from fpn.interop.torchvision import load_torchvision as load_torchvision
     from fpn.interop.torchvision import to_torchvision as to_torchvision
+    from fpn.lit.module import DetectionModule as DetectionModule
+    from fpn.lit.schedule import Schedule as Schedule
     from fpn.models.bottom_up import BottomUp as BottomUp
     from fpn.models.detectors import FasterRCNN as FasterRCNN
     from fpn.models.detectors import FastRCNN as FastRCNN
@@ -30,8 +34,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "load": "fpn.checkpoints",
+    "CocoDataModule": "fpn.data.datamodule",
+    "ShapesDataModule": "fpn.data.datamodule",
     "InputError": "fpn.errors",
     "Metric": "fpn.evaluation.metric",
+    "DetectionModule": "fpn.lit.module",
+    "Schedule": "fpn.lit.schedule",
     "BottomUp": "fpn.models.bottom_up",
     "FasterRCNN": "fpn.models.detectors",
     "FastRCNN": "fpn.models.detectors",

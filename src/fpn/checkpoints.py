@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 
 from fpn.data.transforms import ImageSettings
+from fpn.described import remade
 from fpn.errors import InputError
 from fpn.files import replacing
-from fpn.importing import asked_for, import_asked
 from fpn.interop.files import read_weights
 from fpn.interop.peers import TrainedWeights, from_peer
 from fpn.interop.settings import detector_settings, differences
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.parsing import Parser, as_word
-from fpn.trust import check_classes, check_remembered, only_installed
+from fpn.trust import check_classes, check_remembered
 from fpn.types import Categories
 from fpn.upgrade import upgraded
 from fpn.weights import check_weights, read_checkpoint
 
 _SPLITS = ("train", "val", "test")
+_OF_A_RUN = (
+    *("optimizer_states", "lr_schedulers", "callbacks", "loops"),
+    *("hyper_parameters", "datamodule_hyper_parameters"),
+)
 _PREFIX = "detector."
 """Of the detector's weights in our checkpoints."""
 
@@ -60,7 +64,7 @@ class Kept(NamedTuple):
     """What one of our checkpoints keeps beside its weights."""
 
     config: dict[str, Any]
-    """`model` and `data`, as in a configuration file; empty if it was not trained from the command line."""
+    """`model` and `data`, as in a configuration file; empty if it does not tell its detector."""
     categories: Categories
     image: ImageSettings
     loggers: Mapping[str, Any]
@@ -81,7 +85,7 @@ def kept_in(checkpoint: Mapping[str, Any], path: str | Path) -> Kept:
     if not isinstance(kept, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of this project: `fpn fit` did not write it")
     try:
-        given = upgraded(kept["config"]) if kept["config"] else {}
+        given = upgraded(kept["config"]) if "detector" in kept["config"].get("model", {}) else {}
         config = {part: given[part] for part in ("model", "data") if given}
         mappings = [config["data"], config["model"]["detector"]] if config else []
         loggers = kept.get("loggers", {})
@@ -214,11 +218,7 @@ def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
                 "train them with model.frozen_parts [bottom_up, neck] from one checkpoint"
             )
     # Not to be resumed: there is no state of an optimiser that fits the whole.
-    joined = {
-        key: value
-        for key, value in halves[fast_rcnn].items()
-        if key not in ("optimizer_states", "lr_schedulers", "callbacks", "loops")
-    }
+    joined = {key: value for key, value in halves[fast_rcnn].items() if key not in _OF_A_RUN}
     joined["state_dict"] = {f"{_PREFIX}{key}": value for key, value in (one | other).items()}
     joined["fpn"] |= {"config": _joined_config(kept[rpn].config, kept[fast_rcnn].config), "loggers": {}}
     save_whole(joined, out)
@@ -312,15 +312,10 @@ def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detect
 
 def _detector(kept: Kept, path: str | Path) -> Detector:
     if not kept.config:
-        raise InputError(f"{path} was not trained from the command line and does not tell its model")
-    part = kept.config["model"]["detector"]
-    import_asked(asked_for())  # the command line has done so, a program of the user's has not
-    check_remembered(part, str(path))
-    try:
-        with only_installed():
-            return build_detector([part], len(kept.categories.ids))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: its model cannot be built by this version ({first})") from error
+        raise InputError(
+            f"{path} does not tell its detector, which a function made: where it is trained, make it of a "
+            "class or functools.partial"
+        )
+    made = remade(_Given, {"detector": kept.config["model"]["detector"]}, str(path))
+    detector: Detector = made["detector"](len(kept.categories.ids))
+    return detector

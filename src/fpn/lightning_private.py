@@ -3,6 +3,8 @@
 pyproject.toml allows the versions that this was tried with. Lightning promises none of it to the next.
 """
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from subprocess import Popen
@@ -107,3 +109,17 @@ def between_steps(trainer: Trainer) -> Iterator[bool]:
 def leave_out_anonymous(logger: WandbLogger) -> None:
     """Have W&B not be told of a setting that it has no more, of which it warns at every start."""
     logger._wandb_init.pop("anonymous", None)
+
+
+def quiet() -> None:
+    """Keep Lightning's advertising and its known false alarms off the terminal."""
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(_is_no_tip)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # scores are of all processes as they are
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "💡" not in record.getMessage()

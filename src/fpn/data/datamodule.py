@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -33,15 +33,17 @@ from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
 from fpn.data.shapes import SCENES, Scene, generate_shapes
 from fpn.data.transforms import EvalTransform, Sample, Transform, as_stored, collate, collate_scales
+from fpn.described import Described, remade
 from fpn.errors import InputError
 from fpn.lightning_private import batches_of_epoch, shards_again
 from fpn.settings import NonNegativeInt, PositiveInt, Share
 from fpn.types import Categories
+from fpn.weights import read_checkpoint
 
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
 
 
-class CocoDataModule(LightningDataModule):
+class CocoDataModule(Described, LightningDataModule):
     """Images and annotations in COCO's format.
 
     Args:
@@ -90,6 +92,7 @@ class CocoDataModule(LightningDataModule):
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(self.made_of, logger=False)
         self.image_settings = images.settings
         self._images, self.exif = images, images.exif
         # Plain numbers, for a checkpoint that keeps one of jsonargparse's own types could not be read back.
@@ -103,6 +106,25 @@ class CocoDataModule(LightningDataModule):
         self._read: dict[Path, Annotations] = {}
         self._datasets: dict[str, CocoDataset] = {}
         self._listed: Categories | None = None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **arguments: Any) -> Self:
+        """The data that a checkpoint was trained on.
+
+        Args:
+            checkpoint_path: the file.
+            **arguments: take the place of those it was made with.
+
+        Raises:
+            InputError: no such file, or it was trained on data of another kind.
+        """
+        kept = read_checkpoint(checkpoint_path).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
+        if kept is None:
+            raise InputError(f"{checkpoint_path} does not tell its data as this version does")
+        return cls(
+            **remade(cls, {k: v for k, v in kept.items() if k not in arguments}, str(checkpoint_path)),
+            **arguments,
+        )
 
     @property
     def categories(self) -> Categories:

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from fpn.data.coco_file import Crowds
+from fpn.described import Described
 from fpn.evaluation.engines import Engine
 from fpn.evaluation.inputs import AnnotationSource
 from fpn.evaluation.panels import Panel
@@ -28,7 +29,7 @@ class Truth(NamedTuple):
     """What `iscrowd` 1 says of an annotation."""
 
 
-class Metric(torchmetrics.Metric):
+class Metric(Described, torchmetrics.Metric):
     """Numbers that say how good a validation or test was.
 
     A subclass names its states by `add_state` in `__init__`, adds a batch to them in `update` and makes

@@ -2,12 +2,10 @@
 
 import argparse
 import itertools
-import logging
 import os
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from importlib.util import find_spec
@@ -23,6 +21,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from fpn import lightning_private
 from fpn.checkpoints import remembered
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
@@ -170,9 +169,10 @@ class DetectionCLI(LightningCLI):
         return callbacks
 
     def after_instantiate_classes(self) -> None:
-        """Let the module keep its configuration, for its checkpoints."""
+        """Let the module and its data keep their configuration, for checkpoints."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
-        self.model.config = {part: config[part] for part in ("model", "data")}
+        self.model.save_hyperparameters(config["model"], logger=False)
+        self.datamodule.save_hyperparameters(config["data"].get("init_args", {}), logger=False)
 
 
 def run_lightning(arguments: list[str]) -> None:
@@ -181,7 +181,8 @@ def run_lightning(arguments: list[str]) -> None:
     Args:
         arguments: the command and its options; each `--config` and the path of its file are two words.
     """
-    _quiet()
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not the user's
+    lightning_private.quiet()
     command = arguments[0]
     try:
         DetectionCLI(
@@ -287,14 +288,3 @@ def _description(command: str) -> str:
         f"those of its parts by `--model.detector.neck.help FeaturePyramid` and the like, "
         f"those of the data by `fpn {command} --data.help CocoDataModule`."
     )
-
-
-def _quiet() -> None:
-    """Keep Lightning's advertising and its known false alarms off the terminal."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not the user's
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "💡" not in record.getMessage())
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # scores are of all processes as they are
-    warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

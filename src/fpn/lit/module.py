@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from fpn import lightning_private
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.samplers import sample_seed
+from fpn.described import Described, factory_of, remade
 from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, Metric, ProposalRecall, Truth
 from fpn.lit import resuming
@@ -27,15 +30,19 @@ from fpn.lit.starting import begin_fit, begin_test
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.models.optimized import optimized
 from fpn.settings import PositiveFloat
-from fpn.types import Batch, Inference, precision_named
+from fpn.types import Batch, Categories, Inference, precision_named
+from fpn.weights import read_checkpoint
+
+lightning_private.quiet()
 
 
-class DetectionModule(LightningModule):
+class DetectionModule(Described, LightningModule):
     """A detector in training and testing.
 
     Args:
         classes: K, the number of object classes; the command line reads it from the data.
-        detector: which detector, made for that number of classes.
+        detector: which detector, made for that number of classes, or one that is made already. Checkpoints
+            tell it if its parts are classes, or `functools.partial` of classes.
         optimizer: of the trained parameters; its learning rate is meant for schedule.reference_images.
         lr_factors: multiply the learning rate of these parts of the detector, as {bottom_up: 0.1}.
         schedule: number of steps, and how the learning rate changes.
@@ -77,7 +84,7 @@ class DetectionModule(LightningModule):
         frozen_parts: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
-        self.detector = detector(classes)
+        self.detector = detector if isinstance(detector, Detector) else detector(classes)
         self.lr_factors, self.frozen_parts = dict(lr_factors or {}), tuple(frozen_parts)
         self._check_parts("lr_factors", self.lr_factors)
         self._check_parts("frozen_parts", self.frozen_parts)
@@ -100,8 +107,34 @@ class DetectionModule(LightningModule):
         """What cannot change within a run, of this one …"""
         self.options_before: dict[str, Any] = {}
         """… and of the one that it goes on with."""
-        self.config: dict[str, Any] = {}
-        """What the command line built this module from; kept in checkpoints."""
+        self.trained_for: Categories | None = None
+        """What the labels of a checkpoint mean whose weights these are."""
+        told = dict(self.made_of)
+        with suppress(TypeError):
+            told["detector"] = factory_of(self.detector)
+        self.save_hyperparameters(told, logger=False)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, *_: Any, **arguments: Any
+    ) -> Self:
+        """The module of a checkpoint, trained by the command line or from Python. No code in it is run.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: the device to put it on; by default the CPU.
+            **arguments: take the place of those it was made with.
+
+        Raises:
+            InputError: no such file, it does not fit, or does not tell one of its arguments.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        own = resuming.made_of(checkpoint, str(checkpoint_path), arguments)
+        module = cls(**remade(cls, own, str(checkpoint_path)) | arguments)
+        module.save_hyperparameters(own, logger=False)
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        return module.to(map_location or "cpu")
 
     def _check_parts(self, option: str, given: Sequence[str] | Mapping[str, Any]) -> None:
         parts = [name for name, _ in self.detector.named_children()]
@@ -109,8 +142,9 @@ class DetectionModule(LightningModule):
             raise InputError(f"{option}: this detector has no {unknown[0]!r}; it has {', '.join(parts)}")
 
     def configure_callbacks(self) -> list[Callback]:
-        """What watches every training."""
-        return [ToldIfUnreadable(), FiniteSteps(), ToldIfCutShort()]
+        """What watches every training; a trainer that runs again has it already."""
+        there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [kind() for kind in (ToldIfUnreadable, FiniteSteps, ToldIfCutShort) if kind not in there]
 
     def train(self, mode: bool = True) -> "DetectionModule":
         """As `nn.Module.train`, but frozen parts keep their running statistics too."""
@@ -169,6 +203,7 @@ class DetectionModule(LightningModule):
             InputError: the precision or the data do not fit the detector.
         """
         precision_named(self.trainer.precision)
+        resuming.refuse_other_categories(self)
         if self.detector.reads_proposals != self.data.reads_proposals:
             name = type(self.detector).__name__
             raise InputError(

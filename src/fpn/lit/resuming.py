@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from fpn.checkpoints import kept_in
+from fpn.described import class_path
 from fpn.errors import InputError
 from fpn.weights import check_weights
 
@@ -25,7 +26,8 @@ def record(module: "DetectionModule") -> dict[str, Any]:
     """What a checkpoint keeps besides weights: all that is needed to use them, or to go on with the run."""
     categories = module.data.categories
     return {
-        "config": module.config,
+        "config": config_of(module),
+        "untold": [name for name in module.untold if name not in module.hparams],
         "categories": {"ids": list(categories.ids), "names": list(categories.names)},
         "image": asdict(module.data.image_settings),
         "images_per_step": module.images_per_step,
@@ -36,6 +38,46 @@ def record(module: "DetectionModule") -> dict[str, Any]:
     }
 
 
+def config_of(module: "DetectionModule") -> dict[str, Any]:
+    """What the module and its data were made of, as in a configuration file."""
+    model = {name: value for name, value in module.hparams.items() if name != "classes"}
+    return {
+        "model": model,
+        "data": {"class_path": class_path(type(module.data)), "init_args": dict(module.data.hparams)},
+    }
+
+
+def made_of(checkpoint: Mapping[str, Any], path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the module of a checkpoint was made of, in plain values.
+
+    Args:
+        checkpoint: its content.
+        path: how to name it.
+        given: arguments that take the place of its own, which are left out.
+
+    Raises:
+        InputError: it is not one of this project, or lacks what it must tell.
+    """
+    kept = kept_in(checkpoint, path)
+    if lacking := [name for name in checkpoint["fpn"].get("untold", ()) if name not in given]:
+        raise InputError(
+            f"{path} does not tell its {lacking[0]}, which a function made: give {lacking[0]}= here, and "
+            "where it is trained make it of a class or functools.partial"
+        )
+    config = kept.config.get("model") or checkpoint.get("hyper_parameters", {})
+    told = {"classes": len(kept.categories.ids), **config}
+    return {name: value for name, value in told.items() if name not in given}
+
+
+def refuse_other_categories(module: "DetectionModule") -> None:
+    """Raise InputError if the data have other categories than the weights were trained for."""
+    theirs, ours = module.trained_for, module.data.categories
+    if theirs is not None and theirs != ours:
+        raise InputError(
+            f"the checkpoint was trained for other categories than the data has: {theirs.difference(ours)}"
+        )
+
+
 def take_up(module: "DetectionModule", checkpoint: Mapping[str, Any]) -> None:
     """Go on with a checkpoint's run, or score its weights.
 
@@ -43,21 +85,18 @@ def take_up(module: "DetectionModule", checkpoint: Mapping[str, Any]) -> None:
         InputError: it is of another detector, was trained for other categories or with other numbers of
             images, or has no optimiser to go on with.
     """
-    kept = checkpoint.get("fpn")
+    kept, trainer = checkpoint.get("fpn"), _trainer_of(module)
     if kept is not None:
-        theirs, ours = kept_in(checkpoint, "the checkpoint").categories, module.data.categories
-        if theirs != ours:
-            raise InputError(
-                "the checkpoint was trained for other categories than the data has: "
-                f"{theirs.difference(ours)}"
-            )
+        module.trained_for = kept_in(checkpoint, "the checkpoint").categories
+        if trainer is not None:
+            refuse_other_categories(module)
     # Older ones may hold something of the metrics too.
     weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("_metrics.")}
     check_weights(module.state_dict(), weights, "the checkpoint")
     if kept is None:
         return
     module.seed = kept.get("seed", module.seed)
-    if module.trainer.state.fn != TrainerFn.FITTING:
+    if trainer is None or trainer.state.fn != TrainerFn.FITTING:
         return
     if not checkpoint.get("optimizer_states"):
         raise InputError(
@@ -76,6 +115,13 @@ def take_up(module: "DetectionModule", checkpoint: Mapping[str, Any]) -> None:
             f"the checkpoint was trained with {name} {before}, this run goes on with {now}: no checkpoint "
             "remembers the trainer's options, so give them again"
         )
+
+
+def _trainer_of(module: "DetectionModule") -> Trainer | None:
+    try:
+        return module.trainer
+    except RuntimeError:  # Lightning's: there is none yet
+        return None
 
 
 def optimizer_options(optimizer: Optimizer) -> dict[str, Any]:

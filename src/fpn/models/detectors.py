@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fpn.described import Described
 from fpn.errors import InputError
 from fpn.models.bottom_up import BottomUp, Stages
 from fpn.models.losses import BoxLoss, SmoothL1, fast_rcnn_losses, rpn_losses
@@ -35,7 +36,7 @@ from fpn.settings import NonNegativeInt, PositiveInt
 from fpn.types import Batch, Detections, Features, Inference, RoIs, RPNOutput, Size, Targets
 
 
-class Detector(nn.Module, ABC):
+class Detector(Described, nn.Module, ABC):
     """What a training loop needs of a detector."""
 
     bottom_up: BottomUp

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
+from fpn.described import Described
 from fpn.models.targets import AnchorTargets, RoITargets
 from fpn.ops.boxes import decode_boxes
 from fpn.settings import NonNegativeFloat
 
 
-class BoxLoss(nn.Module, ABC):
+class BoxLoss(Described, nn.Module, ABC):
     """What it costs to put boxes beside the objects; the base class of all box losses."""
 
     @abstractmethod

@@ -10,6 +10,7 @@ from fpn.console import say
 from fpn.data.coco import CocoDataset
 from fpn.evaluation import BoxAP, BoxScores, ProposalRecall, Pyramid
 from fpn.lit.module import DetectionModule
+from fpn.lit.resuming import config_of
 from fpn.models.detectors import Detector
 from fpn.models.roi_head import RoIHead
 from fpn.report import Reported, input_scales, write_report
@@ -57,7 +58,7 @@ class Report(Callback):
             _pyramid(pl_module.detector),
             {id_: partial(dataset.picture, i) for i, id_ in enumerate(annotations.image_ids.tolist())},
             folder.parent / "metrics.csv",
-            yaml.safe_dump(pl_module.config, sort_keys=False),
+            yaml.safe_dump(config_of(pl_module), sort_keys=False),
             self.score_threshold,
         )
         write_report(about, folder / "report.html", folder / "curves.png")
