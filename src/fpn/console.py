@@ -6,9 +6,12 @@ import re
 import stat
 import sys
 import traceback
+import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 from rich import get_console
 
@@ -21,6 +24,18 @@ def say(line: str) -> None:
     A progress bar stays below it.
     """
     get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def warnings_in_a_line() -> None:
+    """Show a warning of ours as its words alone, without the line of code that gives it."""
+    others = warnings.formatwarning
+
+    def shown(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+        ours = Path(filename).is_relative_to(Path(__file__).parent)
+        return f"warning: {message}\n" if ours else others(message, category, filename, lineno, line)
+
+    if others.__module__ != __name__:
+        warnings.formatwarning = shown
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fpn import lightning_private
 from fpn.checkpoints import remembered
+from fpn.console import warnings_in_a_line
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
 from fpn.lit.callbacks import (
@@ -183,6 +184,7 @@ def run_lightning(arguments: list[str]) -> None:
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not the user's
     lightning_private.quiet()
+    warnings_in_a_line()
     command = arguments[0]
     try:
         DetectionCLI(
@@ -194,6 +196,7 @@ def run_lightning(arguments: list[str]) -> None:
             trainer_defaults={
                 "max_epochs": -1,
                 "use_distributed_sampler": False,
+                "enable_model_summary": False,  # which counts no FLOPs of a detector, and says 0
                 "logger": {
                     "class_path": "fpn.lit.metrics_file.MetricsFile",
                     "init_args": {"save_dir": "runs", "name": "fpn"},

@@ -230,7 +230,9 @@ class DetectionModule(Described, LightningModule):
         scale(optimizer, self.lr_factors)
         schedule, scheduler = self.schedule.attach(optimizer, images)
         times = "".join(f", times {factor:g} for {part}" for part, factor in self.lr_factors.items())
-        rank_zero_info(f"schedule: {schedule}; {name}, learning rate {rate:.4g}{times}")
+        rank_zero_info(
+            f"{self.detector.counted}\nschedule: {schedule}; {name}, learning rate {rate:.4g}{times}"
+        )
         if self.trainer.max_steps == -1:
             lightning_private.limit_steps(self.trainer, schedule.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

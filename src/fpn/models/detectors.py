@@ -9,7 +9,7 @@ Symbols: N images, K classes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -88,6 +88,15 @@ class Detector(Described, nn.Module, ABC):
             for name, on in getattr(part, "toggles", {}).items():
                 found[name] = on and found.get(name, True)
         return found
+
+    @property
+    def counted(self) -> str:
+        """The number of its parameters, in words: of each part, in all, and of those that are trained."""
+        parts = {name: _size(part.parameters()) for name, part in self.named_children()}
+        trained = _size(one for one in self.parameters() if one.requires_grad)
+        listed = ", ".join(f"{name} {size:,}" for name, size in parts.items() if size)
+        total = f"{_size(self.parameters()):,} parameters"
+        return f"{type(self).__name__}: {total}, {trained:,} of them trained: {listed}"
 
     def detect(self, batch: Batch) -> list[Detections]:
         """The N results of the last stage, in pixels of the original images."""
@@ -417,3 +426,7 @@ def _to_original(found: list[Detections], batch: Batch) -> list[Detections]:
         detections._replace(boxes=rescale_boxes(detections.boxes, size, original))
         for detections, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
     ]
+
+
+def _size(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
