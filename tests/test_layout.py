@@ -60,7 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     "interop": GROUND | {"ops", "models", "data", "shipped", "interop"},
     "stage_times": GROUND | {"models.detectors"},
     "checkpoints": GROUND | {"ops", "models", "data", "interop"},
-    "predictor": GROUND | {"ops", "models", "data", "checkpoints"},
+    "prediction": GROUND | {"data", "pictures"},
+    "predictor": GROUND | {"ops", "models", "data", "checkpoints", "prediction"},
     "": {""},  # lit and the package itself see all
 }
 ONLY_IN = {

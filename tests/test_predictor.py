@@ -1,3 +1,5 @@
+import pickle
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from fpn.models.necks import FeaturePyramid
 from fpn.models.postprocess import DetectionSelection
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead, TwoFCHead
-from fpn.types import Targets
+from fpn.pictures import draw
+from fpn.types import Categories, Targets
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +40,34 @@ def test_every_kind_of_image_gives_the_same(predictor: Predictor, tmp_path: Path
     path = tmp_path / "image.png"
     picture.save(path)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    forms = [tensor, tensor.float() / 255, picture, path, str(path)]
-    first, *others = [predictor([form])[0] for form in forms]
+    forms = [tensor, tensor.float() / 255, picture, path, str(path), path.read_bytes(), pixels]
+    forms += [257 * pixels.astype(np.uint16), (pixels / 255).astype(np.float32), pixels[::-1][::-1]]
+    first, *others = [predictor([form])[0] for form in forms] + [predictor(form) for form in forms]
     assert len(first.boxes) > 0
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert (first.boxes <= torch.tensor([70.0, 48, 70, 48]) + 1e-4).all()
 
 
-def test_palettes_and_grey_pictures(predictor: Predictor) -> None:
-    for mode in ("L", "P", "RGBA", "CMYK"):
-        assert len(predictor([Image.new(mode, (40, 30))])) == 1
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
+)
+def test_pil_images_of_all_modes(predictor: Predictor, mode: str) -> None:
+    """White on black, in a corner, as RGB."""
+    picture = Image.new("L", (64, 48))
+    picture.paste(255, (8, 8, 30, 30))
+    expected = predictor(picture.convert("RGB"))
+    between = picture.convert({"La": "LA", "PA": "P", "RGBa": "RGBA"}.get(mode, "RGB"))
+    found = predictor(between.convert(mode) if between.mode != mode else between)
+    assert found.scores.tolist() == pytest.approx(expected.scores.tolist(), abs=1e-2)
+    assert found.boxes.shape == expected.boxes.shape
+
+
+def test_grey_arrays(predictor: Predictor) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (48, 70), dtype=np.uint8)
+    expected = predictor(np.stack([grey] * 3, axis=2))
+    for form in (grey, 257 * grey.astype(np.uint16), (257 * grey.astype(np.uint16)).astype(">u2")):
+        assert torch.equal(predictor(form).boxes, expected.boxes)
 
 
 def test_photos_are_seen_as_viewers_show_them(predictor: Predictor, tmp_path: Path) -> None:
@@ -174,12 +194,94 @@ def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:
         (torch.zeros(1, 4, 4), r"\(1, 4, 4\)"),
         (torch.zeros(3, 0, 4), r"\(3, 0, 4\)"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), "int64"),
-        (torch.full((3, 4, 4), 255.0), "divide it by 255"),
+        (torch.full((3, 4, 4), 255.0), "from 255 to 255: divide it by 255"),
+        (torch.tensor([-2.1, 2.6]).expand(3, 4, 2), "from -2.1 to 2.6: give it without normalisation"),
+        (torch.full((3, 4, 4), 1.5), "without normalisation, or clamp it"),
+        (torch.full((3, 4, 4), torch.nan), "NaN"),
+        (torch.tensor([0.5, torch.inf]).expand(3, 4, 2), "infinite"),
+        (torch.zeros(4, 4, 3), r"permute\(2, 0, 1\) puts the colours first"),
+        (np.zeros((3, 4, 5), np.uint8), r"transpose\(1, 2, 0\) puts the colours last"),
+        (np.zeros((2, 4, 5, 3), np.uint8), "several go into a list"),
+        (np.zeros((4, 5, 3), np.int64), "int64"),
+        (np.zeros((4, 5, 3), bool), "not bool"),
+        (np.full((4, 5, 3), -1.0), "without normalisation"),
+        (b"\xff\xd8\xff\xe0 not a picture", "the bytes of an image: cannot be decoded"),
+        (b"", "the bytes of an image: .* is empty"),
+        (None, "paths, bytes, PIL images, arrays and tensors, one or a list, not a NoneType"),
         (tmp_path / "absent.jpg", "absent.jpg"),
         (broken, "broken.jpg"),
     ]
     for image, message in cases:
         with pytest.raises(InputError, match=message):
             predictor([image])
-    with pytest.raises(InputError, match="takes a list"):
-        predictor(torch.zeros(3, 4, 4))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=message):
+            predictor(image)
+
+
+def test_what_is_found_knows_its_names(predictor: Predictor, tmp_path: Path) -> None:
+    categories = Categories((7, 9, 40), ("cat", "dog", "cow"))
+    named = Predictor(predictor.detector, short_side=64, max_side=100, categories=categories)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    found = named(tmp_path / "image.png")
+    boxes, scores, labels = found
+    assert found.names == [("cat", "dog", "cow")[label - 1] for label in labels.tolist()]
+    assert predictor(pixels).names == [str(label) for label in labels.tolist()]
+    for entry, box, score, label in zip(found.to_coco(5), boxes, scores, labels, strict=True):
+        x, y, width, height = entry["bbox"]
+        assert [x, y, x + width, y + height] == pytest.approx(box.tolist(), abs=0.011)
+        assert (entry["image_id"], entry["category_id"]) == (5, (7, 9, 40)[label - 1])
+        assert entry["score"] == pytest.approx(float(score), abs=1e-5)
+    threshold = float(scores[2])
+    expected = draw(torch.from_numpy(pixels).permute(2, 0, 1), found, categories, threshold)
+    for one in (
+        found,
+        named(pixels),
+        named((pixels / 255).astype(np.float32)),
+        pickle.loads(pickle.dumps(found)),
+    ):
+        plotted = np.asarray(one.plot(threshold))
+        assert np.array_equal(plotted, expected.permute(1, 2, 0).numpy())
+    assert not np.array_equal(plotted, pixels)
+    half = found._replace(boxes=boxes / 2)
+    assert half.names == found.names
+    assert half.to_coco()[0]["bbox"][2] == pytest.approx(found.to_coco()[0]["bbox"][2] / 2, abs=0.011)
+    assert predictor(pixels).plot(2.0).tobytes() == pixels.tobytes()
+
+
+def test_to_supervision(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    categories = Categories((7, 9, 40), ("cat", "dog", "cow"))
+    found = Predictor(predictor.detector, 64, 100, categories=categories)(np.zeros((48, 70, 3), np.uint8))
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "supervision", None)
+        with pytest.raises(InputError, match="supervision is not installed: pip install supervision"):
+            found.to_supervision()
+    pytest.importorskip("supervision")
+    theirs = found.to_supervision()
+    assert theirs.xyxy.tolist() == found.boxes.tolist()
+    assert [categories.names[i] for i in theirs.class_id] == found.names == theirs["class_name"].tolist()
+    assert theirs.confidence.tolist() == found.scores.tolist()
+
+
+def test_it_is_a_snapshot(predictor: Predictor) -> None:
+    """Training goes on: no weight, no average of a norm and no setting of it comes through."""
+    detector = FasterRCNN(
+        3,
+        bottom_up=partial(ResNet, "resnet18", norm="live", width=8),
+        neck=partial(FeaturePyramid, channels=8),
+        roi_head=partial(RoIHead, head=partial(TwoFCHead, hidden=16)),
+        detections=DetectionSelection(score_threshold=0.0),
+    )
+    image = torch.randint(0, 256, (3, 48, 70), dtype=torch.uint8)
+    kept = Predictor(detector, short_side=64, max_side=100)
+    before = kept(image)
+    with torch.no_grad():
+        for tensor in (*detector.parameters(), *detector.buffers()):
+            if tensor.is_floating_point():
+                tensor.mul_(0.9)
+    detector.detections = DetectionSelection(score_threshold=0.0, max_detections=1)
+    detector.train()
+    assert all(torch.equal(one, other) for one, other in zip(kept(image), before, strict=True))
+    after = Predictor(detector, short_side=64, max_side=100)(image)
+    assert len(after.boxes) == 1
+    assert not torch.equal(after.scores, before.scores[:1])

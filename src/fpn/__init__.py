@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fpn.models.resnet import ResNet as ResNet
     from fpn.models.roi_head import HeadInput as HeadInput
     from fpn.models.timm_bottom_up import TimmBottomUp as TimmBottomUp
+    from fpn.prediction import Prediction as Prediction
     from fpn.predictor import Predictor as Predictor
     from fpn.types import Batch as Batch
     from fpn.types import Categories as Categories
@@ -53,6 +54,7 @@ _HOMES = {
     "load_detectron2": "fpn.interop.detectron2",
     "load_torchvision": "fpn.interop.torchvision",
     "to_torchvision": "fpn.interop.torchvision",
+    "Prediction": "fpn.prediction",
     "Predictor": "fpn.predictor",
     "Batch": "fpn.types",
     "Categories": "fpn.types",

@@ -1,32 +1,39 @@
 """Images in, boxes in the pixels of these images out."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from fpn.checkpoints import Trained
-from fpn.data.decoding import orientation_of, read_image, rgb_of, upright
+from fpn.data.decoding import eight_bits, orientation_of, read_bytes, read_image, rgb_of, upright
 from fpn.data.transforms import ImageSettings, Sample, collate_scales
 from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.models.detectors import Detector
 from fpn.models.optimized import optimized
+from fpn.prediction import Prediction
 from fpn.types import PRECISIONS, Batch, Categories, Detections, Precision, Targets
 
-Picture = Tensor | Image.Image | str | Path
+Picture = Tensor | NDArray[Any] | Image.Image | bytes | str | Path
+_ROUNDING = 1e-3
+"""How far a floating-point image may leave [0, 1]."""
 
 
 class Predictor:
     """A detector made ready for images of any size.
 
     Args:
-        detector: what finds the boxes; moved to the device. What runs is `optimized` of the weights it has
-            now.
+        detector: what finds the boxes; moved to the device. What runs is `optimized`, a copy of it as it
+            is now.
         short_side: pixels of the short side that images are resized to …
         max_side: … unless the long side would exceed this.
         device: where it runs; None for the detector's own.
@@ -90,29 +97,58 @@ class Predictor:
         sides = (image.short_side, image.max_side)
         return cls(trained.detector, *sides, device, image, scales, trained.categories, precision)
 
-    @torch.inference_mode()
-    def __call__(self, images: Sequence[Picture]) -> list[Detections]:
-        """What is found in each image, best first.
+    @overload
+    def __call__(self, images: Picture) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is both
 
-        The images make one batch: they are padded to the largest of them, which moves results by a
-        trace, and must fit into memory together.
+    @overload
+    def __call__(self, images: Sequence[Picture]) -> list[Prediction]: ...
+
+    def __call__(self, images: Picture | Sequence[Picture]) -> Prediction | list[Prediction]:
+        """What is found in an image, or in each image of a list, best first.
+
+        The images of a list make one batch: they are padded to the largest of them, which moves results
+        by a trace, and must fit into memory together.
 
         Args:
-            images: (3, H, W) uint8 tensors, or floating-point ones in [0, 1]; PIL images; or paths of files.
-                The latter two are taken as viewers show them, turned by their EXIF orientation.
+            images: paths of files; their bytes; PIL images; NumPy arrays (H, W, 3), or grey (H, W); or
+                tensors (3, H, W). Arrays and tensors are RGB: uint8, 16 bits, which are scaled by their
+                range, or floating point in [0, 1], not normalised. The first three are taken as viewers
+                show them, turned by their EXIF orientation.
 
         Returns:
-            For each image its detections on the CPU, boxes in pixels of the image as given, or as shown.
+            Detections on the CPU, boxes in pixels of the image as given, or as shown: one `Prediction`, or a
+            list of one for each image.
 
         Raises:
             InputError: an image cannot be read, or has another shape, type or range.
         """
         if not isinstance(images, list | tuple):
-            raise InputError(f"Predictor takes a list of images, not a {type(images).__name__}")
+            return self([cast(Picture, images)])[0]
         if not images:
             return []
-        samples = [self._sample(index, _tensor(image)) for index, image in enumerate(images)]
-        return self.detect(collate_scales(samples, self.scales))
+        pixels = [_tensor(image) for image in images]
+        found = self.detect(self.prepare([image.to(self.device) for image in pixels]))
+        named = self.categories if self.detector.finds_objects else Categories((1,), ("object",))
+        # Files can be read again; other images may be written over by what follows.
+        sources = [
+            given if isinstance(given, str | Path) else image
+            for given, image in zip(images, pixels, strict=True)
+        ]
+        return [Prediction.of(one, named, source) for one, source in zip(found, sources, strict=True)]
+
+    def prepare(self, images: Sequence[Tensor]) -> list[Batch]:
+        """Batches for `detect`, whose image ids are 0 to N - 1, of N images.
+
+        Args:
+            images: (3, H, W), uint8 or floating point in [0, 1]; they are resized where they lie.
+        """
+        nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        samples = [
+            Sample(image, size, size, index, nothing)
+            for index, (image, size) in enumerate(zip(images, sizes, strict=True))
+        ]
+        return collate_scales(samples, self.scales)
 
     @torch.inference_mode()
     def detect(self, batches: Sequence[Batch]) -> list[Detections]:
@@ -136,27 +172,60 @@ class Predictor:
             found = [one.among(self.categories) for one in found]
         return [Detections(*(part.cpu() for part in one)) for one in found]
 
-    def _sample(self, index: int, image: Tensor) -> Sample:
-        nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-        size = (image.shape[-2], image.shape[-1])
-        return Sample(image.to(self.device), size, size, index, nothing)
-
 
 def _tensor(image: Picture) -> Tensor:
+    """(3, H, W), uint8 or floating point in [0, 1]."""
     if isinstance(image, str | Path):
         return read_image(Path(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return read_bytes(bytes(image))
     if isinstance(image, Image.Image):
         try:
             return upright(rgb_of(image), orientation_of(image))
         except ValueError as error:
             raise InputError(f"a PIL image cannot be taken: {error}") from None
+    if isinstance(image, np.ndarray):
+        return _checked(_planes(image))
+    if not isinstance(image, Tensor):
+        raise InputError(
+            "Predictor takes paths, bytes, PIL images, arrays and tensors, one or a list, not a"
+            f" {type(image).__name__}"
+        )
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise InputError(f"an image tensor has the shape (3, height, width), not {tuple(image.shape)}")
-    if image.dtype != torch.uint8:
-        if not image.is_floating_point():
-            raise InputError(f"an image tensor is uint8 or floating point in [0, 1], not {image.dtype}")
-        if image.max() > 16:
-            raise InputError(
-                f"a floating-point image is in [0, 1], not up to {image.max():g}: divide it by 255"
-            )
-    return image
+        raise InputError(
+            f"an image tensor has the shape (3, height, width), not {tuple(image.shape)}: several"
+            " go into a list, and permute(2, 0, 1) puts the colours first"
+        )
+    return _checked(image)
+
+
+def _planes(image: NDArray[Any]) -> Tensor:
+    """An array's colours first."""
+    grey = image.ndim == 2
+    if not (grey or (image.ndim == 3 and image.shape[2] == 3)) or 0 in image.shape:
+        raise InputError(
+            f"an image array has the shape (height, width, 3), or (height, width) in grey, not {image.shape}:"
+            " several go into a list, and transpose(1, 2, 0) puts the colours last"
+        )
+    if image.dtype.kind not in "fiu":
+        raise InputError(f"an image array is uint8 or floating point in [0, 1], not {image.dtype}")
+    # A copy: an array may be read-only, of another byte order or mirrored, which tensors are not.
+    planes = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
+    return planes.expand(3, -1, -1) if grey else planes.permute(2, 0, 1)
+
+
+def _checked(image: Tensor) -> Tensor:
+    """An image (3, H, W) of known type and range."""
+    if image.dtype == torch.uint16:
+        return eight_bits(image)
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise InputError(f"an image is uint8 or floating point in [0, 1], not {image.dtype}")
+    low, high = (float(end) for end in image.aminmax())
+    if not math.isfinite(low + high):
+        raise InputError("a floating-point image has NaN or infinite values, not all in [0, 1]")
+    if low >= -_ROUNDING and high <= 1 + _ROUNDING:
+        return image
+    remedy = "divide it by 255" if low >= 0 and high > 16 else "give it without normalisation, or clamp it"
+    raise InputError(f"a floating-point image is in [0, 1], not from {low:g} to {high:g}: {remedy}")

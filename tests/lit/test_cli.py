@@ -100,7 +100,7 @@ def test_fit_test_predict_evaluate(
         ["predict", "--ckpt_path", checkpoint, "--images", str(shapes / "val2017"), "--score_threshold", "0"]
     )
     results = json.loads(Path("predictions/detections.json").read_text())
-    listed = json.loads(Path("predictions/images.json").read_text())
+    listed = json.loads(Path("predictions/predictions.json").read_text())["images"]
     assert len(listed) == 5
     assert {r["image_id"] for r in results} <= {image["id"] for image in listed}
     assert len(list(Path("predictions/pictures").glob("*.jpg"))) == 5

@@ -84,6 +84,6 @@ def test_resnet50_over_all_of_it(coco_mini: Path, tmp_path: Path, monkeypatch: p
     main(
         ["predict", "--ckpt_path", checkpoint, "--images", str(coco_mini / "val2017"), "--pictures", "false"]
     )
-    listed = json.loads(Path("predictions/images.json").read_text())
+    listed = json.loads(Path("predictions/predictions.json").read_text())["images"]
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     assert {image["id"]: (image["height"], image["width"]) for image in listed} == sizes

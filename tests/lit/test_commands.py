@@ -20,6 +20,7 @@ from fpn.data.coco import read_annotations
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals, file_hash
+from fpn.data.results import RESULTS
 from fpn.evaluation import evaluate_boxes, evaluate_proposals
 from fpn.lit.cli import main
 
@@ -227,8 +228,8 @@ def test_training_images_that_cannot_be_read_have_no_proposals(
     assert line.endswith("; data.max_unreadable 0.5 trains without them")
     # Images to score must all be there.
     min((copy / "val2017").iterdir()).write_bytes(b"\xff\xd8 torn")
-    assert "cannot be decoded" in refused(capsys, *predict, "--split", "val", "--out", "none")
-    assert not Path("none").exists()
+    assert "cannot be decoded" in refused(capsys, *predict, "--split", "val", "--out", "torn")
+    assert not Path("torn").exists()
 
 
 def test_results_of_an_annotated_split(trained: Callable[[str], Path], shapes: Path) -> None:
@@ -236,7 +237,7 @@ def test_results_of_an_annotated_split(trained: Callable[[str], Path], shapes: P
     truth, options = listed(shapes, "val")
     predict = ["predict", "--ckpt_path", checkpoint, "--device", "cpu", *options]
     main([*predict, "--num_workers", "1"])
-    assert [path.name for path in Path("predictions").iterdir()] == ["detections.json"]
+    assert {path.name for path in Path("predictions").iterdir()} == {*RESULTS}
     found = json.loads(Path("predictions/detections.json").read_text())
     main(["test", "--ckpt_path", checkpoint])
     tested = json.loads((newest_test(checkpoint) / "detections.json").read_text())
@@ -268,7 +269,7 @@ def test_unlabelled_images_in_an_order_of_their_own(trained: Callable[[str], Pat
     main(["predict", "--ckpt_path", str(trained("ProposalNetwork")), *options, "--batch_size", "2"])
     assert Proposals("predictions/proposals.safetensors").image_ids.tolist() == ids[::-1]
     main(["predict", "--ckpt_path", str(trained("FasterRCNN")), *options])
-    found = json.loads(Path("predictions/detections.json").read_text())
+    found = json.loads(Path("predictions_2/detections.json").read_text())
     assert list(dict.fromkeys(d["image_id"] for d in found)) == ids[::-1]
 
 
@@ -319,14 +320,20 @@ def test_a_folder_of_images_of_all_kinds(
         (folder / name).write_text("words")
     (folder / "torn.jpg").write_bytes(b"\xff\xd8 torn")
     given = ["predict", "--ckpt_path", str(trained("FasterRCNN")), "--device", "cpu", "--images"]
-    for _ in range(2):  # where the pictures of the first do not count
-        main([*given, str(folder), "--out", str(folder / "found")])
+    for out in ("found", "again"):  # where the pictures of the first do not count
+        main([*given, str(folder), "--out", str(folder / out)])
         printed = " ".join(capsys.readouterr().out.split())
-        assert "passed over, not being images: 2 .csv, " in printed
-        for words in ("1 .json", "1 hidden", "1 without an ending", "left out: photos/torn.jpg: ", "5 of 6"):
+        assert "passed over, not being images: " in printed
+        for words in (
+            *(("2 .csv", "1 .json") if out == "found" else ("3 .csv", "3 .json")),
+            "1 hidden",
+            "1 without an ending",
+            "left out: photos/torn.jpg: ",
+            "5 of 6",
+        ):
             assert words in printed
-        listed = json.loads((folder / "found" / "images.json").read_text())
-        assert sorted(one["file_name"] for one in listed) == sorted(f"photos/{name}" for name in kinds)
+        listed = json.loads((folder / out / "predictions.json").read_text())["images"]
+        assert sorted(one["file_name"] for one in listed) == sorted(kinds)
     line = refused(capsys, *given, str(folder / "torn.jpg"), "--out", "none")
     assert "none of the 1 images can be read, as photos/torn.jpg" in line
     Path("words").mkdir()
@@ -359,7 +366,7 @@ def test_mistakes_end_in_one_line(
     for workers in ("0", "1"):
         given = ["--annotations", str(truth), "--images", str(copy), "--num_workers", workers]
         assert victims[0].name in predict("--ckpt_path", network, *given)
-    assert not Path("predictions").exists()
+    assert [path.name for path in Path("predictions").iterdir()] == ["unfinished_prediction"]
     message = predict("--ckpt_path", network, "--annotations", "absent.json", *folder)
     assert "absent.json: no such annotation file" in message
     one = str(next((shapes / "val2017").iterdir()))

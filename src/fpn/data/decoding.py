@@ -59,11 +59,29 @@ def read_image(path: Path, exif: Exif = "apply", size: Size | None = None) -> Te
     Raises:
         InputError: if the file is missing, broken, no image, or holds several.
     """
-    image, orientation = _decoded(path)
+    try:
+        image, orientation = _decoded(_content(path))
+    except ValueError as error:
+        raise InputError(str(error) if isinstance(error, InputError) else f"{path}: {error}") from None
     stored = (image.shape[-2], image.shape[-1])
     if exif == "apply" and is_turned(orientation, stored, size):
         return upright(image, orientation)
     return image
+
+
+def read_bytes(content: bytes) -> Tensor:
+    """Decode what an image file holds, with the result of `read_image`.
+
+    Raises:
+        InputError: it is broken, no image, or several.
+    """
+    try:
+        if not content:
+            raise ValueError(_EMPTY)
+        image, orientation = _decoded(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    except ValueError as error:
+        raise InputError(f"the bytes of an image: {error}") from None
+    return upright(image, orientation)
 
 
 def is_turned(orientation: int, stored: Size, stated: Size | None) -> bool:
@@ -123,24 +141,20 @@ def shown_size(path: Path) -> Size | None:
         return None
 
 
-def _decoded(path: Path) -> tuple[Tensor, int]:
-    """The image as stored, and its EXIF orientation."""
-    data = _content(path)
+def _decoded(data: Tensor) -> tuple[Tensor, int]:
+    """The image as stored, and its EXIF orientation, of a file's bytes; ValueError where there is none."""
     begin = data[:_HEAD].numpy().tobytes()
-    try:
-        if begin.startswith(_FAST):
-            with suppress(RuntimeError):
-                image = decode_image(data, mode=ImageReadMode.RGB)
-                if image.dim() == 3:
-                    image = image if image.dtype == torch.uint8 else _eight_bits(image)
-                    if not _may_turn(begin):
-                        return image, 1
-                    with opened(BytesIO(data.numpy().data)) as picture:
-                        return image, orientation_of(picture)
-        with opened(BytesIO(data.numpy().data)) as picture:
-            return rgb_of(picture), orientation_of(picture)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    if begin.startswith(_FAST):
+        with suppress(RuntimeError):
+            image = decode_image(data, mode=ImageReadMode.RGB)
+            if image.dim() == 3:
+                image = image if image.dtype == torch.uint8 else eight_bits(image)
+                if not _may_turn(begin):
+                    return image, 1
+                with opened(BytesIO(data.numpy().data)) as picture:
+                    return image, orientation_of(picture)
+    with opened(BytesIO(data.numpy().data)) as picture:
+        return rgb_of(picture), orientation_of(picture)
 
 
 def _may_turn(begin: bytes) -> bool:
@@ -162,6 +176,8 @@ def rgb_of(picture: Image.Image) -> Tensor:
         picture.load()
     except Exception:  # Pillow's plugins raise anything at all on broken files
         raise ValueError("cannot be decoded: it is damaged, or ends too early") from None
+    if picture.mode == "La":
+        picture = picture.convert("LA")  # from which alone Pillow goes on
     if picture.mode not in ("I", *DEEP):
         return pil_to_tensor(picture.convert("RGB"))
     bits = 16
@@ -257,7 +273,8 @@ def _content(path: Path) -> Tensor:
         raise InputError(f"{path}: cannot be read") from None
 
 
-def _eight_bits(image: Tensor) -> Tensor:
+def eight_bits(image: Tensor) -> Tensor:
+    """Colours of 16 bits as uint8, by their range: 65535 becomes 255."""
     return (image.to(torch.float32) / 257).round().to(torch.uint8)
 
 

@@ -11,7 +11,9 @@ integer of 64 bits, as a string, stands there as the number that it has by the a
 """
 
 import hashlib
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from fpn.errors import InputError
@@ -183,18 +184,48 @@ def write_proposals(
     counts = [len(score) for score in scores]
     if len(image_ids) != len(boxes) or counts != [len(box) for box in boxes]:
         raise ValueError("as many image ids as sets of boxes and of scores, and as many scores as boxes")
+    write_counted(path, image_ids, counts, zip(boxes, scores, strict=True), stamp)
+
+
+def write_counted(
+    path: str | Path,
+    image_ids: Sequence[int],
+    counts: Sequence[int],
+    proposals: Iterable[tuple[Tensor, Tensor]],
+    stamp: Stamp,
+) -> None:
+    """As `write_proposals`, of proposals that need not fit into memory together.
+
+    Args:
+        path: the file.
+        image_ids: of the I images.
+        counts: of the proposals of each.
+        proposals: I times boxes (P, 4) and scores (P,), written as they come.
+        stamp: what the boxes are of.
+    """
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    # Filled image by image: a training set's proposals are gigabytes, and should not lie in memory thrice.
-    all_boxes = np.empty((offsets[-1], 4), dtype=np.float32)
-    all_scores = np.empty(offsets[-1], dtype=np.float32)
-    for first, box, score in zip(offsets[:-1], boxes, scores, strict=True):
-        order = score.argsort(descending=True, stable=True)
-        all_boxes[first : first + len(order)] = box[order].cpu().numpy()
-        all_scores[first : first + len(order)] = score[order].cpu().numpy()
-    ids = np.asarray(image_ids, dtype=np.int64)
-    arrays = {"image_ids": ids, "offsets": offsets, "boxes": all_boxes, "scores": all_scores}
-    with replacing(Path(path)) as part:
-        save_file(arrays, part, metadata=_FORMAT | stamp._asdict())
+    total, ids = int(offsets[-1]), np.asarray(image_ids, dtype=np.int64)
+    arrays = {
+        "image_ids": ("I64", [len(ids)], 8),
+        "offsets": ("I64", [len(offsets)], 8),
+        "boxes": ("F32", [total, 4], 4),
+        "scores": ("F32", [total], 4),
+    }
+    header: dict[str, Any] = {"__metadata__": _FORMAT | stamp._asdict()}
+    end = 0
+    for name, (dtype, shape, width) in arrays.items():
+        begin, end = end, end + width * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(Path(path)) as part, part.open("wb") as file, part.open("r+b") as behind:
+        file.write(len(text).to_bytes(8, "little") + text + ids.tobytes() + offsets.tobytes())
+        file.flush()
+        behind.seek(8 + len(text) + header["scores"]["data_offsets"][0])
+        for box, score in proposals:
+            order = score.argsort(descending=True, stable=True)
+            file.write(box[order].float().cpu().numpy().tobytes())
+            behind.write(score[order].float().cpu().numpy().tobytes())
 
 
 def file_hash(path: str | Path) -> str:

@@ -5,10 +5,12 @@ height] in pixels of the original image (cocodataset.org/#format-results): any p
 one.
 """
 
+import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,10 @@ from fpn.data.entries import Entries, Ids, places_in
 from fpn.data.fields import BOX, NUMBER
 from fpn.data.proposals import Proposals, Stamp, file_hash, write_proposals
 from fpn.files import replacing
+from fpn.types import Categories, Detections
+
+RESULTS = ("predictions.json", "detections.json", "predictions.csv")
+"""What `write_predictions` writes."""
 
 
 def write_results(path: Path, results: Iterable[dict[str, Any]]) -> int:
@@ -37,6 +43,85 @@ def write_results(path: Path, results: Iterable[dict[str, Any]]) -> int:
         for number, result in enumerate(results, start=1):
             file.write(f"{',' * (number > 1)}\n{json.dumps(result)}")
         file.write("\n]\n")
+    return number
+
+
+class Listed(NamedTuple):
+    """An image as a COCO file lists it."""
+
+    id: int | str
+    file_name: str
+    height: int
+    width: int
+
+
+def results_of(image_id: int | str, found: Detections, ids: Sequence[int | str]) -> Iterator[dict[str, Any]]:
+    """The entries of a results file for what is found in an image.
+
+    Args:
+        image_id: the image's.
+        found: its boxes in pixels of the original image.
+        ids: of the categories, by label.
+    """
+    # As exact as COCO's own boxes; its server limits the size of a file.
+    bbox = box_convert(found.boxes.double(), "xyxy", "xywh").tolist()
+    for box, score, label in zip(bbox, found.scores.tolist(), found.labels.tolist(), strict=True):
+        yield {
+            "image_id": image_id,
+            "category_id": ids[label - 1],
+            "bbox": [round(side, 2) for side in box],
+            "score": round(score, 5),
+        }
+
+
+def write_predictions(
+    folder: Path, images: Iterable[Listed], found: Iterable[tuple[Listed, Detections]], categories: Categories
+) -> int:
+    """Write what is found in images, one at a time, in three forms.
+
+    `predictions.json` is a COCO file: images, categories with names, and annotations with scores.
+    `detections.json` is a results file. `predictions.csv` has a line for each box, with its corners.
+
+    Args:
+        folder: where they go.
+        images: all of them.
+        found: those in which there may be something.
+        categories: what labels mean.
+
+    Returns:
+        The number of boxes.
+    """
+    names = dict(zip(categories.ids, categories.names, strict=True))
+    known = categories.listed()
+    listed = [{"id": i, "name": name} for i, name in zip(known.ids, known.names, strict=True)]
+    number = 0
+    with ExitStack() as files:
+        coco, results, table = (
+            files.enter_context(
+                files.enter_context(replacing(folder / name)).open("w", newline="", encoding="utf-8")
+            )
+            for name in RESULTS
+        )
+        rows = csv.writer(table)
+        rows.writerow(["file_name", "image_id", "category_id", "name", "score", "x1", "y1", "x2", "y2"])
+        coco.write('{"images": [')
+        for place, image in enumerate(images):
+            coco.write(f"{',' * (place > 0)}\n{json.dumps(image._asdict())}")
+        coco.write(f'\n],\n"categories": {json.dumps(listed)},\n"annotations": [')
+        results.write("[")
+        for image, detections in found:
+            for result in results_of(image.id, detections, categories.ids):
+                number += 1
+                comma = "," * (number > 1)
+                results.write(f"{comma}\n{json.dumps(result)}")
+                x, y, width, height = result["bbox"]
+                more = {"id": number, **result, "area": round(width * height, 2), "iscrowd": 0}
+                coco.write(f"{comma}\n{json.dumps(more)}")
+                corners_ = x, y, round(x + width, 2), round(y + height, 2)
+                id_, score = result["category_id"], result["score"]
+                rows.writerow([image.file_name, image.id, id_, names[id_], score, *corners_])
+        coco.write("\n]}\n")
+        results.write("\n]\n")
     return number
 
 

@@ -1,0 +1,223 @@
+"""The images of a prediction: files and folders of them, or those that an annotation file lists."""
+
+import mimetypes
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fpn.checkpoints import Trained
+from fpn.console import say
+from fpn.data.coco import Annotations, CocoDataset, read_annotations, refuse_unreadable, tolerated
+from fpn.data.decoding import Exif, is_image, read_image
+from fpn.data.results import RESULTS, Listed
+from fpn.data.transforms import as_stored
+from fpn.errors import InputError
+from fpn.lit.unfinished import UNFINISHED
+from fpn.types import Size
+
+
+class Asked(NamedTuple):
+    """The images to look at, and how they are read."""
+
+    images: list[str]
+    annotations: Path | None
+    batch_size: int
+    num_workers: int
+    max_unreadable: float | None = None
+    """The share of the images that may be unreadable; None for none of them."""
+    exif: Exif = "apply"
+
+
+class Images(Protocol):
+    """I images by their places, 0 to I - 1."""
+
+    names: NDArray[np.str_]
+    """(I,) their files, relative to one folder; an array, which processes that load images share."""
+
+    def picture(self, place: int) -> Tensor:
+        """(3, H, W) uint8; InputError if it cannot be read."""
+
+    def note(self, unreadable: Sequence[str]) -> None:
+        """Tell of images that cannot be read, a line for each; InputError if they are too many."""
+
+    def check(self, absent: Sequence[int]) -> None:
+        """Raise InputError if all these, which no process could read, are too many."""
+
+    def listed(self, place: int, size: Size | None) -> Listed | None:
+        """How results list an image; size is None if it cannot be read, and then it may be left out."""
+
+
+class Files:
+    """Image files, with ids of their own: the numbers that name them, or counted from 1.
+
+    Args:
+        names: of files, and of folders, in which all images are taken but for those that predictions drew.
+
+    Raises:
+        InputError: there are none.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        paths = dict.fromkeys(map(os.path.abspath, _image_files(names)))
+        # Names start where all of them lie, so that other programs find them with one folder.
+        starts = [Path(name) if Path(name).is_dir() else Path(name).parent for name in names]
+        self.folder = Path(os.path.commonpath([start.absolute() for start in starts]))
+        relative = [Path(os.path.relpath(path, self.folder)) for path in paths]
+        if not any(start.is_absolute() for start in starts):
+            self.folder = Path(os.path.relpath(self.folder))  # as messages name it
+        self.names = np.array([path.as_posix() for path in relative], dtype=np.str_)
+        numbers = [int(path.stem) for path in relative if path.stem.isdecimal() and len(path.stem) < 19]
+        counted = len(set(numbers)) < len(relative)
+        self.ids = np.array(range(1, len(relative) + 1) if counted else numbers, dtype=np.int64)
+
+    def picture(self, place: int) -> Tensor:
+        """An image as viewers show it; InputError if it cannot be read."""
+        return read_image(self.folder / str(self.names[place]))
+
+    def note(self, unreadable: Sequence[str]) -> None:
+        """Tell of images that are left out, a line for each."""
+        for line in unreadable:
+            say(f"left out: {line}")
+
+    def check(self, absent: Sequence[int]) -> None:
+        """Raise InputError if these are all."""
+        if len(absent) == len(self.names):
+            raise InputError(
+                f"none of the {len(absent)} images can be read, as {self.folder / str(self.names[0])}"
+            )
+
+    def listed(self, place: int, size: Size | None) -> Listed | None:
+        """An image that can be read."""
+        return Listed(int(self.ids[place]), str(self.names[place]), *size) if size else None
+
+
+class OfAnnotations:
+    """The images that an annotation file lists, under its ids.
+
+    Raises:
+        InputError: the file cannot be read, is of other categories, or lists images that are missing.
+    """
+
+    def __init__(self, asked: Asked, trained: Trained) -> None:
+        assert asked.annotations is not None
+        folder = _one_folder(asked.images)
+        annotations = _read_listed(asked.annotations, folder, trained)
+        share = asked.max_unreadable
+        allowed = None if share is None else tolerated(share, len(annotations))
+        annotations = annotations.found_in(folder, allowed, say)
+        self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed, exif=asked.exif)
+        self.names = annotations.file_names
+
+    def picture(self, place: int) -> Tensor:
+        """An image in the frame of its annotations; InputError if it cannot be read."""
+        return self.images.picture(place)
+
+    def note(self, unreadable: Sequence[str]) -> None:
+        """Tell of images that cannot be read, a line for each; InputError if they are too many."""
+        if unreadable and self.images.max_unreadable is None:
+            raise InputError(unreadable[0])
+        self.images.note_unreadable(unreadable, "listed without boxes", say)
+
+    def check(self, absent: Sequence[int]) -> None:
+        """Raise InputError if these are too many."""
+        lines = [str(self.images.image_folder / str(self.names[place])) for place in absent]
+        refuse_unreadable(lines, self.images.max_unreadable or 0, self.images.annotations)
+
+    def listed(self, place: int, size: Size | None) -> Listed | None:
+        """An image as its file lists it, also one that cannot be read."""
+        annotations = self.images.annotations
+        height, width = size or annotations.sizes[place].tolist()
+        return Listed(annotations.written_id(place), str(self.names[place]), height, width)
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """Names of JPEG files, each another, after those of images: a/b.jpg, or a/b.png.jpg of a/b.png."""
+    own = {name for name in names if _is_jpeg(name)}  # which come first, and keep theirs
+    taken, pictures = set(own), []
+    for name in names:
+        if name in own:
+            own.remove(name)
+        else:
+            while name in taken or not _is_jpeg(name):
+                name += ".jpg"
+            taken.add(name)
+        pictures.append(name)
+    return pictures
+
+
+def _is_jpeg(name: str) -> bool:
+    return name.lower().endswith((".jpg", ".jpeg"))
+
+
+def _read_listed(path: Path, folder: Path, trained: Trained) -> Annotations:
+    annotations = read_annotations(path, need_objects=False, trust_boxes=True, image_folder=folder)
+    known = trained.categories.listed()
+    if trained.detector.finds_objects and (difference := known.clash(annotations.categories)):
+        raise InputError(f"{path} lists other categories than the checkpoint was trained for: {difference}")
+    return annotations
+
+
+def _one_folder(names: Sequence[str]) -> Path:
+    if len(names) != 1 or not Path(names[0]).is_dir():
+        raise InputError(f"with annotations, images is the folder of their files, not {', '.join(names)}")
+    return Path(names[0])
+
+
+def _image_files(names: Sequence[str]) -> list[Path]:
+    """The files of these names, and the images in folders of these names."""
+    files: list[Path] = []
+    passed: Counter[str] = Counter()
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(_below(path))
+            images = [file for file in inside if not file.name.startswith(".") and is_image(file)]
+            passed += Counter(_kind(file) for file in {*inside}.difference(images))
+            files += images
+        else:
+            _refuse_no_image(name)
+            files.append(path)
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in passed.most_common())
+    if not files:
+        raise InputError(f"{', '.join(names)}: no images" + (f"; there are {kinds}" if kinds else ""))
+    if kinds:
+        say(f"passed over, not being images: {kinds}")
+    return files
+
+
+def _refuse_no_image(name: str) -> None:
+    """Raise InputError for what is neither a folder nor an image, nor a broken one."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        raise InputError(f"{name} is an address: fpn predict reads files, so download it and name the file")
+    if not Path(name).is_file():
+        raise InputError(f"{name} is neither an image nor a folder")
+    if is_image(Path(name)):
+        return
+    kind = (mimetypes.guess_type(name)[0] or "").partition("/")[0]
+    if kind == "video":
+        raise InputError(
+            f"{name} is a video: make images of it, as by `ffmpeg -i {name} frames/%06d.jpg`, and name their"
+            " folder"
+        )
+    raise InputError(f"{name} is no image: name image files, or a folder of them")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        if UNFINISHED in folders or {*RESULTS} <= {*names}:
+            drawn = {UNFINISHED, "pictures"}.intersection(folders)
+            folders[:] = [name for name in folders if name not in drawn]
+            if "pictures" in drawn:
+                say(f"passed over: {Path(place, 'pictures')}, which a prediction has drawn")
+        yield from (Path(place, name) for name in names)
+
+
+def _kind(file: Path) -> str:
+    return "hidden" if file.name.startswith(".") else file.suffix.lower() or "without an ending"
