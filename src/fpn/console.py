@@ -40,18 +40,21 @@ def warnings_in_a_line() -> None:
 
 @contextmanager
 def mistakes(program: str) -> Iterator[None]:
-    """End the program with one line and exit status 2 where a mistake of its user's comes through."""
+    """End the program with one line and exit status 2 where a mistake of its user's comes through.
+
+    With FPN_TRACEBACK=1 in the environment, it ends in the traceback.
+    """
     try:
         yield
     except Exception as error:
-        line = _mistake(error)
-        if line is None:
+        line = told(error)
+        if line is None or os.environ.get("FPN_TRACEBACK", "0") not in ("", "0"):
             raise
         print(f"{program}: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
 
 
-def _mistake(error: BaseException | None) -> str | None:
+def told(error: BaseException | None) -> str | None:
     """The message of a user's mistake, wherever in a chain of errors it lies; None if it is our fault."""
     while error is not None:
         if isinstance(error, InputError):
@@ -63,8 +66,8 @@ def _mistake(error: BaseException | None) -> str | None:
             return _out_of_bounds(str(error)) or " ".join(str(error).partition("Got value:")[0].split())
         if _refused_by_lightning(error):
             return " ".join(str(error).split())
-        if isinstance(error, OSError) and (told := refused(error)) is not None:
-            return told
+        if isinstance(error, OSError) and (reason := refused(error)) is not None:
+            return reason
         error = error.__cause__
     return None
 

@@ -4,6 +4,7 @@ pyproject.toml allows the versions that this was tried with. Lightning promises 
 """
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from subprocess import Popen
 from typing import Any
 
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder, WeightAveraging
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loops import _FitLoop, _TrainingEpochLoop
+from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 
 def batches_begun(trainer: Trainer) -> int:
@@ -41,16 +44,83 @@ def limit_steps(trainer: Trainer, steps: int) -> None:
     trainer.fit_loop.epoch_loop.max_steps = steps
 
 
+def at_last_step(trainer: Trainer) -> bool:
+    """Whether training ends with the batch under way, as far as that is known before the epoch's end."""
+    fit, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    if 0 < epoch.max_steps <= trainer.global_step or (trainer.should_stop and fit._can_stop_early):
+        return True
+    begun: Any = fit.epoch_progress.current
+    ends_epoch = epoch.batch_progress.current.ready > 0 and epoch._num_ready_batches_reached()
+    return ends_epoch and 0 < (fit.max_epochs or -1) <= begun.processed + 1
+
+
+class _Epoch(_TrainingEpochLoop):
+    """Has the last step validated, which an interval alone may pass over."""
+
+    def _should_check_val_fx(self, data_fetcher: Any) -> bool:
+        last = self.trainer.enable_validation and at_last_step(self.trainer)
+        return last or super()._should_check_val_fx(data_fetcher)
+
+
+class _Fit(_FitLoop):
+    """Goes on with the validation of the last step, where that was interrupted."""
+
+    @property
+    def done(self) -> bool:
+        validation = self.epoch_loop.val_loop
+        validation.update_restart_stage()
+        return not (self.restarting and validation.restarted_mid_evaluation) and super().done
+
+
+def validate_last_step(trainer: Trainer) -> None:
+    """Have the last step of a fit validated, whatever interval of validations is given."""
+    trainer.fit_loop.__class__, trainer.fit_loop.epoch_loop.__class__ = _Fit, _Epoch
+
+
 def log_by_steps(trainer: Trainer) -> None:
     """Have the loggers count as the optimiser does; in a run that goes on they may be one ahead."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
+def averaging(trainer: Trainer) -> list[WeightAveraging]:
+    """The callbacks that average weights."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+
+
 def average_from(trainer: Trainer, module: LightningModule) -> None:
-    """Have callbacks that average weights begin with these: they have copied them before they were loaded."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            callback._average_model.module.load_state_dict(module.state_dict())
+    """Have averages of weights that have not begun be these weights.
+
+    The callbacks have copied them before they were loaded, or trained, and would validate and save them so.
+    """
+    for callback in averaging(trainer):
+        average = callback._average_model
+        if average is not None and not average.n_averaged:
+            average.module.load_state_dict(module.state_dict())
+
+
+def find_learning_rate(finder: LearningRateFinder, trainer: Trainer, module: LightningModule) -> float | None:
+    """What it suggests; it is kept from setting an attribute of the module's to it."""
+    finder._update_attr = False
+    finder.lr_find(trainer, module)
+    return None if finder.optimal_lr is None else finder.optimal_lr.suggestion()
+
+
+def end_finding() -> None:
+    """End a fit that was begun to find something, as Lightning's tuner does."""
+    raise _TunerExitException
+
+
+def failed_in(error: BaseException) -> Callback | Logger | None:
+    """The callback or logger that Lightning called and that raised this; None of anything else."""
+    found: Callback | Logger | None = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        caller = frame.f_locals.get("self")
+        if frame.f_globals["__name__"] == "lightning.pytorch.trainer.call":
+            found = frame.f_locals.get("callback")  # the innermost: a tuner trains within its own hook
+        elif found is None and isinstance(caller, Logger):
+            found = caller
+    return found
 
 
 def keep_out_of_queue(trainer: Trainer) -> None:

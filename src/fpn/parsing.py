@@ -1,6 +1,7 @@
 """The parser of configurations, the same for all: what `fpn fit` takes is taken of its checkpoints too."""
 
 from collections.abc import Iterator
+from enum import Enum
 from inspect import Parameter, signature
 from itertools import islice
 from types import FunctionType
@@ -36,6 +37,8 @@ set_parsing_settings(instantiate_subclass_spec_in_any=False)
 # A number of a restricted kind (fpn.settings) stays one where another class takes an argument over as an int.
 yaml.SafeDumper.add_multi_representer(int, lambda dumper, value: dumper.represent_int(int(value)))
 yaml.SafeDumper.add_multi_representer(float, lambda dumper, value: dumper.represent_float(float(value)))
+# As the default of an argument that is text, which some callbacks of Lightning's have.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
 class Parser(ArgumentParser):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lit_runs import kept
 from torch import Tensor
 
@@ -103,15 +103,21 @@ def test_a_bottom_up_that_is_not_among_the_parts_has_its_own_weights(
 
 
 def test_averages_begin_with_the_weights_that_are_loaded(config: str, weights: dict[str, Tensor]) -> None:
-    """They are copied before: until the first step that counts, what is validated and kept is the start."""
-    average = {
-        "class_path": "lightning.pytorch.callbacks.EMAWeightAveraging",
-        "init_args": {"update_starting_at_step": 1000},
-    }
-    main(["fit", "--config", config, f"--trainer.callbacks={json.dumps([average])}"])
+    """They are copied before: what is kept before the first step is the start."""
+    average = [{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}]
+    fail = [{"class_path": f"{__name__}.Failing"}]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config, f"--trainer.callbacks={json.dumps(average + fail)}"])
     checkpoint = kept(RUNS / "version_0", "last")
-    assert torch.equal(bottom_up(checkpoint["state_dict"]), weights[WEIGHT])
-    assert not torch.equal(bottom_up(checkpoint["current_model_state"]), weights[WEIGHT])
+    for part in ("state_dict", "current_model_state"):
+        assert torch.equal(bottom_up(checkpoint[part]), weights[WEIGHT])
+
+
+class Failing(Callback):
+    """Before the first step."""
+
+    def on_train_batch_start(self, *_: object) -> None:
+        raise KeyError
 
 
 def test_plain_python_starts_from_them_too(

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import MLFlowLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fpn.lit import lightning_cli
@@ -42,12 +43,32 @@ def test_a_run_and_its_test(config: str) -> None:
     assert "test/pr" in events.Tags()["images"]
 
 
+class OwnLogger(MLFlowLogger):
+    """As a user's may derive from one of Lightning's."""
+
+
+@pytest.mark.parametrize(
+    ("added", "line"),
+    [
+        (["--config", "tensorboard"], "TensorBoard needs tensorboard, {}'fpn[tensorboard]'"),
+        (["--trainer.logger+=lightning.pytorch.loggers.MLFlowLogger"], "MLFlowLogger needs mlflow, {}mlflow"),
+        ([f"--trainer.logger={__name__}.OwnLogger"], "OwnLogger needs mlflow, {}mlflow"),
+        (
+            ["--trainer.logger=lightning.pytorch.loggers.CometLogger"],
+            "CometLogger needs comet_ml, {}comet-ml",
+        ),
+    ],
+)
 def test_without_the_package(
-    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    added: list[str],
+    line: str,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(lightning_cli, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as caught:
-        main(["fit", "--config", config, "--config", "tensorboard"])
+        main(["fit", "--config", config, *added])
     assert caught.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1] == "fpn: TensorBoard is not installed: pip install 'fpn[tensorboard]'"
+    assert lines[-1] == f"fpn: {line.format('which is not installed: pip install ')}"

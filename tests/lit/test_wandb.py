@@ -238,6 +238,9 @@ def test_the_commit_is_that_of_where_one_runs(monkeypatch: pytest.MonkeyPatch, t
         (["wandb", "tiny.yaml"], ["tiny", "Dashboard"]),
         (["tensorboard", "tiny.yaml", "wandb"], ["tiny", "TensorBoard", "Dashboard"]),
         (["tiny.yaml", "wandb", "own.yaml"], ["own", "Dashboard"]),
+        (["more.yaml", "tiny.yaml", "wandb", "own.yaml"], ["own", "Dashboard"]),
+        (["own.yaml", "wandb", "more.yaml"], ["own", "Dashboard"]),
+        (["more.yaml", "tiny.yaml"], ["tiny"]),
     ],
 )
 def test_a_file_adds_its_dashboard_wherever_it_stands(
@@ -246,13 +249,23 @@ def test_a_file_adds_its_dashboard_wherever_it_stands(
     own = {"class_path": "fpn.lit.metrics_file.MetricsFile", "init_args": {"save_dir": "runs", "name": "own"}}
     callbacks = [{"class_path": "fpn.lit.callbacks.Throughput"}]
     Path("own.yaml").write_text(yaml.safe_dump({"trainer": {"logger": [own], "callbacks": callbacks}}))
+    more = [{"class_path": "fpn.lit.callbacks.Scores"}]
+    Path("more.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": more}}))
     words = [word for file in files for word in ("--config", file)]
     with pytest.raises(SystemExit):
         main(["fit", *words, "--print_config"])
     trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
-    first, *others = trainer["logger"]
+    first, *others = given if isinstance(given := trainer["logger"], list) else [given]
     assert [first["init_args"]["name"], *(one["class_path"].rpartition(".")[2] for one in others)] == loggers
-    assert trainer["callbacks"] == (callbacks if "own.yaml" in files else None)
+    all_callbacks = callbacks * ("own.yaml" in files) + more * ("more.yaml" in files)
+    assert trainer["callbacks"] == (all_callbacks or None)
+
+
+def test_a_run_is_named_by_wandb_unless_it_is_told(config: str) -> None:
+    given = ["fit", "--config", config, "--config", "wandb", "--trainer.max_steps", "1"]
+    given += ["--trainer.limit_val_batches", "0"]
+    assert not recorded(*given).about["name"]
+    assert recorded(*given, "--trainer.logger.init_args.name", "mine").about["name"] == "mine"
 
 
 def test_a_dashboard_leaves_every_run_its_folder(config: str) -> None:

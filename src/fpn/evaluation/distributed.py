@@ -6,6 +6,7 @@ float32 (x1, y1, x2, y2) in pixels of the original images, as in `fpn.types.Dete
 The states are a few flat tensors, gathered once; process 0 scores them and sends the numbers to the others.
 """
 
+import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -105,6 +106,14 @@ class COCOMetric(Metric):
             raise failure
         return self._scored(message[0])
 
+    def undefined(self) -> set[str]:
+        """Those of which the annotation file has no object."""
+        blank = type(self)()
+        blank.on, blank._truth = self.on, self._read()
+        blank._append("images", torch.tensor(blank._truth.image_ids))
+        blank._append("counts", torch.zeros(len(blank._truth.image_ids)))
+        return {name for name, value in blank._scored(blank._score()).items() if math.isnan(value)}
+
     def results(self) -> Iterator[dict[str, Any]]:
         """Entries of a COCO results file, by ascending image id: boxes (x, y, width, height) in pixels.
 
@@ -172,18 +181,22 @@ class COCOMetric(Metric):
 
     def _seen(self) -> tuple[GroundTruth, Results]:
         """Ground truth and results of the images seen."""
-        if self._truth is None:
-            self._truth = read_truth(
-                self._against.annotations, tell=lambda line: None, crowds=self._against.crowds
-            )
+        truth = self._read()
         image_ids = self._joined("images").tolist()
         if twice := [id_ for id_, times in Counter(image_ids).items() if times > 1]:
             raise RuntimeError(
                 f"{len(twice)} image(s) seen more than once, the first of id {twice[0]}: "
                 "a sampler that repeats images changes the scores"
             )
-        self._gathered = self._truth.restricted_to(image_ids), self._flat()
+        self._gathered = truth.restricted_to(image_ids), self._flat()
         return self._gathered
+
+    def _read(self) -> GroundTruth:
+        if self._truth is None:
+            self._truth = read_truth(
+                self._against.annotations, tell=lambda line: None, crowds=self._against.crowds
+            )
+        return self._truth
 
     def _flat(self) -> Results:
         image_ids = np.repeat(self._joined("images"), self._joined("counts"))

@@ -42,6 +42,8 @@ class Metric(Described, torchmetrics.Metric):
 
     of_detections: ClassVar[bool] = False
     """Whether it scores detections; it is left out for a detector that ends in proposals."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Of its numbers, by which callbacks may watch them."""
     best: ClassVar[str | None] = None
     """Which of its numbers says which checkpoint is the best: the greatest. None: none of them."""
 
@@ -61,6 +63,10 @@ class Metric(Described, torchmetrics.Metric):
     @abstractmethod
     def compute(self) -> dict[str, float]:
         """The numbers by name, of all images that all processes have seen."""
+
+    def undefined(self) -> set[str]:
+        """Those of its numbers that are NaN whatever is found, of what it was told to score on."""
+        return set()
 
     def line(self, scores: Mapping[str, float]) -> str:
         """What is told of its numbers after a validation."""

@@ -15,7 +15,7 @@ from fpn.errors import InputError
 from fpn.evaluation.curves import recall_curves
 from fpn.evaluation.distributed import COCOMetric
 from fpn.evaluation.panels import Panel, category_panel, precision_panels
-from fpn.evaluation.scoring import BoxScores, box_scores, proposal_scores
+from fpn.evaluation.scoring import BOX_NAMES, PROPOSAL_NAMES, BoxScores, box_scores, proposal_scores
 from fpn.evaluation.tables import box_table, category_table, proposal_table
 from fpn.types import Detections, Inference
 
@@ -28,6 +28,7 @@ class BoxAP(COCOMetric):
     """COCO's twelve numbers of detections, over the images seen (paper, Tables 2–4)."""
 
     of_detections = True
+    names = BOX_NAMES
     best = "AP"
 
     labels: list[Tensor] | Tensor
@@ -108,6 +109,7 @@ class ProposalRecall(COCOMetric):
     Sec. 5.1 and Table 1.
     """
 
+    names = tuple(f"{_PREFIX}{name}" for name in PROPOSAL_NAMES)
     best = "proposal_AR@1000"
 
     def __init__(self, **options: Any) -> None:

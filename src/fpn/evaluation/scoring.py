@@ -25,6 +25,9 @@ from fpn.evaluation.inputs import (
 AREAS = ("", "_small", "_medium", "_large")
 BOX_LIMITS = (1, 10, 100)
 PROPOSAL_LIMITS = (100, 1000)
+_AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+BOX_NAMES = (*_AP_NAMES, "AR@1", "AR@10", "AR@100", "AR_small", "AR_medium", "AR_large")
+PROPOSAL_NAMES = tuple(f"AR@{limit}{area}" for limit in PROPOSAL_LIMITS for area in AREAS)
 IOU_50, IOU_75 = 0, 5
 IMAGES_AT_ONCE = 250
 
@@ -33,7 +36,7 @@ class BoxScores(NamedTuple):
     """The numbers of one run, overall and by category."""
 
     overall: dict[str, float]
-    """AP AP50 AP75 AP_small AP_medium AP_large AR@1 AR@10 AR@100 AR_small AR_medium AR_large."""
+    """`BOX_NAMES`."""
     categories: dict[str, dict[str, float]]
     """By name, in the order of the category ids: AP AP50 AP75 AP_small AP_medium AP_large."""
     precision: np.ndarray

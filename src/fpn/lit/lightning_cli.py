@@ -14,18 +14,22 @@ from typing import Any, cast
 
 import yaml
 from jsonargparse import Namespace
+from jsonargparse._util import import_object
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fpn import lightning_private
 from fpn.checkpoints import remembered
-from fpn.console import warnings_in_a_line
+from fpn.console import told, warnings_in_a_line
 from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
+from fpn.evaluation import BoxAP, ProposalRecall
+from fpn.lightning_private import failed_in
 from fpn.lit.callbacks import (
     Bar,
     BestCheckpoint,
@@ -40,13 +44,24 @@ from fpn.lit.callbacks import (
 )
 from fpn.lit.checkpointing import WholeCheckpoints
 from fpn.lit.cli import COMMANDS
+from fpn.lit.finding import Finder, find
 from fpn.lit.module import DetectionModule
 from fpn.lit.run_folder import OwnFolder, beside_its_run, led_by_a_file
 from fpn.lit.stopping import EndOnSignal, EndTogether
 from fpn.lit.together import StepError, first_process
+from fpn.lit.watching import names
+from fpn.models.detectors import FasterRCNN
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, import_named, only_installed
 from fpn.upgrade import upgraded
+
+_PACKAGES = {
+    "TensorBoardLogger": ("tensorboard", "'fpn[tensorboard]'"),
+    "MLFlowLogger": ("mlflow", "mlflow"),
+    "CometLogger": ("comet_ml", "comet-ml"),
+    "LitLogger": ("litlogger", "litlogger"),
+}
+"""What Lightning's loggers, and those that derive from them, need besides: module, and what pip calls it."""
 
 
 class _Parser(Parser, LightningArgumentParser):
@@ -99,13 +114,16 @@ class DetectionCLI(LightningCLI):
         with only_installed() if path is not None else nullcontext():
             self.config = parser.parse_args([subcommand, *first, *rest])
         config = self.config[subcommand]
+        root = config.trainer.default_root_dir
+        if root is not None and "://" not in str(root):
+            _put_below(_loggers(config), Path(root).absolute())
         if path is None and subcommand != "fit" and config.model.start_from is None:
             raise InputError(
                 f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored, or --model.start_from"
             )
         if path is None:
             return
-        placed = any(word.startswith("--trainer.logger") for word in args)
+        placed = root is not None or any(word.startswith("--trainer.logger") for word in args)
         for logger in _loggers(config):
             kind, given = logger.class_path.rpartition(".")[2], logger.init_args
             if subcommand != "validate" and kind == "Dashboard" and given.id is None and given.go_on:
@@ -118,7 +136,7 @@ class DetectionCLI(LightningCLI):
         pass
 
     def before_instantiate_classes(self) -> None:
-        """See that only classes are made, and how often is validated."""
+        """See that only classes are made, how often is validated, and that loggers have their packages."""
         config = self.config[self.subcommand]
         check_classes(config.as_dict())
         every = config.trainer.check_val_every_n_epoch
@@ -127,10 +145,37 @@ class DetectionCLI(LightningCLI):
                 f"trainer.check_val_every_n_epoch is {every}: give 1 at least; "
                 "trainer.limit_val_batches 0 leaves validation out"
             )
-        names = [logger.class_path for logger in _loggers(config)]
-        if "fpn.lit.tensorboard.TensorBoard" in names and find_spec("tensorboard") is None:
-            # Of an error in making it the parser makes one of no list of loggers.
-            raise InputError("TensorBoard is not installed: pip install 'fpn[tensorboard]'")
+        if config.trainer.barebones:
+            config.trainer.logger = False  # unless it is given, this is ours
+        # Of an error in making one the parser makes one of no list of loggers.
+        for kind in (import_object(logger.class_path) for logger in _loggers(config)):
+            for package, wanted in (
+                _PACKAGES[base.__name__] for base in kind.__mro__ if base.__name__ in _PACKAGES
+            ):
+                if find_spec(package) is None:
+                    raise InputError(
+                        f"{kind.__name__} needs {package}, which is not installed: pip install {wanted}"
+                    )
+
+    def instantiate_classes(self) -> None:
+        """Make all; what a callback has to find is found first, and all is made anew with it."""
+        super().instantiate_classes()
+        config, given = self.config[self.subcommand], self.config_init[self.subcommand]
+        callbacks, named = _listed(given.trainer.callbacks), _listed(config.trainer.callbacks)
+        finders = [number for number, one in enumerate(callbacks) if isinstance(one, Finder)]
+        if not finders:
+            return
+        first = finders[0]
+        kind = type(callbacks[first]).__name__
+        config.trainer.callbacks = [one for number, one in enumerate(named) if number != first] or None
+        if self._asked != "fit":
+            raise InputError(f"{kind} looks for what a training needs: leave it out of fpn {self._asked}")
+        if config.ckpt_path is None:
+            find(callbacks[first], config, given.trainer, self.model, self.datamodule)
+        else:
+            rank_zero_info(f"{kind} is left out: a run goes on with what its checkpoint was trained with")
+        self._set_seed()
+        self.instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks of every run, less those that the user's flags rule out.
@@ -138,8 +183,7 @@ class DetectionCLI(LightningCLI):
         A callback that the user gives takes the place of the one of its class.
         """
         given = self.config_init[self.subcommand]["trainer"]
-        own = given["callbacks"] or []
-        own = own if isinstance(own, list) else [own]
+        own = _listed(given["callbacks"])
 
         def replaced(default: Callback) -> bool:
             kind = ProgressBar if isinstance(default, ProgressBar) else type(default)
@@ -150,12 +194,17 @@ class DetectionCLI(LightningCLI):
         if trainer.loggers and not trainer.fast_dev_run:
             trainer.loggers = led_by_a_file(trainer.loggers)
         # The last checkpoint tells of the best one, wherever the user puts it.
-        trainer.callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
+        # What averages weights puts them in place when no other callback can fail before it takes them out.
+        trainer.callbacks.sort(
+            key=lambda one: (isinstance(one, LastCheckpoint), isinstance(one, WeightAveraging))
+        )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return cast(Trainer, trainer)
 
     def _callbacks(self, given: Namespace) -> list[Callback]:
+        if given["barebones"]:
+            return [Scores(), EndOnSignal(), EndTogether()]
         callbacks: list[Callback] = [Throughput(), Scores(), Panels(), Ending(), EndOnSignal(), EndTogether()]
         if given["enable_checkpointing"] is not False:
             callbacks += [BestCheckpoint(), LastCheckpoint()]
@@ -216,12 +265,31 @@ def run_lightning(arguments: list[str]) -> None:
         if first_process():
             raise
         sys.exit(2)  # the first process tells it
+    except Exception as error:
+        if told(error) is not None or (failed := failed_in(error)) is None:
+            raise
+        what = "logger" if isinstance(failed, Logger) else "callback"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        line = f"the {what} {type(failed).__name__} failed: {reason}"
+        raise InputError("; ".join([line, *getattr(error, "__notes__", [])])) from error
+
+
+def _listed(given: Any) -> list[Any]:
+    """None, one or several of them as a list."""
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def _loggers(config: Namespace) -> list[Namespace]:
     """What a configuration says of each logger."""
-    given = config.trainer.logger
-    return [one for one in (given if isinstance(given, list) else [given]) if "class_path" in (one or ())]
+    return [one for one in _listed(config.trainer.logger) if isinstance(one, Namespace)]
+
+
+def _put_below(loggers: Sequence[Namespace], root: Path) -> None:
+    """Have loggers write below a folder, unless theirs is absolute."""
+    for logger in loggers:
+        folder = logger.init_args.get("save_dir")
+        if folder is not None and "://" not in str(folder):
+            logger.init_args.save_dir = str(root / folder)
 
 
 def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
@@ -284,10 +352,11 @@ def _number_of_classes(data: CocoDataModule) -> int:
 
 def _description(command: str) -> str:
     text = COMMANDS[command]
+    watched = ", ".join(names(FasterRCNN, (BoxAP, ProposalRecall)))
     return (
         f"{text[0].upper()}{text[1:]}. "
         f"The options of a detector are listed by `fpn {command} --model.detector.help FasterRCNN` "
         f"(or ProposalNetwork), "
         f"those of its parts by `--model.detector.neck.help FeaturePyramid` and the like, "
         f"those of the data by `fpn {command} --data.help CocoDataModule`."
-    )
+    ) + (f" Callbacks may watch {watched}." if command == "fit" else "")

@@ -21,7 +21,7 @@ from fpn.data.samplers import sample_seed
 from fpn.described import Described, factory_of, remade
 from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, Metric, ProposalRecall, Truth
-from fpn.lit import resuming
+from fpn.lit import resuming, watching
 from fpn.lit.guards import FiniteSteps, ToldIfCutShort, ToldIfUnreadable
 from fpn.lit.mean_losses import MeanLosses
 from fpn.lit.optimizer import PaperSGD, by_part, scale
@@ -230,9 +230,12 @@ class DetectionModule(Described, LightningModule):
         scale(optimizer, self.lr_factors)
         schedule, scheduler = self.schedule.attach(optimizer, images)
         times = "".join(f", times {factor:g} for {part}" for part, factor in self.lr_factors.items())
-        rank_zero_info(
-            f"{self.detector.counted}\nschedule: {schedule}; {name}, learning rate {rate:.4g}{times}"
-        )
+        rank_zero_info(self.detector.counted)
+        rank_zero_info(f"schedule: {schedule}; {name}, learning rate {rate:.4g}{times}")
+        if lightning_private.averaging(self.trainer):
+            optimizer.register_step_post_hook(
+                lambda *_: lightning_private.average_from(self.trainer, self)  # until the first average
+            )
         if self.trainer.max_steps == -1:
             lightning_private.limit_steps(self.trainer, schedule.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -242,6 +245,9 @@ class DetectionModule(Described, LightningModule):
 
         This is the first hook after a checkpoint has been loaded.
         """
+        lightning_private.validate_last_step(self.trainer)
+        watching.keep_nan_out(self.trainer)
+        watching.check_watched(self.trainer, self)
         if not self.begun:
             begin_fit(self)
         self.begun = True
@@ -261,11 +267,6 @@ class DetectionModule(Described, LightningModule):
         self.log_dict(values, batch_size=len(batch.images))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.images))
         return total
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Have the last step validated even where it ends no epoch."""
-        if 0 < self.trainer.max_steps <= self.trainer.global_step:
-            self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add what is found to the metrics, and the losses to their mean over the images."""

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fpn.checkpoints import kept_in
 from fpn.described import class_path
 from fpn.errors import InputError
+from fpn.lightning_private import averaging
 from fpn.weights import check_weights
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def refuse_other_categories(module: "DetectionModule") -> None:
         )
 
 
-def take_up(module: "DetectionModule", checkpoint: Mapping[str, Any]) -> None:
+def take_up(module: "DetectionModule", checkpoint: dict[str, Any]) -> None:
     """Go on with a checkpoint's run, or score its weights.
 
     Raises:
@@ -114,6 +115,13 @@ def take_up(module: "DetectionModule", checkpoint: Mapping[str, Any]) -> None:
         rank_zero_warn(
             f"the checkpoint was trained with {name} {before}, this run goes on with {now}: no checkpoint "
             "remembers the trainer's options, so give them again"
+        )
+    trained = checkpoint.get("current_model_state")
+    if trained is not None and not averaging(trainer):
+        checkpoint["state_dict"] = trained
+        rank_zero_warn(
+            "the checkpoint has averaged weights, and this run no callback that averages: it goes on from "
+            "those that were trained; give the callback again to go on with the average"
         )
 
 

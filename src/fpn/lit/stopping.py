@@ -80,7 +80,7 @@ class EndOnSignal(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End, unless the run does anyway."""
-        if not trainer.should_stop:
+        if not trainer.should_stop and trainer.global_step != trainer.max_steps:
             self._end_if_asked(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

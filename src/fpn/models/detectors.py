@@ -42,6 +42,8 @@ class Detector(Described, nn.Module, ABC):
     bottom_up: BottomUp
     finds_objects: ClassVar[bool]
     """Whether it ends in detections with a class, and not in proposals."""
+    loss_names: ClassVar[tuple[str, ...]] = ()
+    """Of its losses, by which callbacks may watch them."""
     reads_proposals: ClassVar[bool] = False
     """Whether it needs `Batch.proposals`."""
     takes_settings_over: ClassVar[bool] = True
@@ -152,6 +154,7 @@ class ProposalNetwork(_OnPyramid):
     """
 
     finds_objects = False
+    loss_names: ClassVar[tuple[str, ...]] = ("rpn_objectness", "rpn_box")
 
     def __init__(
         self,
@@ -238,6 +241,7 @@ class FasterRCNN(ProposalNetwork):
     """
 
     finds_objects = True
+    loss_names = ("rpn_objectness", "rpn_box", "roi_class", "roi_box")
 
     def __init__(
         self,
@@ -299,6 +303,7 @@ class FastRCNN(_OnPyramid):
     """
 
     finds_objects = True
+    loss_names = ("roi_class", "roi_box")
     reads_proposals = True
 
     def __init__(

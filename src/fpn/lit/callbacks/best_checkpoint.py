@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from fpn.errors import InputError
 from fpn.files import replacing
@@ -30,10 +29,6 @@ class BestCheckpoint(ModelCheckpoint):
         if isinstance(pl_module, DetectionModule):
             self.monitor = pl_module.monitor
         super().setup(trainer, pl_module, stage)
-
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Whether a score is the best so far; NaN, of images without objects, never is."""
-        return not (current is None or current.isnan()) and super().check_monitor_top_k(trainer, current)
 
     def told(self) -> str:
         """The score of the best, as "AP 33.9", COCO's in percent; empty while there is none."""

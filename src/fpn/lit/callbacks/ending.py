@@ -26,6 +26,9 @@ class Ending(Callback):
                 newest = callback.best_model_path
                 step = read_checkpoint(newest)["global_step"]
                 say(f"best {best} at step {step:,}: {_short(newest)}")
+        for stopping in trainer.early_stopping_callbacks:
+            if trainer.should_stop and stopping.stopping_reason_message:
+                say(f"ended early: {stopping.stopping_reason_message}")
         if trainer.loggers and folder:
             say(f"the run's folder: {_short(folder)}")
         if newest:

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fpn.errors import InputError
-from fpn.lightning_private import between_steps, forget_validation
+from fpn.lightning_private import averaging, batches_of_epoch, between_steps, failed_in, forget_validation
 from fpn.lit.together import StepError
 from fpn.types import Batch
 
@@ -27,8 +27,8 @@ class LastCheckpoint(Checkpoint):
     Args:
         every_n_steps: it is written after so many steps, after every epoch that ends in a validation, when
             training ends, when the process is asked to end by a signal, as clusters do, and when a step or
-            a validation cannot be done, from before it. With several processes, only what all of
-            them know of ends in a checkpoint.
+            a validation cannot be done, or a callback or logger fails, from before it. With several
+            processes, only what all of them know of ends in a checkpoint.
 
     Raises:
         InputError: every_n_steps is below 1.
@@ -43,6 +43,8 @@ class LastCheckpoint(Checkpoint):
         self.saved = -1
         self._due = False
         self._validating = False
+        self._validated = -1
+        """The last step that was, or where the run begins."""
         self._statistics: list[tuple[list[Tensor], list[Tensor]]] = []
         """Of live BatchNorms, which forward passes change before a step is done: as they are and were."""
 
@@ -54,6 +56,10 @@ class LastCheckpoint(Checkpoint):
         """… and this after they have taken them out."""
         self._validating = False
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember of which step."""
+        self._validated = trainer.global_step
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run's folder, which all processes have to do together."""
         self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
@@ -61,6 +67,7 @@ class LastCheckpoint(Checkpoint):
         by_kind: dict[torch.dtype, list[Tensor]] = {}
         for buffer in (buffer for norm in norms for buffer in norm.buffers()):
             by_kind.setdefault(buffer.dtype, []).append(buffer)
+        self._validated = trainer.global_step
         self._statistics = [(live, [buffer.clone() for buffer in live]) for live in by_kind.values()]
 
     def on_train_batch_end(
@@ -87,24 +94,26 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run or not self.path.name:  # type: ignore[attr-defined]
             return
         if self._validating:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, WeightAveraging):
-                    callback.on_validation_epoch_end(trainer, pl_module)
+            for callback in averaging(trainer):
+                callback.on_validation_epoch_end(trainer, pl_module)
         if trainer.validating:
             forget_validation(trainer)
         if isinstance(exception, SIGTERMException):
             self._save(trainer)
-        elif isinstance(exception, StepError if trainer.world_size > 1 else InputError):
+        elif _ends_all(exception, trainer.world_size):
             try:
                 with nullcontext() if trainer.validating else between_steps(trainer) as within:
                     if within:
                         for live, kept in self._statistics:
                             torch._foreach_copy_(live, kept)
+                    elif batches_of_epoch(trainer) and self._validated != trainer.global_step:
+                        forget_validation(trainer)  # it is to come, if it is due
                     self._save(trainer)
-                what = "validation" if trainer.validating else "step"
-                note = f"{self.path} is from before this {what}: a fit goes on with --ckpt_path of it"
-                exception.add_note(note)
-            except StepError as error:  # the weights are harmed already
+                what = "from before this validation" if trainer.validating else "from before this step"
+                if not (trainer.validating or within or isinstance(exception, InputError)):
+                    what = f"of step {trainer.global_step:,}"
+                exception.add_note(f"{self.path} is {what}: a fit goes on with --ckpt_path of it")
+            except Exception as error:  # the weights are harmed already, or what failed does so in saving too
                 if str(error) != str(exception):
                     exception.add_note(f"and {error}")
                 newest = max(self.path.parent.glob("*.ckpt"), key=_written, default=trainer.ckpt_path)
@@ -114,8 +123,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, unless epochs are so short that not all are validated."""
         epoch = trainer.current_epoch + 1
-        last = trainer.should_stop or trainer.received_sigterm or epoch == trainer.max_epochs
-        if last or epoch % (trainer.check_val_every_n_epoch or 1) == 0:
+        ends = trainer.global_step == trainer.max_steps or epoch == trainer.max_epochs
+        ends = ends or trainer.should_stop or trainer.received_sigterm
+        if ends or epoch % (trainer.check_val_every_n_epoch or 1) == 0:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -123,6 +133,14 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step != self.saved and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.path, weights_only=False)
             self.saved = trainer.global_step
+
+
+def _ends_all(exception: BaseException, processes: int) -> bool:
+    """Whether all processes end in the same place, between what a checkpoint can tell of."""
+    if processes > 1:
+        return isinstance(exception, StepError)
+    failed = isinstance(exception, Exception) and failed_in(exception) is not None
+    return failed or isinstance(exception, InputError)
 
 
 def _written(path: Path) -> float:

@@ -1,0 +1,68 @@
+"""Averaged weights: from when on they are the ones that count, and going on without them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lit_runs import TEN_STEPS, kept
+from torch import Tensor
+
+from fpn.lit.callbacks import Scores
+from fpn.lit.cli import main
+from fpn.lit.module import DetectionModule
+
+RUNS = Path("runs/tiny")
+WEIGHT = "detector.neck.laterals.4.0.weight"
+
+
+def average(**options: object) -> str:
+    kind = "lightning.pytorch.callbacks.EMAWeightAveraging"
+    return f"--trainer.callbacks={json.dumps([{'class_path': kind, 'init_args': options}])}"
+
+
+def weights(run: str, name: str, part: str = "state_dict") -> Tensor:
+    found: Tensor = kept(RUNS / run, name)[part][WEIGHT]
+    return found
+
+
+def test_until_the_first_average_the_trained_weights_count(
+    config: str,
+    unbroken: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["fit", "--config", config, "--model.schedule", TEN_STEPS, "--trainer.num_sanity_val_steps", "0"]
+    main([*given, average(update_starting_at_step=100)])
+    never = capsys.readouterr().out
+    for name in ("last", "best"):
+        expected, found = kept(unbroken, name), kept(RUNS / "version_0", name)
+        assert found["global_step"] == expected["global_step"]
+        assert all(
+            torch.equal(found["state_dict"][key], value) for key, value in expected["state_dict"].items()
+        )
+    # The average begins with the weights of the ninth step, and is one of two steps.
+    steps: list[Tensor] = []
+
+    def record(_: Scores, trainer: Trainer, module: DetectionModule, *rest: Any) -> None:
+        steps.append(module.state_dict()[WEIGHT].clone())
+
+    monkeypatch.setattr(Scores, "on_train_batch_end", record)
+    main([*given, average(update_starting_at_step=8, decay=0.9)])
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step 5:"))
+    assert told in never
+    torch.testing.assert_close(weights("version_1", "last"), 0.9 * steps[8] + 0.1 * steps[9])
+    assert torch.equal(weights("version_1", "last", "current_model_state"), steps[9])
+
+
+def test_going_on_without_the_callback_is_told(config: str, caplog: pytest.LogCaptureFixture) -> None:
+    few = json.dumps(json.loads(TEN_STEPS) | {"steps": 5})
+    given = ["fit", "--config", config, "--trainer.num_sanity_val_steps", "0", "--model.schedule"]
+    main([*given, few, average(decay=0.9)])
+    main([*given, few])
+    with pytest.warns(UserWarning, match="it goes on from those that were trained"):
+        main([*given, TEN_STEPS, "--ckpt_path", str(RUNS / "version_0/checkpoints/last.ckpt")])
+    main([*given, TEN_STEPS, "--ckpt_path", str(RUNS / "version_1/checkpoints/last.ckpt")])
+    assert torch.equal(weights("version_2", "last"), weights("version_3", "last"))
