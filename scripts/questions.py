@@ -19,7 +19,7 @@ from fpn.checkpoints import load
 from fpn.console import mistakes
 from fpn.data.coco import CocoDataset, read_annotations
 from fpn.data.samplers import Pick
-from fpn.data.transforms import EvalTransform, collate
+from fpn.data.transforms import EvalTransform, collate, normalise
 from fpn.errors import InputError
 from fpn.files import replacing
 from fpn.models.detectors import ProposalNetwork
@@ -132,7 +132,7 @@ def answers(checkpoint: Path, data: Path, number: int = 32) -> tuple[int, dict[s
     images = CocoDataset(annotations, data / "val2017", EvalTransform(trained.image))
     found = []
     for index in range(min(number, len(annotations))):
-        batch = collate([images[Pick(index, 0)]], trained.image)
+        batch = normalise(collate([images[Pick(index, 0)]], trained.image), trained.image)
         found.append(of_image(detector, batch.images))
     means = {}
     for key in found[0]:

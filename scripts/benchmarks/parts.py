@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as image_ops
 from benchmarks.comparison import DisagreementError, Run, Work, equally_far
 from benchmarks.inputs import OBJECTS, jpeg_files, random_targets
 from fpn.data.decoding import read_image
-from fpn.data.transforms import ImageSettings, Sample, TrainTransform, collate
+from fpn.data.transforms import ImageSettings, Sample, TrainTransform, collate, normalise
 from fpn.evaluation import Engine, evaluate_proposals, score_boxes
 from fpn.models.necks import FeaturePyramid
 from fpn.models.roi_head import HeadInput, RoIHead
@@ -184,7 +184,7 @@ def loading(files: Sequence[Path], settings: ImageSettings) -> Work:
         return transforms[index % 2](sample, generator)
 
     def batch(first: int) -> list[Tensor]:
-        collated = collate([load(first), load(first + 1)], settings)
+        collated = normalise(collate([load(first), load(first + 1)], settings), settings)
         return [collated.images, *(target.boxes for target in collated.targets or [])]
 
     return over_batches(batch, len(files))

@@ -18,17 +18,23 @@ from fpn.trust import check_classes, check_remembered, only_installed
 class Described:
     """Remembers the arguments it was made with, those of a subclass too."""
 
-    made_of: dict[str, Any]
-    """Them in plain values, defaults too, but for those that are `untold`."""
-    untold: tuple[str, ...]
-    """Those that plain values cannot tell, as one that a function made."""
+    _made_of: tuple[dict[str, Any], list[str]]
 
     def __new__(cls, *arguments: Any, **named: Any) -> Any:
         """As of any class."""
         made = super().__new__(cls)
-        told, untold = _arguments(cls, arguments, named)
-        vars(made).update(made_of=told, untold=tuple(untold))  # before nn.Module is ready for attributes
+        vars(made)["_made_of"] = _arguments(cls, arguments, named)  # nn.Module is not ready for attributes
         return made
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """The arguments in plain values, defaults too, but for those that are `untold`."""
+        return self._made_of[0]
+
+    @property
+    def untold(self) -> list[str]:
+        """The names of arguments that plain values cannot tell, as one that a function made."""
+        return self._made_of[1]
 
 
 def plain(value: Any) -> Any:

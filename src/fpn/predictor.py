@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fpn.checkpoints import Trained
 from fpn.data.decoding import eight_bits, orientation_of, read_bytes, read_image, rgb_of, upright
-from fpn.data.transforms import ImageSettings, Sample, collate_scales
+from fpn.data.transforms import ImageSettings, Sample, collate_scales, normalise
 from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.models.detectors import Detector
@@ -160,7 +160,10 @@ class Predictor:
         Returns:
             N detections on the CPU, best first, boxes in pixels of the original images.
         """
-        batches = [batch._replace(images=batch.images.to(self.device), targets=None) for batch in batches]
+        batches = [
+            normalise(batch._replace(images=batch.images.to(self.device), targets=None), scale)
+            for batch, scale in zip(batches, self.scales, strict=True)
+        ]
         with nullcontext() if self._half is None else torch.autocast(self.device.type, self._half):
             if self._pyramid:
                 proposals, detections = self.detector.over_scales(batches)

@@ -127,7 +127,7 @@ class Batch(NamedTuple):
     """Images of different sizes, padded at the right and bottom to one."""
 
     images: Tensor
-    """(N, 3, H, W) normalised images, padded with zeros."""
+    """(N, 3, H, W) images, padded with zeros: normalised float32, or uint8 as long as they are not yet."""
     sizes: list[Size]
     """N sizes of the resized images, before padding."""
     original_sizes: list[Size]

@@ -5,10 +5,13 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,7 @@ from fpn.data.datamodule import CocoDataModule, ShapesDataModule
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Stamp, file_hash, write_proposals
 from fpn.data.shapes import CATEGORIES
-from fpn.data.transforms import ImageSettings
+from fpn.data.transforms import ImageSettings, normalise
 from fpn.errors import InputError
 from fpn.types import Batch
 
@@ -356,7 +359,8 @@ def test_settings_reach_the_images(root: Path) -> None:
     ],
 )
 def test_a_size_in_pixels_and_its_scale(arguments: dict[str, Any], sides: tuple[int, int]) -> None:
-    assert CocoDataModule(images=ImageOptions(**arguments)).image_settings == ImageSettings(*sides)
+    data = CocoDataModule(images=ImageOptions(**arguments))
+    assert data.image_settings == ImageSettings(*sides, antialias=True)
 
 
 def test_detectron2s_training_sizes_are_exact() -> None:
@@ -588,7 +592,8 @@ def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(root: Path) -
             assert got == follows.get(wanted, wanted)
             assert after.original_sizes == [sizes[got]]
             # All pixels of an image are its id.
-            restored = ImageSettings().restore(after.images[0], after.sizes[0])
+            shown = normalise(after, ImageSettings())
+            restored = ImageSettings().restore(shown.images[0], after.sizes[0])
             assert set(restored.unique().tolist()) == {got}
             names = [Path(line.partition(":")[0]).name for line in after.unreadable]
             assert names == {12: ["12.png"], 4: ["4.png", "5.png"], 5: ["5.png"]}.get(wanted, [])
@@ -655,3 +660,52 @@ def test_workers_outlive_the_signals_of_a_cluster(root: Path) -> None:
     # Again, as a persistent worker that was ended would only now be missed.
     seen += [image for batch in loader for image in batch.image_ids]
     assert seen == [1, 2, 3, 4, 5] * 2
+
+
+@pytest.mark.parametrize("scales", [(), (0.5, 1.0)])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_batches_come_through_where_shared_memory_has_no_room(
+    root: Path, antialias: bool, scales: tuple[float, ...]
+) -> None:
+    """A worker may write no file of more than a kilobyte, and shared memory is one."""
+    images = ImageOptions(32, 48, antialias=antialias, test_scales=scales)
+    found: list[list[Any]] = []
+    for workers, limit in ((0, 0), (1, 0), (1, 1024)):
+        data = CocoDataModule(str(root), images=images, eval_batch_size=2, num_workers=workers)
+        data.setup("test")
+        dataset = data._datasets["test"]
+        original = dataset.transform
+
+        def limited(sample: Any, generator: Any, limit: int = limit, original: Any = original) -> Any:
+            if limit:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            return original(sample, generator)
+
+        loader = data.test_dataloader()
+        dataset.transform = limited
+        loaded: list[Any] = list(loader)
+        images_of = [one.images for batch in loaded for one in (batch if scales else [batch])]
+        assert {own.is_shared() for own in images_of} == {workers > 0 and not limit}
+        assert {own.dtype for own in images_of} == {torch.uint8 if antialias else torch.float32}
+        found.append([data.on_after_batch_transfer(batch, 0) for batch in loaded])
+    for own in (images for batch in found[0] for images in (batch if scales else [batch])):
+        assert own.images.dtype == torch.float32
+    for others in found[1:]:
+        torch.testing.assert_close(others, found[0], rtol=0, atol=0)
+
+
+def test_little_room_in_shared_memory_is_told_at_the_start(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of three workers holds two batches of both kinds: 64 x 96 pixels of three channels an image."""
+    settings: dict[str, Any] = {"images": ImageOptions(60, 90), "batch_size": 4, "eval_batch_size": 2}
+    needed = 3 * 2 * (4 + 2) * 3 * 64 * 96
+    for free, workers, told in ((needed, 3, False), (needed - 1, 3, True), (0, 0, False)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr("shutil.disk_usage", lambda path, usage=usage: usage)
+        data = CocoDataModule(str(root), num_workers=workers, **settings)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data.setup("fit")
+            data.setup("fit")
+        assert sum("/dev/shm" in str(one.message) for one in caught) == told

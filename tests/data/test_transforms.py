@@ -21,6 +21,7 @@ from fpn.data.transforms import (
     collate,
     collate_scales,
     flip,
+    normalise,
     prepare_image,
     resized_size,
 )
@@ -112,14 +113,25 @@ def test_a_size_that_is_right_already_leaves_the_pixels_alone() -> None:
     assert torch.equal(prepare_image(image, ImageSettings(40, 60, **UNNORMALISED)), image / 255)
 
 
-def test_bytes_are_normalised_as_they_are_collated() -> None:
-    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
-    collated = [
-        collate([EvalTransform(settings)(stored(image, targets([], [])), torch.Generator())], settings)
-        for settings in (ImageSettings(40, 60), ImageSettings(40, 60, antialias=True))
-    ]
-    assert collated[0].images.shape == (1, 3, 64, 64)
-    torch.testing.assert_close(collated[0].images, collated[1].images, rtol=1e-6, atol=1e-6)
+def test_bytes_are_normalised_after_they_are_collated() -> None:
+    settings = ImageSettings(40, 60, antialias=True)
+    raw = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((40, 50), (60, 40))]
+    samples = [EvalTransform(settings)(stored(one, targets([], [])), torch.Generator()) for one in raw]
+    batch = collate(samples, settings)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.shape == (2, 3, 64, 64)
+    expected = np.zeros((2, 3, 64, 64))
+    for there, one in zip(expected, raw, strict=True):
+        for c, (mean, std) in enumerate(zip(settings.mean, settings.std, strict=True)):
+            there[c, : one.shape[1], : one.shape[2]] = (one[c].numpy() / 255 - mean) / std
+    found = normalise(batch, settings)
+    np.testing.assert_allclose(found.images, expected, rtol=1e-6, atol=1e-6)
+    assert found[1:] == batch[1:]
+    assert normalise(found, settings).images is found.images
+    # Among floats, which come normalised, bytes are normalised at once.
+    (floats,) = [samples[0]._replace(image=torch.from_numpy(expected[0, :, :40, :50]).float())]
+    mixed = collate([floats, samples[1]], settings)
+    np.testing.assert_allclose(mixed.images, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_flipped_box_frames_the_same_pixels() -> None:

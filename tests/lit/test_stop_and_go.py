@@ -258,6 +258,43 @@ def test_processes_end_together_and_go_on(options: list[str], to_all: bool, conf
     assert all(torch.equal(unbroken[name], rest[name]) for name in unbroken)
 
 
+STUCK = Path(__file__).parent / "stuck.py"
+ONE_WORKER = ["--model.schedule", TEN_STEPS, "--data.num_workers", "1", "--trainer.num_sanity_val_steps", "0"]
+
+
+def test_a_signal_ends_a_run_that_waits_for_its_images(config: str) -> None:
+    """In the midst of the batches of a step, which are learned from once when it goes on."""
+    given = ["fit", "--config", config, *ONE_WORKER, "--trainer.accumulate_grad_batches", "2"]
+    given += ["--model.schedule.steps", "8"]
+    main(given)
+    with Started(given, script=STUCK) as started:
+        started.wait_for("step 1 of 4", 30)
+        while not Path("stuck.txt").exists():
+            time.sleep(0.01)
+        os.kill(started.pid, signal.SIGTERM)
+        assert started.status(30) == 128 + signal.SIGTERM, started.said()
+        assert started.said().count("fpn: ended by SIGTERM") == 1
+        assert "Traceback" not in started.said()
+    assert kept(RUNS / "version_1", "last")["global_step"] == 1
+    main([*given, "--ckpt_path", str(RUNS / "version_1/checkpoints/last.ckpt")])
+    unbroken, rest = (kept(RUNS / f"version_{v}", "last") for v in (0, 2))
+    assert unbroken["global_step"] == rest["global_step"]
+    assert all(torch.equal(rest["state_dict"][name], x) for name, x in unbroken["state_dict"].items())
+
+
+def test_a_batch_that_does_not_come_ends_the_run_by_name(config: str) -> None:
+    given = ["fit", "--config", config, *ONE_WORKER, "--data.load_timeout", "2"]
+    with Started(given, script=STUCK) as started:
+        assert started.status(60) == 2, started.said()
+        lines = started.said().splitlines()
+    assert "Traceback" not in "".join(lines)
+    assert lines[-1].startswith("fpn: a batch did not come from its worker in 2 s, that of ")
+    assert Path("stuck.txt").read_text() in lines[-1]
+    assert lines[-1].count(".jpg") + lines[-1].count(".png") == 2
+    assert "data.load_timeout" in lines[-1]
+    assert kept(RUNS / "version_0", "last")["global_step"] == 3
+
+
 def test_a_killed_run_loses_what_came_after_the_last_checkpoint_only(config: str) -> None:
     """Losses, scores and the choice of the best checkpoint are those of a run that was not killed."""
     content = yaml.safe_load(Path(config).read_text())

@@ -4,14 +4,13 @@ The samplers shard by themselves and the loaders are never rebuilt, so the Train
 `use_distributed_sampler=False`; two processes that both saw all images would otherwise go unnoticed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
@@ -27,17 +26,25 @@ from fpn.data.coco import (
 from fpn.data.coco_file import Crowds
 from fpn.data.image_files import turned_line
 from fpn.data.layouts import Splits
-from fpn.data.loader import TrainLoader, start_worker
+from fpn.data.loader import AHEAD, Batches, Loader, TrainLoader, room_told
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals
 from fpn.data.samplers import AspectRatioBatches, ExactShards
 from fpn.data.shapes import SCENES, Scene, generate_shapes
-from fpn.data.transforms import EvalTransform, Sample, Transform, as_stored, collate, collate_scales
+from fpn.data.transforms import (
+    EvalTransform,
+    Sample,
+    Transform,
+    as_stored,
+    collate,
+    collate_scales,
+    normalise,
+)
 from fpn.described import Described, remade
 from fpn.errors import InputError
 from fpn.lightning_private import batches_of_epoch, shards_again
 from fpn.settings import NonNegativeInt, PositiveInt, Share
-from fpn.types import Categories
+from fpn.types import Batch, Categories
 from fpn.weights import read_checkpoint
 
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
@@ -56,6 +63,8 @@ class CocoDataModule(Described, LightningDataModule):
         batch_size: Training images per process and step.
         eval_batch_size: Validation and test images per process and step.
         num_workers: Processes that load images, for each process that trains; 0 loads in that process itself.
+        load_timeout: Seconds that a batch may take to come from those processes. A run that waits longer
+            ends and names its files; 0 waits for ever.
         keep_empty_images: Train on images without objects too; otherwise they are left out and counted.
         max_unreadable: Share of the training images whose files may turn out unreadable: missing,
             broken, or of another size than stated. Another image takes the place of each, which is
@@ -72,6 +81,8 @@ class CocoDataModule(Described, LightningDataModule):
 
     takes_settings_over = True
     """In a configuration, from the data module whose place it takes."""
+    while_waiting: Callable[[float], None] | None = None
+    """Called as long as a batch does not come, with the seconds of the wait, which ends by what it raises."""
 
     def __init__(
         self,
@@ -84,6 +95,7 @@ class CocoDataModule(Described, LightningDataModule):
         batch_size: PositiveInt = 2,
         eval_batch_size: PositiveInt = 1,
         num_workers: NonNegativeInt = 4,
+        load_timeout: NonNegativeInt = 600,
         keep_empty_images: bool = False,
         max_unreadable: Share = 0.001,
         label_gaps: bool = False,
@@ -98,6 +110,7 @@ class CocoDataModule(Described, LightningDataModule):
         # Plain numbers, for a checkpoint that keeps one of jsonargparse's own types could not be read back.
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+        self.load_timeout = load_timeout
         self.keep_empty_images, self.label_gaps = keep_empty_images, label_gaps
         self.max_unreadable, self.trust_boxes = max_unreadable, trust_boxes
         self.crowds: Crowds = crowds
@@ -169,6 +182,8 @@ class CocoDataModule(Described, LightningDataModule):
             rank_zero_info(line)
         for split in missing:
             self._datasets[split] = self._dataset(split)
+        if missing and (line := room_told(self._under_way(stage))):
+            rank_zero_warn(line)
 
     def note_unreadable(self, lines: Iterable[str]) -> None:
         """Name the training images that could not be read, each once, and count them.
@@ -197,6 +212,12 @@ class CocoDataModule(Described, LightningDataModule):
         except ValueError as error:
             raise InputError(f"{dataset.annotations.path}: {error}; lower batch_size") from None
         return TrainLoader(dataset, batches, self._position, **self._loading())
+
+    def on_after_batch_transfer(self, batch: Batches, dataloader_idx: int) -> Batches:
+        """Normalise what has come to the device as bytes."""
+        if isinstance(batch, Batch):
+            return normalise(batch, self.image_settings)
+        return [normalise(one, scale) for one, scale in zip(batch, self._images.testing, strict=True)]
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation images of this process, each once."""
@@ -286,18 +307,32 @@ class CocoDataModule(Described, LightningDataModule):
             )
         loading = self._loading()
         if dataset.transform is as_stored:
-            loading["collate_fn"] = partial(collate_scales, scales=self._images.testing)
+            loading["collate"] = partial(collate_scales, scales=self._images.testing)
         shard = ExactShards(len(dataset), self.eval_batch_size, rank, world_size)
-        return DataLoader(dataset, batch_sampler=shard, **loading)
+        return Loader(dataset, shard, **loading)
 
     def _loading(self) -> dict[str, Any]:
         return {
-            "num_workers": self.num_workers,
-            "worker_init_fn": start_worker,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": partial(collate, settings=self.image_settings),
+            "collate": partial(collate, settings=self.image_settings),
+            "workers": self.num_workers,
+            "patience": self.load_timeout,
+            "on_wait": self._on_wait,
         }
+
+    def _on_wait(self, seconds: float) -> None:
+        if self.while_waiting is not None:
+            self.while_waiting(seconds)
+
+    def _under_way(self, stage: str) -> int:
+        """Bytes of the images that all workers of this machine together may have loaded ahead."""
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        images = {
+            "train": self.batch_size * max(scale.most_bytes for scale in self._images.training.scales),
+            "val": self.eval_batch_size * self.image_settings.most_bytes,
+            "test": self.eval_batch_size
+            * sum(scale.most_bytes for scale in self._images.testing or [self.image_settings]),
+        }
+        return AHEAD * self.num_workers * processes * sum(images[split] for split in _STAGES[stage])
 
     def _place(self) -> tuple[int, int]:
         """Rank and world size."""

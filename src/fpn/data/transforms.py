@@ -5,6 +5,7 @@ Symbols: H × W pixels on disk, h × w pixels once resized, N images in a batch,
 The arithmetic is that of torchvision's detection models, to the last bit: floats in [0, 1] are normalised,
 then resized by plain bilinear interpolation. `antialias` instead resizes the bytes, with a filter that covers
 every pixel, as PIL (hence Detectron2) does: that is several times faster, and rounds to whole grey levels.
+A batch of bytes takes a quarter of the room, and is normalised where it is used: by `normalise`.
 
 A photo of 108 megapixels would fill 3.7 GiB as floats. Of one above `LARGE` only those pixels become floats
 that the interpolation looks at. The result is the same to float32's rounding: 1e-4 of the normalised values.
@@ -52,6 +53,12 @@ class ImageSettings:
         """The same for a short side and a limit that are larger by a factor."""
         short, limit = (max(1, round_half_up(factor * side)) for side in (self.short_side, self.max_side))
         return replace(self, short_side=short, max_side=limit)
+
+    @property
+    def most_bytes(self) -> int:
+        """Of an image of these sides in a batch, padded."""
+        short, long = (-(-side // self.divisor) * self.divisor for side in (self.short_side, self.max_side))
+        return 3 * min(short, long) * long * (1 if self.antialias else 4)
 
     def restore(self, image: Tensor, size: Size) -> Tensor:
         """The uint8 picture (3, h, w) of an image of a batch: without its padding, normalisation undone."""
@@ -145,7 +152,7 @@ def resized_size(size: Size, short_side: int, max_side: int, rounding: Rounding 
 
 
 def prepare_image(image: Tensor, settings: ImageSettings) -> Tensor:
-    """Resize one image, and normalise it unless `collate` will.
+    """Resize one image, and normalise it unless `normalise` will.
 
     Args:
         image: (3, H, W) RGB, uint8 or float in [0, 1].
@@ -175,18 +182,17 @@ def flip(sample: Sample) -> Sample:
 
 
 def collate(samples: Sequence[Sample], settings: ImageSettings) -> Batch:
-    """Normalise what is not yet, and pad N images with zeros, at the right and bottom, to one size."""
+    """Pad N images with zeros, at the right and bottom, to one size: bytes where all of them are."""
     sides = zip(*(sample.size for sample in samples), strict=True)
     height, width = (math.ceil(max(side) / settings.divisor) * settings.divisor for side in sides)
-    images = torch.empty((len(samples), 3, height, width), device=samples[0].image.device)
+    as_bytes = all(sample.image.dtype == torch.uint8 for sample in samples)
+    dtype = torch.uint8 if as_bytes else torch.float32
+    images = torch.empty((len(samples), 3, height, width), dtype=dtype, device=samples[0].image.device)
     for padded, sample in zip(images, samples, strict=True):
         h, w = sample.size
-        padded[:, :h, w:] = 0
-        padded[:, h:] = 0
-        if sample.image.dtype == torch.uint8:
-            _normalise_bytes(sample.image, padded[:, :h, :w], settings)
-        else:
-            padded[:, :h, :w] = sample.image
+        bytes_among_floats = sample.image.dtype == torch.uint8 and not as_bytes
+        padded[:, :h, :w] = _normalised(sample.image, settings) if bytes_among_floats else sample.image
+    _clear_padding(images, [sample.size for sample in samples])
     proposals = [sample.proposals for sample in samples if sample.proposals is not None]
     return Batch(
         images=images,
@@ -199,12 +205,28 @@ def collate(samples: Sequence[Sample], settings: ImageSettings) -> Batch:
     )
 
 
+def normalise(batch: Batch, settings: ImageSettings) -> Batch:
+    """The same batch for a network: its bytes normalised, on the device where they are, its padding zero.
+
+    Args:
+        batch: of `collate`; floats are normalised already.
+        settings: those that it was collated with.
+    """
+    if batch.images.dtype != torch.uint8:
+        return batch
+    images = batch.images.float()
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (settings.mean, settings.std))
+    images.mul_(1 / (255 * std)).sub_(mean / std)
+    _clear_padding(images, batch.sizes)
+    return batch._replace(images=images)
+
+
 def collate_scales(samples: Sequence[Sample], scales: Sequence[ImageSettings]) -> list[Batch]:
     """The featurized image pyramid of Fig. 1 (a): N images as they lie on disk, a batch for each scale.
 
     Args:
         samples: of raw images; floating-point ones in [0, 1] are taken too.
-        scales: how the images of each batch are prepared.
+        scales: how the images of each batch are prepared, and are to be normalised.
     """
     return [collate([_prepare(sample, scale) for sample in samples], scale) for scale in scales]
 
@@ -260,12 +282,10 @@ def _normalised(image: Tensor, settings: ImageSettings) -> Tensor:
     return (image - mean[:, None, None]) / std[:, None, None]
 
 
-def _normalise_bytes(image: Tensor, out: Tensor, settings: ImageSettings) -> None:
-    mean, std = (out.new_tensor(values)[:, None, None] for values in (settings.mean, settings.std))
-    factor, shift = 1 / (255 * std), mean / std
-    # Some rows at a time, which are still in the cache when they are scaled and shifted.
-    for rows, there in zip(image.split(64, dim=1), out.split(64, dim=1), strict=True):
-        there.copy_(rows).mul_(factor).sub_(shift)
+def _clear_padding(images: Tensor, sizes: Sequence[Size]) -> None:
+    for image, (h, w) in zip(images, sizes, strict=True):
+        image[:, :h, w:] = 0
+        image[:, h:] = 0
 
 
 def _flip(boxes: Tensor, width: int) -> Tensor:

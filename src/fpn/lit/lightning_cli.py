@@ -85,7 +85,7 @@ class DetectionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Read COCO unless told otherwise, and take the number of classes from the data."""
-        parser.set_defaults({"data": {"class_path": "fpn.data.datamodule.CocoDataModule"}})
+        parser.set_defaults({"data": {"class_path": "fpn.CocoDataModule"}})
         metrics = ("fpn.evaluation.BoxAP", "fpn.evaluation.ProposalRecall")
         # Told here too, so that --model.metrics+= adds one to them.
         parser.set_defaults({"model.metrics": [{"class_path": metric} for metric in metrics]})

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from subprocess import Popen
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fpn import lightning_private
 from fpn.console import leave_terminal
+from fpn.data.datamodule import CocoDataModule
 from fpn.errors import InputError
 from fpn.lit.together import StepError, first_process
 from fpn.types import Batch
@@ -31,19 +33,26 @@ class EndOnSignal(Callback):
     queue, where it goes on with what it finds. Here that is left to the job's script, which is told
     by the exit status.
 
+    A process that waits for its images, which may never come, ends at once; where there are several, only
+    after a while, and without a checkpoint, for the others wait for this one meanwhile.
+
     Args:
         every_n_steps: several processes ask each other so often, and at the end of every epoch.
+        patience: seconds that one of several processes waits for its images before it ends alone.
     """
 
-    def __init__(self, every_n_steps: int = 8) -> None:
-        self.every_n_steps = every_n_steps
+    def __init__(self, every_n_steps: int = 8, patience: float = 20.0) -> None:
+        self.every_n_steps, self.patience = every_n_steps, patience
         self.asked = 0
         """The number of the signal, or 0."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep Lightning from putting SLURM jobs back."""
+        """Keep Lightning from putting SLURM jobs back, and look in while images are waited for."""
         self.asked = 0
         lightning_private.keep_out_of_queue(trainer)
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, CocoDataModule):
+            data.while_waiting = partial(self._end_wait, trainer)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen from here on, and end after the first step."""
@@ -105,6 +114,18 @@ class EndOnSignal(Callback):
                 with suppress(OSError):  # of an output that is closed
                     # Not by print, in the midst of which the signal may have come.
                     os.write(2, b"\nfpn: ending after this step; again to stop at once\n")
+
+    def _end_wait(self, trainer: Trainer, seconds: float) -> None:
+        """End a process that has waited so long for its images."""
+        # Lightning's own handler is the one of a test.
+        asked = self.asked or (signal.SIGTERM if trainer.received_sigterm else 0)
+        if asked and trainer.world_size == 1:
+            raise SIGTERMException(asked)
+        if asked and seconds >= self.patience:
+            raise InputError(
+                f"ended by {signal.Signals(asked).name} without a checkpoint: this process waits for images "
+                "that do not come, and the others for it"
+            )
 
     def _end_if_asked(self, trainer: Trainer) -> None:
         asked = self.asked

@@ -185,7 +185,6 @@ class Making(NamedTuple):
         files = [config_file("base"), *study.scale, *(row + files if self.row.shipped else files + row)]
         words = ["fit", *_config_words(files)]
         words += ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
-        words += ["--trainer.default_root_dir", str(folder)]
         words += ["--trainer.logger", json.dumps(self._loggers(stage))]
         if start is not None:
             words += ["--model.start_from", last_of(start)]
@@ -216,7 +215,6 @@ class Making(NamedTuple):
         """
         name = f"{self.name}{stage}"
         words = ["test", *_config_words(files), "--ckpt_path", checkpoint]
-        words += ["--trainer.default_root_dir", str(self.study.out / name)]
         loggers = self._loggers(stage, **({} if go_on else {"go_on": False}))
         words += ["--trainer.logger", json.dumps(loggers if self.study.wandb else loggers[0])]
         return Step("test", (*words, *self.study.given), results=("scores.json", "curves.json"))

@@ -99,16 +99,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.validating:
             forget_validation(trainer)
         if isinstance(exception, SIGTERMException):
-            self._save(trainer)
+            self._save_from_before(trainer)  # the step, if it comes in the midst of what that accumulates
         elif _ends_all(exception, trainer.world_size):
             try:
-                with nullcontext() if trainer.validating else between_steps(trainer) as within:
-                    if within:
-                        for live, kept in self._statistics:
-                            torch._foreach_copy_(live, kept)
-                    elif batches_of_epoch(trainer) and self._validated != trainer.global_step:
-                        forget_validation(trainer)  # it is to come, if it is due
-                    self._save(trainer)
+                within = self._save_from_before(trainer, to_validate=self._validated != trainer.global_step)
                 what = "from before this validation" if trainer.validating else "from before this step"
                 if not (trainer.validating or within or isinstance(exception, InputError)):
                     what = f"of step {trainer.global_step:,}"
@@ -127,6 +121,20 @@ class LastCheckpoint(Checkpoint):
         ends = ends or trainer.should_stop or trainer.received_sigterm
         if ends or epoch % (trainer.check_val_every_n_epoch or 1) == 0:
             self._save(trainer)
+
+    def _save_from_before(self, trainer: Trainer, to_validate: bool = False) -> bool | None:
+        """Save the state before the step under way, if there is one, which is returned.
+
+        Otherwise that of the last step; `to_validate` says whether its validation is to come, if it is due.
+        """
+        with nullcontext() if trainer.validating else between_steps(trainer) as within:
+            if within:
+                for live, kept in self._statistics:
+                    torch._foreach_copy_(live, kept)
+            elif to_validate and not trainer.validating and batches_of_epoch(trainer):
+                forget_validation(trainer)
+            self._save(trainer)
+        return within
 
     def _save(self, trainer: Trainer) -> None:
         # Once: after an epoch's end, Lightning counts the next as begun.
