@@ -5,7 +5,7 @@ LOWEST := .venv-lowest
 PYTHON ?= python3
 UV := $(shell command -v uv 2> /dev/null)
 
-.PHONY: quickstart test test-long test-lowest notebooks wheel lint clean
+.PHONY: quickstart test test-long test-lowest notebooks docs wheel lint clean
 
 quickstart: $(VENV)/.installed  ## train, test and look at a small detector, from nothing, in minutes
 	$(BIN)/python scripts/quickstart.py
@@ -21,6 +21,9 @@ test-lowest: $(LOWEST)/.installed  ## the test suite with the lowest versions th
 
 notebooks: $(VENV)/.installed  ## the notebooks, from top to bottom
 	$(BIN)/jupyter execute notebooks/*.ipynb
+
+docs: $(VENV)/.installed  ## the site of the documentation, in site/
+	$(BIN)/mkdocs build --quiet --strict
 
 wheel: $(VENV)/.installed  ## the wheel: built, installed elsewhere, tried there
 	$(BIN)/python scripts/try_wheel.py
@@ -48,4 +51,4 @@ $(LOWEST)/.installed: pyproject.toml
 	touch $@
 
 clean:  ## remove the environment, the runs and the generated data
-	rm -rf $(VENV) $(LOWEST) $(LOWEST)-uv runs datasets
+	rm -rf $(VENV) $(LOWEST) $(LOWEST)-uv runs datasets site

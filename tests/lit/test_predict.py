@@ -287,9 +287,9 @@ def test_what_is_wrong_in_a_process_is_told_once(predict: list[str], shapes: Pat
     assert "stage_times are those of one process" in refused(*words, "--stage_times")
 
 
-def test_the_example_of_the_readme(unbroken: Path, photos: Path) -> None:
+def test_the_example_of_the_page(unbroken: Path, photos: Path) -> None:
     """Line by line, but for the last, which downloads weights."""
-    text = (REPOSITORY / "README.md").read_text().partition("## Use it from Python")[2]
+    text = (REPOSITORY / "docs" / "python.md").read_text()
     block = text.partition("```python\n")[2].partition("```")[0]
     code, _, last = block.strip().rpartition("\n")
     assert "load_torchvision" in last

@@ -51,12 +51,13 @@ def test_readme(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for long, short in (
         ('"datasets/coco"', f'"{shapes}", images=ImageOptions(96, 96), num_workers=0'),
         ('norm="batch"', 'norm="batch", width=8'),
+        ("partial(fpn.FasterRCNN,", "partial(fpn.FasterRCNN, neck=NECK,"),
         ("length=0.1", "length=3e-6"),
         (" Trainer(", ' Trainer(accelerator="cpu", enable_progress_bar=False, logger=False, '),
     ):
         assert block.count(long) == 1
         block = block.replace(long, short)
-    names: dict[str, Any] = {"fpn": fpn, "ImageOptions": ImageOptions}
+    names: dict[str, Any] = {"NECK": NECK, "ImageOptions": ImageOptions}
     exec(block, names)
     assert names["module"].global_step == 2
     (found,) = names["predictor"]([torch.zeros(3, 60, 80, dtype=torch.uint8)])

@@ -213,7 +213,6 @@ class Making(NamedTuple):
             files: how it is tested.
             go_on: whether its scores belong to the W&B run of the checkpoint's training.
         """
-        name = f"{self.name}{stage}"
         words = ["test", *_config_words(files), "--ckpt_path", checkpoint]
         loggers = self._loggers(stage, **({} if go_on else {"go_on": False}))
         words += ["--trainer.logger", json.dumps(loggers if self.study.wandb else loggers[0])]
