@@ -71,7 +71,7 @@ def test_commands_are_commands(
         end = options.index("--") if "--" in options else len(options)
         dry = [] if "--dry-run" in options else ["--dry-run"]
         main([command, *options[:end], *dry, *options[end:]])
-        assert re.search(r"\bfit\b.*table\d", capsys.readouterr().out)
+        assert re.search(r"sbatch|fpn fit", capsys.readouterr().out)
     elif command in _FUNCTIONS:
         module, _, name = _FUNCTIONS[command].rpartition(".")
         positional = command in ("shapes", "proposals", "join")
