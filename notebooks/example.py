@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from cycler import cycler
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from fpn.checkpoints import load
 from fpn.lit.cli import main
 from fpn.models.detectors import FasterRCNN
+from fpn.palette import LINES
 
 ROOT = Path(__file__).resolve().parents[1]
 # `figures`, wherever one works from, and the measures of `scripts/questions.py`.
@@ -24,8 +26,9 @@ LOGGER = "{class_path: fpn.lit.metrics_file.MetricsFile, init_args: {save_dir: r
 def begin() -> None:
     """Work from the project's root; figures are small JPEG files, which keeps the notebooks small."""
     os.chdir(ROOT)
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 50, "optimize": True})
-    plt.rcParams["figure.dpi"] = 56
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 45, "optimize": True})
+    plt.rcParams |= {"figure.dpi": 68, "figure.constrained_layout.use": True}
+    plt.rcParams |= {"font.size": 8, "axes.titlesize": 9, "axes.prop_cycle": cycler(color=LINES)}
 
 
 def detector_and_data() -> tuple[Path, Path]:

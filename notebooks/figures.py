@@ -9,10 +9,10 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from fpn.data.transforms import ImageSettings
+from fpn.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from fpn.types import Features
 
-LEVEL_COLOURS = {2: "#0072B2", 3: "#009E73", 4: "#E69F00", 5: "#D55E00", 6: "#CC79A7"}
-"""Of the levels, told apart by the colour-blind."""
+LEVEL_COLOURS = {2: BLUE, 3: GREEN, 4: ORANGE, 5: VERMILION, 6: PURPLE}
 
 
 def show_image(axes: Axes, image: Tensor, title: str = "", settings: ImageSettings = ImageSettings()) -> None:
@@ -79,6 +79,11 @@ def add_boxes(
             va = "bottom" if y1 > 0.04 * axes.get_ylim()[0] else "top"
             text = axes.text(*corner, texts[number], color=colour, fontsize=7, va=va, clip_on=True)
             text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])
+
+
+def legend_below(axes: Axes, columns: int = 1) -> None:
+    """A legend under the axes' label, where it covers nothing."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns, frameon=False)
 
 
 def _bare(axes: Axes, title: str) -> None:

@@ -8,14 +8,18 @@ import sys
 import traceback
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import get_console
+from rich.console import Console
+from rich.progress import track
 
 from fpn.errors import InputError
+
+T = TypeVar("T")
 
 
 def say(line: str) -> None:
@@ -24,6 +28,11 @@ def say(line: str) -> None:
     A progress bar stays below it.
     """
     get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def tracked(things: Iterable[T], words: str) -> Iterable[T]:
+    """The same things, with a progress bar on a terminal."""
+    return track(things, words, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
 
 
 def warnings_in_a_line() -> None:

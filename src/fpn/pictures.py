@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fpn.palette import LINES, YELLOW
 from fpn.types import Categories, Detections, Size
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 """(x1, y1, x2, y2): whole pixels from x1 to x2 - 1 and from y1 to y2 - 1."""
 
-_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-"""Colours that the colour-blind tell apart, of https://jfly.uni-koeln.de/color, without the black."""
+_COLOURS = (*LINES, YELLOW)
 _SHADES = ((0, 0.0), (0, 0.4), (255, 0.5))
 """What the first, second and third round of the colours is mixed with, and how much of it."""
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
@@ -249,9 +249,9 @@ def _texts(name: str, score: float) -> list[str]:
 
 
 def _colour(label: int) -> Colour:
-    round_, place = divmod(label - 1, len(_OKABE_ITO))
+    round_, place = divmod(label - 1, len(_COLOURS))
     other, share = _SHADES[round_ % len(_SHADES)]
-    red, green, blue = bytes.fromhex(_OKABE_ITO[place][1:])
+    red, green, blue = bytes.fromhex(_COLOURS[place][1:])
     mixed = [round(value + share * (other - value)) for value in (red, green, blue)]
     return mixed[0], mixed[1], mixed[2]
 

@@ -1,18 +1,13 @@
 """A data set of another format on its way into COCO's."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
-
-from rich.console import Console
-from rich.progress import track
+from typing import Any
 
 from fpn.data.decoding import shown_size
 from fpn.errors import InputError
 from fpn.types import Size
 
-T = TypeVar("T")
 IMAGES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png"} | {
     ".tif",
     ".tiff",
@@ -87,11 +82,6 @@ class Converted:
         categories = [{"id": place, "name": name} for place, name in enumerate(self._names, 1)]
         content = {"images": self._images, "annotations": self._annotations, "categories": categories}
         return content, [f"{unread:,} images cannot be read and are left out, {first}"] * bool(unread)
-
-
-def tracked(things: Iterable[T], words: str) -> Iterable[T]:
-    """The same things, with a progress bar on a terminal."""
-    return track(things, words, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
 
 
 def text_of(path: Path) -> str:

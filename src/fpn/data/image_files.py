@@ -1,7 +1,6 @@
 """The image files of a data set, by their headers alone or decoded as training does."""
 
 import os
-import sys
 import warnings
 from collections.abc import Iterable
 from functools import partial
@@ -11,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch.utils.data import DataLoader
 
+from fpn.console import tracked
 from fpn.data.coco import Annotations, refuse_unreadable, tolerated
 from fpn.data.decoding import (
     DEEP,
@@ -145,8 +143,7 @@ def look_at_files(
         num_workers=cpu_cores() if num_workers is None else num_workers,
         collate_fn=partial(_inspect_some, decode=decode),
     )
-    shown = track(loader, "images", console=Console(stderr=True), disable=not sys.stderr.isatty())
-    found = [one for some in shown for one in some]
+    found = [one for some in tracked(loader, "images") for one in some]
     files = {
         place: one.against(int(sizes[place, 0]), int(sizes[place, 1]), exif)
         for place, one in zip(names, found, strict=True)

@@ -17,16 +17,14 @@ run on beyond the image's border. Image i of a split depends on the seed, the sp
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
+from fpn.console import tracked
 from fpn.data.scene import CATEGORIES, FRAMED_CATEGORIES, Annotation, draw_framed_scene, draw_scene
 from fpn.errors import InputError
 
@@ -121,8 +119,7 @@ def _write_split(root: Path, split: int, count: int, seed: int, long_side: int, 
     (root / name).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[Annotation] = []
-    console = Console(stderr=True)
-    for index in track(range(count), f"Drawing {name}", console=console, disable=not sys.stderr.isatty()):
+    for index in tracked(range(count), f"Drawing {name}"):
         pixels, found = draw(np.random.default_rng([seed, split, index]), index, long_side)
         height, width, _ = pixels.shape
         # As in COCO, no id is found in both splits.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fpn.data.converted import tracked
+from fpn.console import tracked
 from fpn.devices import cpu_cores
 from fpn.errors import InputError
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fpn.data.converted import IMAGES, Converted, text_of, tracked
+from fpn.console import tracked
+from fpn.data.converted import IMAGES, Converted, text_of
 from fpn.errors import InputError
 from fpn.types import Size
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from fpn.data.converted import IMAGES, Converted, text_of, tracked
+from fpn.console import tracked
+from fpn.data.converted import IMAGES, Converted, text_of
 from fpn.errors import InputError
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}

@@ -19,11 +19,11 @@ from fpn.evaluation.diagnosis import OfObjects, ProposalDiagnosis
 from fpn.evaluation.matching import IOUS, RECALLS
 from fpn.evaluation.scoring import BoxScores
 from fpn.files import replacing
+from fpn.palette import LINES
 
 Panel = Callable[[Axes], None]
 
-# Okabe and Ito's, less black and yellow, which a dark and a light page swallow.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
+_COLOURS = (*LINES, "#888888")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":")
 _INK = "#010203"

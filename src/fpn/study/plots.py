@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fpn.palette import BLACK, LINES
 from fpn.study.results import Curves
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, told apart by the colour-blind, less the yellow, too pale for lines."""
+COLOURS = (*LINES, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", ":")
+DASHES = ("-", "--", ":")
 """For the first, second and third round of markers: without its colour a line is told from 23 others."""
 PANELS = (
     ("by_limit", "limits", "AR", "proposals per image", "average recall (%)"),
@@ -81,7 +81,7 @@ def line_style(number: int) -> dict[str, str]:
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[place],
-        "linestyle": LINES[round_ % len(LINES)],
+        "linestyle": DASHES[round_ % len(DASHES)],
         "markerfacecolor": "white" if round_ % 2 else COLOURS[number % len(COLOURS)],
     }
 
