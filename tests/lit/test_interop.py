@@ -104,7 +104,6 @@ def test_torchvisions_conventions_are_its_own() -> None:
         "down",
         True,
     )
-    assert given("interop/torchvision_coco_v1")["data"]["images"]["antialias"] is False
     rpn, roi, pool = theirs.rpn, theirs.roi_heads, theirs.roi_heads.box_roi_pool
     assert isinstance(ours, FasterRCNN)
     assert ours.rpn.box_weights == rpn.box_coder.weights
