@@ -23,10 +23,17 @@ def answered(*words: str) -> tuple[str, float]:
     return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.parametrize("word", ["--help", "--version"])
-def test_help_and_version_come_at_once(word: str) -> None:
-    said, seconds = answered(word)
-    assert said.startswith("usage: fpn COMMAND" if word == "--help" else "fpn 0.")
+@pytest.mark.parametrize(
+    ("words", "begin"),
+    [
+        (["--help"], "usage: fpn COMMAND"),
+        (["--version"], "fpn 0."),
+        *(([command, "--help"], f"usage: fpn {command}") for command in ("fit", "validate", "test")),
+    ],
+)
+def test_help_and_version_come_at_once(words: list[str], begin: str) -> None:
+    said, seconds = answered(*words)
+    assert said.startswith(begin)
     assert seconds < 1
 
 

@@ -56,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_file", "data.entries", "data.fields"},
     "study": GROUND | {"models", "checkpoints", "study"},
-    "study.commands": GROUND | {"models", "checkpoints", "study", "lit.wandb"},  # tables of a report
+    # Tables of a report; --epochs.
+    "study.commands": GROUND | {"models", "checkpoints", "study", "lit.wandb", "lit.lengths"},
     "pictures": GROUND,
     "report": GROUND | {"ops", "data", "evaluation", "pictures", "report"},
     "interop": GROUND | {"ops", "models", "data", "shipped", "interop"},

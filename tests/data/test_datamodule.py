@@ -698,7 +698,11 @@ def test_little_room_in_shared_memory_is_told_at_the_start(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of three workers holds two batches of both kinds: 64 x 96 pixels of three channels an image."""
-    settings: dict[str, Any] = {"images": ImageOptions(60, 90, antialias=True), "batch_size": 4, "eval_batch_size": 2}
+    settings: dict[str, Any] = {
+        "images": ImageOptions(60, 90, antialias=True),
+        "batch_size": 4,
+        "eval_batch_size": 2,
+    }
     needed = 3 * 2 * (4 + 2) * 3 * 64 * 96
     for free, workers, told in ((needed, 3, False), (needed - 1, 3, True), (0, 0, False)):
         usage = SimpleNamespace(free=free)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from processes import run, together
 
 from fpn.evaluation import evaluate_boxes, evaluate_proposals
 from fpn.lit.cli import COMMANDS, main
+from fpn.lit.help_pages import PAGES
 from fpn.lit.module import DetectionModule
+from fpn.shipped import config_file
 from fpn.types import Batch, Detections, Inference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,7 +58,7 @@ def test_fit_test_predict_evaluate(
 ) -> None:
     main(["fit", "--config", config])
     printed = capsys.readouterr().out + caplog.text
-    assert "4 steps of 2 images, warm-up of 2" in printed
+    assert "0.8 epochs of 10 images, which are 4 steps of 2 images, warm-up of 2" in printed
     assert "PaperSGD, learning rate 0.02" in printed
     assert "step 4: AP " in printed
     checkpoint = str(only("runs/tiny/version_0/checkpoints/best.ckpt"))
@@ -330,20 +333,50 @@ def test_a_switch_takes_any_word_for_true_and_false(
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])
 def test_help_pages(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    if command:
-        with pytest.raises(SystemExit) as caught:
-            main([*command, "--help"])
-        assert caught.value.code == 0
-    else:
-        main(["--help"])
+    with suppress(SystemExit):
+        main([*command, "--help"])
     page = capsys.readouterr().out
     assert "usage: fpn" in page
     assert "help: " not in page.lower().replace(".help", "")
     if not command:
         assert all(name in page for name in COMMANDS)
-    if command and command[0] in ("fit", "validate", "test"):
-        for option in ("--model.detector", "--model.schedule.steps", "--data", "--ckpt_path", "--config"):
-            assert option in page
+    for line in page.splitlines() if command and command[0] in PAGES else ():
+        assert len(line) <= 100
+    assert len(page.splitlines()) <= 50 or command[0] not in PAGES
+
+
+def test_the_options_and_examples_of_the_first_pages_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """By what the parser lists: as a whole, and by its parts, with options of the detector and the data."""
+    main(["test", "--help", "all"])
+    known = capsys.readouterr().out
+    for topic, left_out in (("model", "--trainer"), ("data", "--model"), ("trainer", "--model")):
+        main(["fit", "--help", topic])
+        part = capsys.readouterr().out
+        assert f"\n  --{topic}." in part
+        assert f"\n  {left_out}." not in part
+        known += part
+    assert "--model.detector.detections.score_threshold " in known
+    not_listed = {"--help", "--copy", "--epochs", "--model.optimizer.lr", "--model.detector.neck.help"}
+    for page in PAGES.values():
+        named = set(re.findall(r"(?<= )--[a-z_]+(?:\.[a-z0-9_]+)*", page)) - not_listed
+        assert len(named) >= 10
+        assert {option for option in named if f"{option} " not in known} == set()
+        for name in re.findall(r"--config ([a-z]\S+)", page):
+            assert config_file(name).is_file()
+
+
+def test_help_on_something_else_is_refused_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help", "modell"], ["--config", "base", "--help=modell"]):
+        assert refused(capsys, "fit", *words) == (
+            "fpn: fpn fit --help has no 'modell'; it has all, model, data, trainer"
+        )
+
+
+def test_the_help_of_a_class_is_the_parsers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--model.detector.neck.help", "FeaturePyramid"])
+    assert caught.value.code == 0
+    assert "--neck.lateral {true,false}" in capsys.readouterr().out
 
 
 def test_mistakes_end_in_one_line(config: str, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -405,10 +405,18 @@ def test_conversions_that_are_refused(shapes: Path, capsys: pytest.CaptureFixtur
     assert not Path("out.json").exists()
 
 
-def test_help_shows_how_to_convert(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ("proposals", "fpn proposals found.json found.safetensors --annotations"),
+        ("predict", "fpn predict --ckpt_path best.ckpt --images photos/"),
+        ("audit", "fpn audit datasets/coco"),
+    ],
+)
+def test_help_shows_how_it_is_used(command: str, example: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["proposals", "--help"])
+        main([command, "--help"])
     assert caught.value.code == 0
     page = capsys.readouterr().out
-    assert "\n  fpn proposals found.json found.safetensors --annotations" in page
+    assert f"\n  {example}" in page
     assert "Args:" not in page

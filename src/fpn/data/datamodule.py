@@ -162,6 +162,11 @@ class CocoDataModule(Described, LightningDataModule):
         """Whether a proposal file is given for any split."""
         return any(split.proposals is not None for split in self._given.values())
 
+    @property
+    def train_images(self) -> int:
+        """How many images a pass over the training images has, once they are read."""
+        return len(self._datasets["train"])
+
     def setup(self, stage: str) -> None:
         """Read what a stage needs: "fit", "validate" or "test".
 

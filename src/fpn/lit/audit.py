@@ -38,6 +38,10 @@ def audit(
 ) -> None:
     """Look at a data set, and say whether training would take it.
 
+      fpn audit datasets/coco
+      fpn audit --annotations train.json --images train/ --decode
+      fpn audit --annotations train.json --against val.json --images photos/ --twins
+
     `fpn audit ROOT` looks at what `fpn fit --data.root ROOT` trains and validates on, in any layout
     that is known; with --annotations it looks at one file in COCO's format, or with --against at two.
 

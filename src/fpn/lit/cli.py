@@ -15,6 +15,7 @@ from fpn.allocator import keep_freed_memory
 from fpn.console import mistakes
 from fpn.errors import InputError
 from fpn.importing import VARIABLE, asked_for, import_asked
+from fpn.lit.help_pages import PAGES, topic_asked
 from fpn.shipped import config_file
 
 COMMANDS = {
@@ -69,6 +70,12 @@ def _run(command: str, words: list[str]) -> None:
     if command in ("ablate", "report"):
         if status := getattr(import_module("fpn.study.commands"), command)(words):
             sys.exit(status)
+        return
+    if command in PAGES and (topic := topic_asked(command, words)) is not None:
+        if topic:
+            import_module("fpn.lit.lightning_cli").show_help(command, topic)
+        else:
+            print(PAGES[command])  # noqa: T201
         return
     keep_freed_memory()
     words = _with_files(_with_values(words))

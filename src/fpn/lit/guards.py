@@ -25,15 +25,14 @@ class ToldIfCutShort(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Compare the trainer's own limits with the schedule."""
-        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        limits = (trainer.max_steps, (trainer.max_epochs or -1) * steps)
-        planned = pl_module.schedule.at(pl_module.images_per_step).steps
+        limits = (trainer.max_steps, (trainer.max_epochs or -1) * pl_module.steps_per_epoch)
+        planned = pl_module.planned.at(pl_module.images_per_step).steps
         end = min((limit for limit in limits if limit > 0), default=planned)
         if end < planned and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"training ends after {end:,} of the schedule's {planned:,} steps, with the learning "
-                "rate it has there: for a shorter training set model.schedule.length (or steps and "
-                "milestones) rather than trainer.max_epochs or max_steps"
+                "rate it has there: for a shorter training set --epochs or model.schedule.length (or steps "
+                "and milestones) rather than trainer.max_epochs or max_steps"
             )
 
 

@@ -45,6 +45,7 @@ from fpn.lit.callbacks import (
 from fpn.lit.checkpointing import WholeCheckpoints
 from fpn.lit.cli import COMMANDS
 from fpn.lit.finding import Finder, find
+from fpn.lit.lengths import displaced_epochs, spelled_out
 from fpn.lit.module import DetectionModule
 from fpn.lit.run_folder import OwnFolder, beside_its_run, led_by_a_file
 from fpn.lit.stopping import EndOnSignal, EndTogether
@@ -66,6 +67,25 @@ _PACKAGES = {
 
 class _Parser(Parser, LightningArgumentParser):
     """Lightning's, with what is ours."""
+
+    listed = ""
+    """How the options begin that help lists, with nothing else; empty for all."""
+
+    def format_help(self, *args: Any) -> str:
+        """As argparse's, or only the groups of options that are asked for."""
+        if not self.listed:
+            return str(super().format_help(*args))
+        groups, self.usage, self.description = self._action_groups, argparse.SUPPRESS, None
+        self._action_groups = [
+            group
+            for group in groups
+            if any(
+                name.startswith(self.listed)
+                for action in group._group_actions
+                for name in action.option_strings
+            )
+        ]
+        return str(super().format_help(*args))
 
 
 class DetectionCLI(LightningCLI):
@@ -101,6 +121,8 @@ class DetectionCLI(LightningCLI):
         """Parse, on top of what the checkpoint remembers where one is given."""
         assert isinstance(args, list)
         subcommand, *rest = args
+        if subcommand == "fit":
+            rest = spelled_out(rest)
         rest, contents = _read_files(rest)
         path = _given_checkpoint(rest, contents)
         configs: list[dict[str, Any]] = [{"weights_only": True}]
@@ -110,6 +132,9 @@ class DetectionCLI(LightningCLI):
             import_named([*contents, *_values(rest)])  # what is named here may be the checkpoint's too
             before = remembered(path)
             configs.append(before.config)
+        if subcommand == "fit" and (epochs := displaced_epochs([*configs, *contents], rest)) is not None:
+            rank_zero_info(f"this run counts steps, which are given last, and not its {epochs} epochs")
+            rest.append("--model.schedule.epochs=null")
         first = [word for config in configs for word in ("--config", as_word(config))]
         with only_installed() if path is not None else nullcontext():
             self.config = parser.parse_args([subcommand, *first, *rest])
@@ -225,11 +250,27 @@ class DetectionCLI(LightningCLI):
         self.datamodule.save_hyperparameters(config["data"].get("init_args", {}), logger=False)
 
 
-def run_lightning(arguments: list[str]) -> None:
+def show_help(command: str, topic: str) -> None:
+    """Print the parser's own help of a command.
+
+    Args:
+        command: one of Lightning's.
+        topic: which part of it (`fpn.lit.help_pages.TOPICS`).
+    """
+    pages = [["--help"]]
+    pages += [["--model.detector.help", "FasterRCNN"]] * (topic == "model")
+    pages += [["--data.help", "CocoDataModule"]] * (topic == "data")
+    for words in pages:
+        with suppress(SystemExit):
+            run_lightning([command, *words], listed="" if topic == "all" else f"--{topic}")
+
+
+def run_lightning(arguments: list[str], listed: str = "") -> None:
     """Run one of Lightning's commands.
 
     Args:
         arguments: the command and its options; each `--config` and the path of its file are two words.
+        listed: how the options begin that help lists; empty for all.
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not the user's
     lightning_private.quiet()
@@ -240,7 +281,7 @@ def run_lightning(arguments: list[str]) -> None:
             arguments,
             save_config_callback=OwnFolder,
             subclass_mode_data=True,
-            parser_class=_Parser,
+            parser_class=type("Parser", (_Parser,), {"listed": listed}),
             seed_everything_default=0,
             trainer_defaults={
                 "max_epochs": -1,
@@ -359,4 +400,4 @@ def _description(command: str) -> str:
         f"(or ProposalNetwork), "
         f"those of its parts by `--model.detector.neck.help FeaturePyramid` and the like, "
         f"those of the data by `fpn {command} --data.help CocoDataModule`."
-    ) + (f" Callbacks may watch {watched}." if command == "fit" else "")
+    ) + (f" --epochs is model.schedule.epochs. Callbacks may watch {watched}." if command == "fit" else "")

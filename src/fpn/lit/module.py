@@ -1,6 +1,7 @@
 """The training loop's view of a detector: losses, optimiser, scores. Everything else is Lightning's."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -176,6 +177,18 @@ class DetectionModule(Described, LightningModule):
         """Images that all processes together learn from in a step of the optimiser."""
         return self.data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimiser in a pass over the training images, as the trainer limits it."""
+        batches, limit = len(self.data.train_dataloader()), self.trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return max(math.ceil(batches / self.trainer.accumulate_grad_batches), 1)
+
+    @property
+    def planned(self) -> Schedule:
+        """The schedule in steps, also where it counts epochs of this run's images."""
+        return self.schedule.lasting(self.images_per_step, self.steps_per_epoch)
+
     @cached_property
     def finder(self) -> Detector:
         """What validates and tests: the detector, optimised for inference when it is first asked for.
@@ -228,10 +241,14 @@ class DetectionModule(Described, LightningModule):
         images, name = self.images_per_step, type(optimizer).__name__
         rate = optimizer.param_groups[0]["lr"] * images / self.schedule.reference_images
         scale(optimizer, self.lr_factors)
-        schedule, scheduler = self.schedule.attach(optimizer, images)
+        schedule, scheduler = self.planned.attach(optimizer, images)
+        epochs = schedule.steps / self.steps_per_epoch
         times = "".join(f", times {factor:g} for {part}" for part, factor in self.lr_factors.items())
         rank_zero_info(self.detector.counted)
-        rank_zero_info(f"schedule: {schedule}; {name}, learning rate {rate:.4g}{times}")
+        rank_zero_info(
+            f"schedule: {epochs:,.4g} epochs of {self.data.train_images:,} images, which are {schedule}; "
+            f"{name}, learning rate {rate:.4g}{times}"
+        )
         if lightning_private.averaging(self.trainer):
             optimizer.register_step_post_hook(
                 lambda *_: lightning_private.average_from(self.trainer, self)  # until the first average

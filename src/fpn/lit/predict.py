@@ -61,6 +61,10 @@ def predict(
 ) -> None:
     """Find objects in images with a trained detector.
 
+      fpn predict --ckpt_path best.ckpt --images photos/
+      fpn predict --ckpt_path best.ckpt --images val2017/ --annotations instances_val2017.json
+      fpn predict --ckpt_path best.ckpt --split val --pictures
+
     Writes to a folder of its own: predictions.json, a COCO file with images, categories by name, and
     boxes with scores as annotations; detections.json, COCO results of all scores; predictions.csv, a
     line for each box; and pictures/ with the boxes drawn, named after their files. File names are

@@ -26,6 +26,8 @@ class Schedule:
         reference_images: images a step for which these numbers and the optimiser's learning rate are
             meant; 16 in the paper. Other batches scale them.
         length: multiplies all counts of steps: 0.01 makes a hundredth of the same schedule.
+        epochs: passes over the training images, in place of steps and length. The schedule is stretched to
+            end with the last; milestones and the warm-up keep their shares of it.
     """
 
     steps: PositiveInt = 80_000
@@ -35,9 +37,28 @@ class Schedule:
     warmup_factor: NonNegativeFloat = 0.001
     reference_images: PositiveInt = 16
     length: PositiveFloat = 1.0
+    epochs: PositiveInt | None = None
+
+    def lasting(self, images: int, steps_per_epoch: int) -> "Schedule":
+        """The same schedule in steps: this one, unless it counts epochs.
+
+        Args:
+            images: images a step.
+            steps_per_epoch: steps of that many images in a pass over the training images.
+        """
+        if self.epochs is None:
+            return self
+        steps = self.epochs * steps_per_epoch
+        return replace(self, length=steps * images / (self.steps * self.reference_images), epochs=None)
 
     def at(self, images: int) -> "Schedule":
-        """The same schedule at another number of images a step."""
+        """The same schedule at another number of images a step.
+
+        Raises:
+            ValueError: it counts epochs: `lasting` tells how many steps these are.
+        """
+        if self.epochs is not None:
+            raise ValueError(f"a schedule of {self.epochs} epochs has steps only for a number of images")
 
         def stretch(steps: int) -> int:
             return round(steps * self.length * self.reference_images / images)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fpn.console import say
 from fpn.errors import InputError
+from fpn.lit.lengths import spelled_out
 from fpn.study import pool, slurm
 from fpn.study.rows import FAMILIES, TABLES, plan
 from fpn.study.tasks import Task
@@ -48,7 +49,7 @@ def ablate(arguments: Sequence[str]) -> int:
         InputError: what was asked for makes no sense, or was begun with other settings.
     """
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    options, given = _ablate_parser().parse_args(arguments[:end]), arguments[end + 1 :]
+    options, given = _ablate_parser().parse_args(arguments[:end]), spelled_out(arguments[end + 1 :])
     if options.devices_per_run < 0 or (options.jobs is not None and options.jobs < 1):
         raise InputError("--jobs must be at least 1 and --devices_per_run at least 0")
     names = ("tables", "rows", "seeds", "family", "data", "out", "wandb")
