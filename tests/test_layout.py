@@ -18,6 +18,7 @@ GROUND = {
     "settings",
     "errors",
     "described",
+    "torch_private",
     "importing",
     "console",
     "trust",
@@ -34,6 +35,7 @@ GROUND = {
 ALLOWED: dict[str, set[str]] = {
     "types": {"errors"},
     "errors": set(),
+    "torch_private": set(),
     "described": {"errors", "importing", "parsing", "trust"},
     "importing": {"errors"},
     "console": {"errors"},

@@ -1,11 +1,12 @@
 """What an object was made of, as a configuration file would have it: made in Python, it can be made again."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import partial
 from inspect import Parameter, signature
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,12 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: it cannot be told so, as a lambda.
     """
-    if value is None or isinstance(value, str | bool):
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, Path):
+    if isinstance(value, str | Path):
         return str(value)
-    if isinstance(value, int | float):
-        return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, Real):  # NumPy's too
+        return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     if isinstance(value, Mapping):
@@ -75,6 +76,13 @@ def factory_of(made: Described) -> dict[str, Any]:
     return config | {"init_args": {k: v for k, v in config["init_args"].items() if k != first}}
 
 
+def accepts(kind: type) -> Callable[[str], bool]:
+    """Whether a class takes an argument of a name."""
+    parameters = signature(kind.__init__).parameters  # type: ignore[misc]
+    any_ = any(one.kind == Parameter.VAR_KEYWORD for one in parameters.values())
+    return lambda name: any_ or name in parameters
+
+
 def class_path(kind: type) -> str:
     """Where a class is found: the shortest path, which is the public one.
 
@@ -89,13 +97,14 @@ def class_path(kind: type) -> str:
     raise TypeError(f"{kind.__qualname__} can be imported from nowhere")
 
 
-def remade(kind: Any, config: Mapping[str, Any], source: str) -> dict[str, Any]:
+def remade(kind: Any, config: Mapping[str, Any], source: str, given: Iterable[str] = ()) -> dict[str, Any]:
     """The arguments of a class or function from plain values, as the command line makes them.
 
     Args:
         kind: what takes them.
         config: by name, as a checkpoint keeps them.
         source: what messages call it.
+        given: names of arguments that are there already.
 
     Raises:
         InputError: it names what a checkpoint may not (`fpn.trust`), or does not fit.
@@ -103,7 +112,7 @@ def remade(kind: Any, config: Mapping[str, Any], source: str) -> dict[str, Any]:
     import_asked(asked_for())  # the command line has done so, a program of the user's has not
     check_remembered(config, source)
     parser = Parser(exit_on_error=False)
-    parser.add_class_arguments(kind, fail_untyped=False, sub_configs=True)
+    parser.add_class_arguments(kind, fail_untyped=False, sub_configs=True, skip={*given})
     try:
         with only_installed():
             parsed = parser.parse_object(deepcopy(dict(config)))  # which it changes

@@ -665,9 +665,10 @@ def test_workers_outlive_the_signals_of_a_cluster(root: Path) -> None:
 @pytest.mark.parametrize("scales", [(), (0.5, 1.0)])
 @pytest.mark.parametrize("antialias", [True, False])
 def test_batches_come_through_where_shared_memory_has_no_room(
-    root: Path, antialias: bool, scales: tuple[float, ...]
+    root: Path, antialias: bool, scales: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker may write no file of more than a kilobyte, and shared memory is one."""
+    monkeypatch.setattr("fpn.data.loader._LARGE", 1024)
     images = ImageOptions(32, 48, antialias=antialias, test_scales=scales)
     found: list[list[Any]] = []
     for workers, limit in ((0, 0), (1, 0), (1, 1024)):

@@ -119,6 +119,7 @@ STEPS, EPOCHS, BOTH, LENGTH = (
         ([EPOCHS, LENGTH, STEPS], [], True),
         ([EPOCHS, LENGTH], ["--epochs=3"], False),
         ([EPOCHS], ["--model.schedule.milestones", "[1]"], False),
+        ([EPOCHS, {"model": {"schedule": {"epochs": None, "length": 2}}}], [], False),
     ],
 )
 def test_what_is_given_last_is_meant(contents: list[object], words: list[str], steps: bool) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -163,3 +164,48 @@ def test_plain_values() -> None:
     for value in (lambda: None, object(), type("Local", (), {})):
         with pytest.raises(TypeError):
             plain(value)
+
+
+class Narrow(fpn.DetectionModule):
+    """As a user's, with arguments of its own."""
+
+    def __init__(self, channels: int = 8) -> None:
+        neck = partial(FeaturePyramid, channels=channels)
+        detector = partial(fpn.FasterRCNN, bottom_up=BOTTOM_UP, neck=neck)
+        super().__init__(10, detector, schedule=fpn.Schedule(2, (), reference_images=2))
+
+
+def test_a_subclass_with_arguments_of_its_own(shapes: Path) -> None:
+    running, trained = trainer(), Narrow(channels=12)
+    running.fit(trained, fpn.CocoDataModule(np.str_(shapes), images=ImageOptions(96, 96), num_workers=0))
+    running.save_checkpoint("two.ckpt")
+    again = Narrow.load_from_checkpoint("two.ckpt", strict=True, weights_only=True, map_location="cpu")
+    assert again.detector.neck.channels == fpn.load("two.ckpt").detector.neck.channels == 12
+
+
+def test_the_number_of_classes_is_the_datas(shapes: Path) -> None:
+    for classes in (9, 13):
+        with pytest.raises(fpn.InputError, match=f"made for {classes} classes, and the data has 10"):
+            trainer().fit(fpn.DetectionModule(classes, DETECTOR), data(shapes))
+    with pytest.raises(fpn.InputError, match="made for 3 classes, and the module for 10"):
+        module(DETECTOR(3))
+
+
+class Marked(fpn.CocoDataModule):
+    """As a user's, with an argument that no plain value tells."""
+
+    def __init__(self, mark: Callable[[], int], **options: Any) -> None:
+        super().__init__(**options)
+        self.mark = mark()
+
+
+def test_what_data_cannot_tell_has_to_be_given(shapes: Path) -> None:
+    size = ImageOptions(96, 96)
+    marked = Marked(lambda: 7, root=str(shapes), images=size, num_workers=0, batch_size=np.int64(2))
+    running = trainer()
+    running.fit(module(DETECTOR), marked)
+    running.save_checkpoint("two.ckpt")
+    with pytest.raises(fpn.InputError, match="does not tell mark of its data: give it here"):
+        Marked.load_from_checkpoint("two.ckpt")
+    again = Marked.load_from_checkpoint("two.ckpt", mark=lambda: 8, map_location="cpu")
+    assert (again.mark, again.batch_size) == (8, 2)

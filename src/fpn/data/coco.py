@@ -201,6 +201,10 @@ class CocoDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.annotations)
 
+    def file_of(self, pick: Pick) -> str:
+        """The path of a pick's image."""
+        return str(self.image_folder / str(self.annotations.file_names[pick.image]))
+
     def __getitem__(self, pick: Pick) -> Sample:
         """Load the image of a pick, or the next one that can be read, transformed as the pick would be.
 

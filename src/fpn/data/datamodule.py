@@ -121,23 +121,37 @@ class CocoDataModule(Described, LightningDataModule):
         self._listed: Categories | None = None
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **arguments: Any) -> Self:
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """The data that a checkpoint was trained on.
 
         Args:
             checkpoint_path: the file.
-            **arguments: take the place of those it was made with.
+            map_location: of no meaning here, nor are the next two.
+            hparams_file: the checkpoint tells what the data was made with.
+            weights_only: no code is run, whatever is given.
+            **kwargs: take the place of the arguments it was made with.
 
         Raises:
-            InputError: no such file, or it was trained on data of another kind.
+            InputError: no such file, or it does not tell its data.
         """
-        kept = read_checkpoint(checkpoint_path).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
-        if kept is None:
-            raise InputError(f"{checkpoint_path} does not tell its data as this version does")
-        return cls(
-            **remade(cls, {k: v for k, v in kept.items() if k not in arguments}, str(checkpoint_path)),
-            **arguments,
-        )
+        checkpoint, path = read_checkpoint(checkpoint_path), str(checkpoint_path)
+        kept = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
+        untold = checkpoint.get("fpn", {}).get("untold_of_data", ())
+        if kept is None or (untold := [name for name in untold if name not in kwargs]):
+            raise InputError(
+                f"{path} does not tell {', '.join(untold) or 'anything'} of its data: give it here"
+            )
+        own = {name: value for name, value in kept.items() if name not in kwargs}
+        data = cls(**remade(cls, own, path, kwargs) | kwargs)
+        data.save_hyperparameters(own, logger=False)
+        return data
 
     @property
     def categories(self) -> Categories:
@@ -216,7 +230,7 @@ class CocoDataModule(Described, LightningDataModule):
             )
         except ValueError as error:
             raise InputError(f"{dataset.annotations.path}: {error}; lower batch_size") from None
-        return TrainLoader(dataset, batches, self._position, **self._loading())
+        return TrainLoader(dataset, batches, self._position, name=dataset.file_of, **self._loading())
 
     def on_after_batch_transfer(self, batch: Batches, dataloader_idx: int) -> Batches:
         """Normalise what has come to the device as bytes."""
@@ -314,7 +328,7 @@ class CocoDataModule(Described, LightningDataModule):
         if dataset.transform is as_stored:
             loading["collate"] = partial(collate_scales, scales=self._images.testing)
         shard = ExactShards(len(dataset), self.eval_batch_size, rank, world_size)
-        return Loader(dataset, shard, **loading)
+        return Loader(dataset, shard, name=dataset.file_of, **loading)
 
     def _loading(self) -> dict[str, Any]:
         return {

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fpn.allocator import give_back_large_blocks
 from fpn.data.coco import CocoDataset
-from fpn.data.samplers import AspectRatioBatches, ExactShards
-from fpn.data.transforms import Sample
+from fpn.data.samplers import AspectRatioBatches
 from fpn.errors import InputError
+from fpn.torch_private import WatchedIterator
 from fpn.types import Batch
 
 Batches = Batch | list[Batch]
@@ -32,8 +32,8 @@ Batches = Batch | list[Batch]
 AHEAD = 2
 """Batches that a worker loads before they are asked for."""
 _SHARED = Path("/dev/shm")
-_POLL = 1.0
-"""Seconds between two looks at whether to go on waiting."""
+_LARGE = 2**14
+"""Bytes from which a tensor goes by shared memory."""
 
 
 def start_worker(worker: int) -> None:
@@ -61,28 +61,33 @@ def _await_parent() -> None:
     os._exit(0)
 
 
-class Loader(DataLoader[Sample]):
+class Loader(DataLoader[Any]):
     """Batches, by workers if there are any, for which nobody waits for ever.
 
     Args:
-        dataset: what to load from.
-        batch_sampler: which images make which batch, each time the same.
-        collate: makes what is yielded of samples.
+        dataset: what to load from, by picks.
+        batch_sampler: which picks make which batch, each time the same.
+        collate: makes what is yielded of what is loaded.
+        name: of the file of a pick, for messages.
         workers: processes that load; 0 loads in this one.
         patience: seconds that a batch may take to come from a worker; 0 for any number.
         on_wait: told, as often as every second, for how many seconds a batch has been waited for. What it
             raises ends the wait.
+        **settings: other arguments of a DataLoader.
     """
 
     def __init__(
         self,
-        dataset: CocoDataset,
-        batch_sampler: AspectRatioBatches | ExactShards,
-        collate: Callable[[Sequence[Sample]], Batches],
+        dataset: Dataset[Any],
+        batch_sampler: Any,
+        collate: Callable[[Sequence[Any]], Any],
+        name: Callable[[Any], str],
         workers: int,
         patience: float = 0,
         on_wait: Callable[[float], None] = lambda seconds: None,
+        **settings: Any,
     ) -> None:
+        given = {"persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()} | settings
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
@@ -90,43 +95,35 @@ class Loader(DataLoader[Sample]):
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             worker_init_fn=start_worker,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            timeout=_POLL if workers else 0,
+            **given,
         )
-        self._picks, self._patience, self._on_wait = batch_sampler, patience, on_wait
+        self._picks, self._name, self._patience, self._told = batch_sampler, name, patience, on_wait
+        self._number, self._begun = 0, 0.0
 
-    def __iter__(self) -> Iterator[Batches]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches of the sampler.
 
         Raises:
             InputError: a batch does not come, with the files that it is of.
         """
-        batches = super().__iter__()
-        for number in itertools.count():
-            begun = time.monotonic()
-            while True:
-                try:
-                    batch: Any = next(batches)
-                    break
-                except StopIteration:
-                    return
-                except RuntimeError as error:
-                    if not str(error).startswith("DataLoader timed out"):
-                        raise
-                self._on_wait(time.monotonic() - begun)
-                if 0 < self._patience <= time.monotonic() - begun:
-                    raise InputError(self._missed(number))
+        self._number, self._begun = 0, time.monotonic()
+        for batch in super().__iter__():
             yield batch
+            self._number, self._begun = self._number + 1, time.monotonic()
 
-    def _missed(self, number: int) -> str:
-        data: Any = self.dataset
-        picks = next(itertools.islice(self._picks, number, None), [])
-        files = ", ".join(str(data.image_folder / data.annotations.file_names[p.image]) for p in picks[:8])
-        return (
-            f"a batch did not come from its worker in {self._patience:g} s, that of {files}: see that these"
-            " can be read, or set data.load_timeout to more seconds"
-        )
+    def _get_iterator(self) -> Any:
+        return WatchedIterator(self, self._wait) if self.num_workers else super()._get_iterator()
+
+    def _wait(self) -> None:
+        seconds = time.monotonic() - self._begun
+        self._told(seconds)
+        if 0 < self._patience <= seconds:
+            picks: Any = next(itertools.islice(self._picks, self._number, None), [])
+            raise InputError(
+                f"a batch did not come from its worker in {self._patience:g} s, that of"
+                f" {', '.join(map(self._name, picks[:8]))}: see that these can be read, or set"
+                " data.load_timeout to more seconds"
+            )
 
 
 def room_told(needed: float) -> str:
@@ -146,47 +143,61 @@ def room_told(needed: float) -> str:
 
 
 class _Parcel:
-    """Batches on their way from a worker: it is unpickled as these.
+    """What a worker hands over: it is unpickled as the content.
 
-    Images go by shared memory, or through a pipe where that has no room; all else is small, and faster by the
-    pipe. torch itself takes shared memory for every tensor: a worker that finds no room fails unheard, and is
-    waited for without end.
+    Large tensors go by shared memory, or through a pipe where that has no room; all else is small, and faster
+    by the pipe. torch itself takes shared memory for every tensor: a worker that finds no room fails unheard,
+    and is waited for without end.
     """
 
-    def __init__(self, batches: Batches) -> None:
-        self._single = isinstance(batches, Batch)
-        listed: list[Batch] = [batches] if isinstance(batches, Batch) else batches
-        self._images = [_shared(batch.images) for batch in listed]
+    def __init__(self, content: Any) -> None:
         file = io.BytesIO()
-        _ByValue(file).dump([batch[1:] for batch in listed])
-        self._rest = file.getvalue()
+        pickler = _Pickler(file)
+        pickler.dump(content)
+        self._large, self._rest = pickler.large, file.getvalue()
 
     def __reduce__(self) -> Any:
-        return _unpacked, (self._single, self._images, self._rest)
+        return _unpacked, (self._large, self._rest)
 
 
-class _ByValue(pickle.Pickler):
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.large: list[Tensor | np.ndarray] = []
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, Tensor) or value.nbytes < _LARGE:
+            return None
+        self.large.append(_shared(value))
+        return len(self.large) - 1
+
     def reducer_override(self, value: Any) -> Any:
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
 
 
-def _handed_over(samples: Sequence[Sample], collate: Callable[[Sequence[Sample]], Batches]) -> Any:
-    batches = collate(samples)
-    return batches if get_worker_info() is None else _Parcel(batches)
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, large: Sequence[Tensor | np.ndarray]) -> None:
+        super().__init__(file)
+        self.large = large
+
+    def persistent_load(self, number: int) -> Tensor:
+        return torch.as_tensor(self.large[number])
 
 
-def _shared(images: Tensor) -> Tensor | np.ndarray:
+def _handed_over(loaded: Sequence[Any], collate: Callable[[Sequence[Any]], Any]) -> Any:
+    content = collate(loaded)
+    return content if get_worker_info() is None else _Parcel(content)
+
+
+def _shared(tensor: Tensor) -> Tensor | np.ndarray:
     try:
-        return images.share_memory_()
+        return tensor.share_memory_()
     except RuntimeError:
-        return images.numpy()
+        return tensor.numpy()
 
 
-def _unpacked(single: bool, images: list[Tensor | np.ndarray], rest: bytes) -> Batches:
-    batches = [
-        Batch(torch.as_tensor(own), *others) for own, others in zip(images, pickle.loads(rest), strict=True)
-    ]
-    return batches[0] if single else batches
+def _unpacked(large: Sequence[Tensor | np.ndarray], rest: bytes) -> Any:
+    return _Unpickler(io.BytesIO(rest), large).load()
 
 
 class TrainLoader(Loader):

@@ -6,6 +6,7 @@ float32 (x1, y1, x2, y2) in pixels of the original images, as in `fpn.types.Dete
 The states are a few flat tensors, gathered once; process 0 scores them and sends the numbers to the others.
 """
 
+import copy
 import math
 from abc import abstractmethod
 from collections import Counter
@@ -108,7 +109,8 @@ class COCOMetric(Metric):
 
     def undefined(self) -> set[str]:
         """Those of which the annotation file has no object."""
-        blank = type(self)()
+        blank = copy.deepcopy(self)
+        blank.reset()
         blank.on, blank._truth = self.on, self._read()
         blank._append("images", torch.tensor(blank._truth.image_ids))
         blank._append("counts", torch.zeros(len(blank._truth.image_ids)))

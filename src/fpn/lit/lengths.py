@@ -37,6 +37,8 @@ def displaced_epochs(contents: Sequence[Any], words: Sequence[str]) -> Any:
     for schedule in (*map(_schedule, contents), options):
         if schedule.get("epochs") is not None:
             meant, epochs = "epochs", schedule["epochs"]
+        elif "epochs" in schedule:
+            meant, epochs = "", None
         elif "steps" in schedule:
             meant = "steps"
         elif "length" in schedule and meant == "epochs":

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -85,6 +84,9 @@ class DetectionModule(Described, LightningModule):
         frozen_parts: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
+        self.classes = classes
+        if isinstance(detector, Detector) and (made := detector.made_of.get("classes", classes)) != classes:
+            raise InputError(f"the detector was made for {made} classes, and the module for {classes}")
         self.detector = detector if isinstance(detector, Detector) else detector(classes)
         self.lr_factors, self.frozen_parts = dict(lr_factors or {}), tuple(frozen_parts)
         self._check_parts("lr_factors", self.lr_factors)
@@ -116,26 +118,35 @@ class DetectionModule(Described, LightningModule):
         self.save_hyperparameters(told, logger=False)
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = None, *_: Any, **arguments: Any
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
     ) -> Self:
         """The module of a checkpoint, trained by the command line or from Python. No code in it is run.
 
         Args:
             checkpoint_path: the file.
             map_location: the device to put it on; by default the CPU.
-            **arguments: take the place of those it was made with.
+            hparams_file: not needed, as the checkpoint tells what it was made with.
+            strict: every weight has to fit, whatever is given.
+            weights_only: only they are read, whatever is given.
+            **kwargs: take the place of the arguments it was made with.
 
         Raises:
             InputError: no such file, it does not fit, or does not tell one of its arguments.
         """
-        checkpoint = read_checkpoint(checkpoint_path)
-        own = resuming.made_of(checkpoint, str(checkpoint_path), arguments)
-        module = cls(**remade(cls, own, str(checkpoint_path)) | arguments)
+        checkpoint, path = read_checkpoint(checkpoint_path), str(checkpoint_path)
+        own = resuming.made_of(cls, checkpoint, path, kwargs)
+        module = cls(**remade(cls, own, path, kwargs) | kwargs)
         module.save_hyperparameters(own, logger=False)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
-        return module.to(map_location or "cpu")
+        return module.to(map_location if isinstance(map_location, str | int | torch.device) else "cpu")
 
     def _check_parts(self, option: str, given: Sequence[str] | Mapping[str, Any]) -> None:
         parts = [name for name, _ in self.detector.named_children()]
@@ -217,6 +228,11 @@ class DetectionModule(Described, LightningModule):
         """
         precision_named(self.trainer.precision)
         resuming.refuse_other_categories(self)
+        if self.classes != (known := len(self.data.categories.ids)):
+            raise InputError(
+                f"the module was made for {self.classes} classes, and the data has {known}: give it"
+                " classes=len(data.categories.ids)"
+            )
         if self.detector.reads_proposals != self.data.reads_proposals:
             name = type(self.detector).__name__
             raise InputError(

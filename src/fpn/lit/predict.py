@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 from torchvision.io import write_jpeg
 
 from fpn.allocator import keep_freed_memory
 from fpn.checkpoints import Trained, load, remembered
 from fpn.console import mistakes, say
 from fpn.data.datamodule import CocoDataModule
+from fpn.data.loader import Loader
 from fpn.data.proposals import Stamp, file_hash, write_counted
 from fpn.data.results import RESULTS, Listed, write_predictions
 from fpn.devices import device_named
@@ -40,6 +41,9 @@ from fpn.settings import NonNegativeInt, PositiveFloat, PositiveInt
 from fpn.stage_times import StageTimes
 from fpn.trust import check_classes, only_installed
 from fpn.types import Batch, Categories, Detections, Precision
+
+_PATIENCE = 600
+"""Seconds that a batch may take to come from a worker."""
 
 
 def predict(
@@ -240,11 +244,15 @@ class _Work:
         title: str = "predict",
     ) -> None:
         """Keep what is found in the images of batches of these numbers; no title, no progress bar."""
-        loader = DataLoader(
+        loader = Loader(
             _Loading(self.images),
-            batch_sampler=_Batches(batches, self.batch_size, len(self.images.names)),
-            num_workers=self.num_workers,
-            collate_fn=partial(_prepared, predictor.prepare),
+            _Batches(batches, self.batch_size, len(self.images.names)),
+            partial(_prepared, predictor.prepare),
+            name=lambda place: str(self.images.names[place]),
+            workers=self.num_workers,
+            patience=_PATIENCE,
+            on_wait=lambda seconds: _end_with_parent(),
+            persistent_workers=False,
             pin_memory=predictor.device.type == "cuda",
         )
         console = Console(stderr=True, quiet=not title)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from fpn.checkpoints import kept_in
-from fpn.described import class_path
+from fpn.described import accepts, class_path
 from fpn.errors import InputError
 from fpn.lightning_private import averaging
 from fpn.weights import check_weights
@@ -29,6 +29,7 @@ def record(module: "DetectionModule") -> dict[str, Any]:
     return {
         "config": config_of(module),
         "untold": [name for name in module.untold if name not in module.hparams],
+        "untold_of_data": [name for name in module.data.untold if name not in module.data.hparams],
         "categories": {"ids": list(categories.ids), "names": list(categories.names)},
         "image": asdict(module.data.image_settings),
         "images_per_step": module.images_per_step,
@@ -48,10 +49,13 @@ def config_of(module: "DetectionModule") -> dict[str, Any]:
     }
 
 
-def made_of(checkpoint: Mapping[str, Any], path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def made_of(
+    kind: type["DetectionModule"], checkpoint: Mapping[str, Any], path: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the module of a checkpoint was made of, in plain values.
 
     Args:
+        kind: which class of module takes them.
         checkpoint: its content.
         path: how to name it.
         given: arguments that take the place of its own, which are left out.
@@ -60,14 +64,15 @@ def made_of(checkpoint: Mapping[str, Any], path: str, given: Mapping[str, Any]) 
         InputError: it is not one of this project, or lacks what it must tell.
     """
     kept = kept_in(checkpoint, path)
-    if lacking := [name for name in checkpoint["fpn"].get("untold", ()) if name not in given]:
+    takes = accepts(kind)
+    if lacking := [name for name in checkpoint["fpn"].get("untold", ()) if name not in given and takes(name)]:
         raise InputError(
             f"{path} does not tell its {lacking[0]}, which a function made: give {lacking[0]}= here, and "
             "where it is trained make it of a class or functools.partial"
         )
     config = kept.config.get("model") or checkpoint.get("hyper_parameters", {})
     told = {"classes": len(kept.categories.ids), **config}
-    return {name: value for name, value in told.items() if name not in given}
+    return {name: value for name, value in told.items() if name not in given and takes(name)}
 
 
 def refuse_other_categories(module: "DetectionModule") -> None:

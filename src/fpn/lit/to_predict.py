@@ -210,7 +210,12 @@ def _refuse_no_image(name: str) -> None:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+    seen = {folder.resolve()}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        # A folder that is linked is looked at too, each once.
+        inside = {name: Path(place, name).resolve() for name in sorted(folders)}
+        folders[:] = [name for name, real in inside.items() if real not in seen]
+        seen.update(inside.values())
         if UNFINISHED in folders or {*RESULTS} <= {*names}:
             drawn = {UNFINISHED, "pictures"}.intersection(folders)
             folders[:] = [name for name in folders if name not in drawn]

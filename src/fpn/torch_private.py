@@ -1,0 +1,31 @@
+"""All that is used of PyTorch's inner parts, with its reason: nothing public goes on waiting for a worker."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+_POLL = 1.0
+"""Seconds between two looks at whether to go on waiting."""
+
+
+class WatchedIterator(_MultiProcessingDataLoaderIter):
+    """A loader's iterator that asks, as often as every second while it waits, whether to go on.
+
+    A loader's own timeout ends the wait for good, also where workers are told of a new epoch.
+
+    Args:
+        loader: with workers.
+        on_wait: what it raises ends the wait.
+    """
+
+    def __init__(self, loader: DataLoader[Any], on_wait: Callable[[], None]) -> None:
+        self._on_wait = on_wait
+        super().__init__(loader)
+
+    def _try_get_data(self, timeout: float = _POLL) -> tuple[bool, Any]:
+        found: tuple[bool, Any] = super()._try_get_data(min(timeout, _POLL))
+        if not found[0]:
+            self._on_wait()
+        return found
