@@ -55,7 +55,14 @@ def test_the_learning_rate_found_is_the_optimisers(
     assert rows(RUNS / "version_0") == rows(RUNS / "version_1")
 
 
-@pytest.mark.parametrize(("mode", "room", "found"), [("power", 4, 4), ("power", 99, 8), ("binsearch", 6, 5)])
+@pytest.mark.parametrize(
+    ("mode", "room", "found"),
+    [
+        ("power", 4, 4),
+        pytest.param("power", 99, 8, marks=pytest.mark.long),
+        pytest.param("binsearch", 6, 5, marks=pytest.mark.long),
+    ],
+)
 def test_the_batch_size_found_is_the_datas(
     mode: str,
     room: int,

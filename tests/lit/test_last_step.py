@@ -19,10 +19,12 @@ STOP["init_args"] |= {"divergence_threshold": 0.0}  # at the first look
     [
         # Five steps an epoch, ten steps in all.
         (["check_val_every_n_epoch=4"], [10]),
-        (["check_val_every_n_epoch=4", "max_epochs=1", "min_epochs=1"], [5]),
+        pytest.param(
+            ["check_val_every_n_epoch=4", "max_epochs=1", "min_epochs=1"], [5], marks=pytest.mark.long
+        ),
         (["check_val_every_n_epoch=null", "val_check_interval=7"], [7, 10]),
         (["val_check_interval=0.4", "max_epochs=1"], [2, 4, 5]),
-        (["val_check_interval=5"], [5, 10]),
+        pytest.param(["val_check_interval=5"], [5, 10], marks=pytest.mark.long),
         (["check_val_every_n_epoch=4", f"callbacks={json.dumps([TIMER])}"], [1]),
         (["val_check_interval=2", f"callbacks={json.dumps([STOP])}"], [2]),
         (["limit_val_batches=0"], []),

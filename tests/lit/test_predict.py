@@ -272,6 +272,7 @@ def test_processes_share_the_images(predict: list[str], many: Path) -> None:
     same("one", "two")
 
 
+@pytest.mark.long
 def test_what_is_wrong_in_a_process_is_told_once(predict: list[str], shapes: Path, refused: Refused) -> None:
     shutil.copytree(shapes / "val2017", "copy")
     victim = sorted(Path("copy").iterdir())[3]

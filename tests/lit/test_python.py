@@ -69,8 +69,11 @@ def test_readme(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "detector",
-    [DETECTOR, DETECTOR(10), lambda classes: DETECTOR(classes)],
-    ids=["partial", "made", "function"],
+    [
+        pytest.param(DETECTOR, id="partial"),
+        pytest.param(DETECTOR(10), id="made", marks=pytest.mark.long),
+        pytest.param(lambda classes: DETECTOR(classes), id="function"),
+    ],
 )
 def test_its_checkpoints_are_loaded_anywhere(detector: Callable[[int], Any], shapes: Path) -> None:
     running = trainer()
