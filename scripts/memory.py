@@ -11,6 +11,7 @@ a test does, scores them, draws their curves, writes them, and prints the peak. 
 own. Linux.
 """
 
+import gc
 import json
 import os
 import platform
@@ -105,6 +106,7 @@ def loading(folder: Path, epochs: int, batches: int) -> None:
 
 def photo(folder: Path, antialias: bool, orientation: int) -> None:
     """Print the most memory that a worker held alone as it loaded four photos."""
+    gc.collect()  # the loader before, which a process that is forked now would try to end
     # Elsewhere, for what this process keeps of it would become the worker's alone.
     drawing = Process(target=draw_photo, args=(folder, orientation))
     drawing.start()

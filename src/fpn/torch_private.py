@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakMethod
 
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -17,15 +18,16 @@ class WatchedIterator(_MultiProcessingDataLoaderIter):
 
     Args:
         loader: with workers.
-        on_wait: what it raises ends the wait.
+        on_wait: a method; what it raises ends the wait.
     """
 
     def __init__(self, loader: DataLoader[Any], on_wait: Callable[[], None]) -> None:
-        self._on_wait = on_wait
+        # Not to hold the loader, which holds this: workers end when it is let go of.
+        self._on_wait = WeakMethod(on_wait)
         super().__init__(loader)
 
     def _try_get_data(self, timeout: float = _POLL) -> tuple[bool, Any]:
         found: tuple[bool, Any] = super()._try_get_data(min(timeout, _POLL))
-        if not found[0]:
-            self._on_wait()
+        if not found[0] and (ask := self._on_wait()) is not None:
+            ask()
         return found

@@ -43,3 +43,11 @@ def test_a_slow_worker_is_waited_for_in_every_epoch() -> None:
 def test_a_wait_without_end_names_the_files() -> None:
     with pytest.raises(InputError, match=r"did not come .* that of 0\.jpg, 1\.jpg: see"):
         next(iter(loader(30, patience=1.5)))
+
+
+def test_workers_end_with_their_loader() -> None:
+    kept = loader(0)
+    next(iter(kept))
+    (worker,) = kept._iterator._workers  # type: ignore[union-attr]
+    del kept
+    assert not worker.is_alive()

@@ -303,3 +303,13 @@ def test_large_photos_are_prepared_as_any_other(
         assert (found.image.double() - expected.image.double()).abs().max() <= tolerance
         assert torch.allclose(found.target.boxes, expected.target.boxes, atol=1e-4)
         assert found.size == expected.size
+
+
+def test_a_large_photo_that_is_turned_is_resized_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    lying = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
+    settings = ImageSettings(20, 40, antialias=True)
+    expected = prepare_image(lying.mT.contiguous(), settings)
+    monkeypatch.setattr("fpn.data.transforms.LARGE", 1000)
+    found = prepare_image(lying.mT, settings)
+    assert found.shape == expected.shape == (3, 30, 20)
+    assert (found.int() - expected.int()).abs().max() <= 1

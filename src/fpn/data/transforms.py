@@ -164,7 +164,7 @@ def prepare_image(image: Tensor, settings: ImageSettings) -> Tensor:
     old = (image.shape[-2], image.shape[-1])
     size = resized_size(old, settings.short_side, settings.max_side, settings.rounding)
     if settings.antialias:
-        image = image_ops.resize(image, list(size), antialias=True)
+        image = _resized(image, size)
         if image.dtype == torch.uint8:
             return image
     if _is_large(image):
@@ -173,6 +173,14 @@ def prepare_image(image: Tensor, settings: ImageSettings) -> Tensor:
     if image.shape[-2:] == size:
         return image
     return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _resized(image: Tensor, size: Size) -> Tensor:
+    """Resize bytes with a filter that covers every pixel."""
+    if _is_large(image) and image.stride(-1) > image.stride(-2):
+        # A photo that is turned: as it lies, for it would be copied. A grey level may be rounded otherwise.
+        return _resized(image.mT, size[::-1]).mT.contiguous()
+    return image_ops.resize(image, list(size), antialias=True)
 
 
 def flip(sample: Sample) -> Sample:
