@@ -40,7 +40,7 @@ from fpn.data.transforms import (
     collate_scales,
     normalise,
 )
-from fpn.described import Described, remade
+from fpn.described import Described, made_again
 from fpn.errors import InputError
 from fpn.lightning_private import batches_of_epoch, shards_again
 from fpn.settings import NonNegativeInt, PositiveInt, Share
@@ -148,9 +148,7 @@ class CocoDataModule(Described, LightningDataModule):
             raise InputError(
                 f"{path} does not tell {', '.join(untold) or 'anything'} of its data: give it here"
             )
-        own = {name: value for name, value in kept.items() if name not in kwargs}
-        data = cls(**remade(cls, own, path, kwargs) | kwargs)
-        data.save_hyperparameters(own, logger=False)
+        data: Self = made_again(cls, kept, path, kwargs)
         return data
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fpn import lightning_private
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.samplers import sample_seed
-from fpn.described import Described, factory_of, remade
+from fpn.described import Described, factory_of, made_again
 from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, Metric, ProposalRecall, Truth
 from fpn.lit import resuming, watching
@@ -141,9 +141,7 @@ class DetectionModule(Described, LightningModule):
             InputError: no such file, it does not fit, or does not tell one of its arguments.
         """
         checkpoint, path = read_checkpoint(checkpoint_path), str(checkpoint_path)
-        own = resuming.made_of(cls, checkpoint, path, kwargs)
-        module = cls(**remade(cls, own, path, kwargs) | kwargs)
-        module.save_hyperparameters(own, logger=False)
+        module: Self = made_again(cls, resuming.made_of(cls, checkpoint, path, kwargs), path, kwargs)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.to(map_location if isinstance(map_location, str | int | torch.device) else "cpu")

@@ -58,7 +58,7 @@ def made_of(
         kind: which class of module takes them.
         checkpoint: its content.
         path: how to name it.
-        given: arguments that take the place of its own, which are left out.
+        given: arguments that take the place of its own, which it need not tell.
 
     Raises:
         InputError: it is not one of this project, or lacks what it must tell.
@@ -72,7 +72,7 @@ def made_of(
         )
     config = kept.config.get("model") or checkpoint.get("hyper_parameters", {})
     told = {"classes": len(kept.categories.ids), **config}
-    return {name: value for name, value in told.items() if name not in given and takes(name)}
+    return {name: value for name, value in told.items() if takes(name)}
 
 
 def refuse_other_categories(module: "DetectionModule") -> None:
