@@ -11,7 +11,7 @@ from benchmarks.infer import ours, same_detections, theirs
 from benchmarks.inputs import NetworkRun, random_targets, weights_and_files
 from fpn.models.necks import FeaturePyramid
 from fpn.models.rpn import RegionProposalNetwork
-from fpn.models.targets import AnchorSampling, sample_anchors
+from fpn.models.targets import AnchorSampling, GroundTruth, sample_anchors
 
 ASPECT = 5 / 3
 """Limit of the long side over the short side, that of 800 and 1333."""
@@ -52,6 +52,6 @@ def matching() -> Work:
 
     def work(compared: bool, boxes: int) -> None:
         target = random_targets(CROWDED_SIZE, boxes, 1, seed=0)
-        sample_anchors(anchors, target, CROWDED_SIZE, AnchorSampling(), rpn.box_weights)
+        sample_anchors(anchors, GroundTruth.of([target]), torch.tensor([CROWDED_SIZE]), AnchorSampling())
 
     return work

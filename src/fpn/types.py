@@ -7,7 +7,7 @@ d channels of the pyramid. Boxes are float32 (x1, y1, x2, y2) in pixels. A size 
 Levels are the paper's numbers (Sec. 3): `c[4]` is C4, `p[2]` is P2, and level k has a stride of 2**k pixels.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -112,6 +112,24 @@ class Detections(NamedTuple):
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep])
 
 
+class Found(NamedTuple):
+    """Boxes found in the images of a batch, D places in each, best first; the last ones may not be taken."""
+
+    boxes: Tensor
+    """(N, D, 4), zeros in places that are not taken."""
+    scores: Tensor
+    """(N, D) in [0, 1], zeros in places that are not taken."""
+    labels: Tensor
+    """(N, D) int64 in 1…K."""
+    there: Tensor
+    """(N, D) which places are taken."""
+
+    def split(self, numbers: Sequence[int] | None = None) -> list[Detections]:
+        """N sets, each of the places that are taken; without their `numbers` the host waits for them."""
+        numbers = self.there.sum(dim=1).tolist() if numbers is None else numbers
+        return [Detections(*(part[n, :number] for part in self[:3])) for n, number in enumerate(numbers)]
+
+
 class Targets(NamedTuple):
     """The ground truth of one image, in pixels of the network's input."""
 
@@ -160,6 +178,10 @@ class RoIs(NamedTuple):
     """(R, 4) in pixels of the network's input."""
     image: Tensor
     """(R,) int64, the index in the batch."""
+    level: Tensor | None = None
+    """(R,) int64, which level of the head that pools them; None where that is still to be found out …"""
+    by_level: Sequence[int] | None = None
+    """… and how many there are of each level, without which the head has to wait for the device."""
 
 
 class Inference(NamedTuple):

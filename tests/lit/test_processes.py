@@ -337,12 +337,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Run:
 
     def watched_anchors(*given: Any) -> Any:
         sampled = anchors(*given)
-        found.anchors.extend((sampled.foreground, sampled.background))
+        found.anchors.extend((sampled.chosen, sampled.match))
         return sampled
 
     def watched_rois(*given: Any) -> Any:
         sampled = rois(*given)
-        found.rois.append(sampled.rois.boxes)
+        found.rois.extend(sampled[0])
         return sampled
 
     with monkeypatch.context() as patch:
@@ -369,7 +369,7 @@ def test_a_seed_fixes_everything_and_another_changes_everything(
     given += ["--trainer.limit_val_batches", "0", "--trainer.enable_checkpointing", "false"]
     first = run(monkeypatch, *given)
     assert len(first.order) == 8
-    assert (len(first.anchors), len(first.rois)) == (8 * 2, 4)
+    assert len(first.anchors) == len(first.rois) == 4 * 2
     # Whoever loads the images, and whether or not PyTorch is told to.
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which Lightning would leave behind
     try:

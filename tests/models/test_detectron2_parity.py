@@ -24,7 +24,7 @@ from fpn.data.transforms import prepare_image, resized_size
 from fpn.models.detectors import FasterRCNN, ProposalNetwork
 from fpn.models.losses import fast_rcnn_losses, rpn_losses
 from fpn.models.necks import FeaturePyramid
-from fpn.models.postprocess import select_detections, select_proposals
+from fpn.models.postprocess import ranked, select_detections, select_proposals
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
@@ -446,7 +446,7 @@ def test_pooling_is_that_of_detectron2s_table(aligned: bool, first: float) -> No
     torch.testing.assert_close(torch.from_numpy(by_loop), expected)
     neck = FeaturePyramid({2: 4}, 8, levels=[2])
     head = RoIHead(neck, 1, resolution=4, sampling_ratio=0, aligned=aligned)
-    pooled = head._pool(values[None, None], 0, torch.tensor([box]), torch.tensor([0]))
+    pooled = head._pool({2: values[None, None]}, torch.tensor([[0, *(4 * side for side in box)]]), [1])
     torch.testing.assert_close(pooled[0, 0], expected)
 
 
@@ -469,10 +469,11 @@ def test_boxes_of_any_size_stay(ours: FasterRCNN) -> None:
     boxes = torch.tensor([[5.0, 5, 5.001, 5.002], [9, 9, 9, 12], [9, 9, 12, 9]])
     selections = (ours.testing_proposals, ours.training_proposals)
     output = RPNOutput({2: boxes}, {2: torch.ones(1, 3)}, {2: torch.zeros(1, 3, 4)})
-    found = [select_proposals(output, [(20, 20)], ours.rpn.box_weights, s)[0] for s in selections]
-    scores, deltas = torch.tensor([[0.0, 9]]).expand(3, 2), torch.zeros(3, 2, 4)
+    sizes = torch.tensor([[20, 20]])
+    found = [select_proposals(output, sizes, ours.rpn.box_weights, s).split()[0] for s in selections]
+    scores, deltas = torch.tensor([[[0.0, 9]]]).expand(1, 3, 2), torch.zeros(1, 3, 2, 4)
     weights = ours.roi_head.box_weights
-    found += select_detections(scores, deltas, [boxes], [(20, 20)], weights, ours.detections)
+    found += select_detections(scores, deltas, ranked([boxes]), sizes, weights, ours.detections).split()
     for one in found:
         torch.testing.assert_close(one.boxes, boxes[:1])
 
@@ -518,16 +519,12 @@ def test_resized_images_are_pils(size: tuple[int, int]) -> None:
 
 def test_losses_by_hand(ours: FasterRCNN) -> None:
     """Three anchors are sampled of two images; of two RoIs one is an object."""
-    none = torch.zeros(0, dtype=torch.int64)
     objectness = torch.tensor([[2.0, 5.0, -1.0], [0.0, 0.0, 7.0]])
     deltas = torch.zeros(2, 3, 4)
     deltas[0, 0] = torch.tensor([1.0, -2, 3, 4])
-    targets = [
-        AnchorTargets(torch.tensor([0]), torch.tensor([2]), torch.tensor([[0.0, 0, 0, 0.5]])),
-        AnchorTargets(none, torch.tensor([1]), torch.zeros(0, 4)),
-    ]
+    targets = AnchorTargets(torch.tensor([0]), torch.tensor([2, 3 + 1]), torch.tensor([[0.0, 0, 0, 0.5]]))
     losses = rpn_losses(
-        objectness, deltas, torch.zeros(4, 4), targets, ours.rpn_box_loss, ours.rpn.box_weights, 256
+        objectness, deltas, torch.zeros(3, 4), targets, ours.rpn_box_loss, ours.rpn.box_weights, 256
     )
     entropy = math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(2)
     assert losses["rpn_objectness"].item() == pytest.approx(entropy / (256 * 2))
@@ -536,7 +533,7 @@ def test_losses_by_hand(ours: FasterRCNN) -> None:
     predicted = torch.zeros(2, 2, 4)
     predicted[0, 1] = torch.tensor([0.25, -0.25, 0, 2])
     rois = RoIs(torch.zeros(2, 4), torch.tensor([0, 1]))
-    sampled = RoITargets(rois, torch.tensor([1, 0]), torch.tensor([0]), torch.zeros(1, 4))
+    sampled = RoITargets(rois, torch.tensor([1, 0]), torch.tensor([0]), torch.zeros(1, 4), torch.arange(2))
     losses = fast_rcnn_losses(
         torch.zeros(2, 2), predicted, sampled, ours.roi_box_loss, ours.roi_head.box_weights
     )

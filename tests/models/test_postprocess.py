@@ -3,15 +3,40 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from fpn.models import postprocess
 from fpn.models.postprocess import (
     DetectionSelection,
     ProposalSelection,
-    select_detections,
-    select_proposals,
+    ranked,
 )
-from fpn.types import RPNOutput
+from fpn.types import Detections, RPNOutput
 
 ONES = (1.0, 1.0, 1.0, 1.0)
+
+
+def select_proposals(
+    out: RPNOutput, sizes: list[tuple[int, int]], weights: tuple[float, ...], selection: ProposalSelection
+) -> list[Detections]:
+    return postprocess.select_proposals(out, torch.tensor(sizes), weights, selection).split()
+
+
+def select_detections(
+    scores: Tensor,
+    deltas: Tensor,
+    proposals: list[Tensor],
+    sizes: list[tuple[int, int]],
+    weights: tuple[float, ...],
+    selection: DetectionSelection,
+) -> list[Detections]:
+    """Of scores and deltas of as many RoIs as there are proposals, image after image."""
+    places = ranked(proposals)
+    padded = []
+    for part in (scores, deltas):
+        whole = torch.full((*places.there.shape, *part.shape[1:]), torch.nan)
+        whole[places.there] = part
+        padded.append(whole)
+    table = torch.tensor(sizes)
+    return postprocess.select_detections(*padded, places, table, weights, selection).split()
 
 
 def greedy(boxes: Tensor, scores: Tensor, threshold: float) -> list[int]:

@@ -22,7 +22,7 @@ from fpn.ops.anchors import cell_anchors, grid_anchors
 from fpn.ops.boxes import decode_boxes, encode_boxes, intersection_over_own_area, rescale_boxes
 from fpn.ops.levels import assign_levels
 from fpn.ops.matching import BACKGROUND, IGNORED, match_boxes
-from fpn.types import Batch, Detections, RPNOutput, Targets
+from fpn.types import Batch, Found, RPNOutput, Targets
 
 HALVES = [torch.float16, torch.bfloat16]
 SIDE = 4096
@@ -225,12 +225,12 @@ def test_boxes_found(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Non
     """To a hundredth of a pixel they are what the deltas say of the anchors and of the proposals."""
     said: dict[str, Any] = {}
 
-    def proposals(output: RPNOutput, *rest: Any) -> list[Detections]:
+    def proposals(output: RPNOutput, *rest: Any) -> Found:
         said["rpn"] = output
         return select_proposals(output, *rest)
 
-    def detections(scores: Tensor, deltas: Tensor, boxes: list[Tensor], *rest: Any) -> list[Detections]:
-        said["deltas"], said["boxes"] = deltas, boxes
+    def detections(scores: Tensor, deltas: Tensor, boxes: Found, *rest: Any) -> Found:
+        said["deltas"], said["boxes"] = deltas[0], [one.boxes for one in boxes.split()]
         return select_detections(scores, deltas, boxes, *rest)
 
     monkeypatch.setattr(fpn.models.detectors, "select_proposals", proposals)

@@ -2,12 +2,38 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpn.models.targets import AnchorSampling, RoISampling, sample_anchors, sample_rois
+from fpn.models import targets as criteria
+from fpn.models.postprocess import ranked
+from fpn.models.targets import AnchorSampling, AnchorTargets, GroundTruth, RoISampling, RoITargets
 from fpn.ops.boxes import decode_boxes
+from fpn.ops.counting import counts
 from fpn.types import Targets
 
 ONES = (1.0, 1.0, 1.0, 1.0)
 EVERYTHING = 10**6
+
+
+def sample_anchors(
+    anchors: Tensor,
+    truth: Targets,
+    size: tuple[int, int],
+    sampling: AnchorSampling,
+    weights: tuple[float, ...],
+) -> AnchorTargets:
+    """Of one image."""
+    whole = GroundTruth.of([truth])
+    sample = criteria.sample_anchors(anchors, whole, torch.tensor([size]), sampling)
+    numbers = counts(*sample.masks)
+    return criteria.anchor_targets(sample, anchors, whole, weights, *numbers)
+
+
+def sample_rois(
+    proposals: list[Tensor], truth: list[Targets], sampling: RoISampling, weights: tuple[float, ...]
+) -> RoITargets:
+    whole = GroundTruth.of(truth)
+    sample, candidates = criteria.sample_rois(ranked(proposals), whole, sampling)
+    foreground, background = counts(*sample.masks)
+    return criteria.roi_targets(sample, candidates, whole, weights, foreground, foreground + background)
 
 
 def targets(boxes: list[list[float]], labels: list[int], crowds: list[list[float]] | None = None) -> Targets:

@@ -18,12 +18,12 @@ from torchvision_peer import as_batch, peer, peer_targets
 from fpn import FasterRCNN, InputError, Predictor
 from fpn.interop.torchvision import from_torchvision, load_torchvision, to_torchvision
 from fpn.models.necks import FeaturePyramid
-from fpn.models.postprocess import DetectionSelection, ProposalSelection
+from fpn.models.postprocess import DetectionSelection, ProposalSelection, ranked
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
-from fpn.types import Detections, RoIs, Targets
+from fpn.types import Detections, Found, RoIs, Targets
 
 SHORT, LONG = 160, 267
 SMALLEST = 64, 107
@@ -161,9 +161,9 @@ def share_proposals(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         made.append([some.float() for some in boxes])
         return made[-1], scores
 
-    def select_proposals(*_: Any) -> list[Detections]:
+    def select_proposals(*_: Any) -> Found:
         (found,) = made
-        return [Detections(boxes, boxes[:, 0], boxes[:, 0].long()) for boxes in found]
+        return ranked(found)
 
     monkeypatch.setattr(theirs.rpn, "filter_proposals", filter_proposals)
     monkeypatch.setattr("fpn.models.detectors.select_proposals", select_proposals)

@@ -5,7 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fpn.ops.roi_align import gather_roi_align, roi_align
+from fpn.ops.roi_align import gather_roi_align, pool_levels
+
+
+def gathered(p: Tensor, rois: Tensor, resolution: int, scale: float, ratio: int, aligned: bool) -> Tensor:
+    return gather_roi_align([p], rois, [len(rois)], resolution, [scale], ratio, aligned)
 
 
 def drawn(seed: int, number: int, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
@@ -36,7 +40,7 @@ def test_is_torchvisions(
 ) -> None:
     p, rois = drawn(seed, number, shape)
     p.requires_grad_()
-    ours = gather_roi_align(p, rois, resolution, 1 / 8, ratio, aligned)
+    ours = gathered(p, rois, resolution, 1 / 8, ratio, aligned)
     theirs = torchvision.ops.roi_align(p, rois, resolution, 1 / 8, ratio, aligned)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     towards = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
@@ -49,18 +53,31 @@ def test_is_torchvisions(
 def test_is_torchvisions_on_the_cpu_whatever_the_ratio(ratio: int) -> None:
     p, rois = drawn(3, 30, (2, 5, 20, 30))
     theirs = torchvision.ops.roi_align(p, rois, 7, 1 / 8, ratio, False)
-    torch.testing.assert_close(roi_align(p, rois, 7, 1 / 8, ratio, False), theirs, atol=1e-5, rtol=1e-4)
+    ours = pool_levels([p], rois, [len(rois)], 7, [1 / 8], ratio, False)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_each_level_has_its_own_rois(ratio: int) -> None:
+    fine, rois = drawn(3, 30, (2, 5, 20, 30))
+    coarse = torch.randn(2, 5, 7, 9)
+    ours = pool_levels([fine, coarse, coarse], rois, [12, 0, 18], 7, [1 / 8, 1 / 16, 1 / 32], ratio, True)
+    theirs = [
+        torchvision.ops.roi_align(fine, rois[:12], 7, 1 / 8, ratio, True),
+        torchvision.ops.roi_align(coarse, rois[12:], 7, 1 / 32, ratio, True),
+    ]
+    torch.testing.assert_close(ours, torch.cat(theirs), atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_in_double_precision() -> None:
     p, rois = drawn(5, 4, (2, 2, 5, 6))
     p, rois = p.double().requires_grad_(), rois.double()
-    assert torch.autograd.gradcheck(lambda x: gather_roi_align(x, rois, 2, 1 / 8, 2, True), p)
+    assert torch.autograd.gradcheck(lambda x: gathered(x, rois, 2, 1 / 8, 2, True), p)
 
 
 def test_a_map_that_lies_with_its_channels_last() -> None:
     p, rois = drawn(7, 20, (2, 4, 9, 11))
     last = p.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(
-        gather_roi_align(last, rois, 7, 1 / 8, 2, False), gather_roi_align(p, rois, 7, 1 / 8, 2, False)
+        gathered(last, rois, 7, 1 / 8, 2, False), gathered(p, rois, 7, 1 / 8, 2, False)
     )

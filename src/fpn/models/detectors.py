@@ -24,16 +24,26 @@ from fpn.models.postprocess import (
     DetectionSelection,
     ProposalSelection,
     merge_detections,
+    ranked,
     select_detections,
     select_proposals,
 )
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
-from fpn.models.targets import AnchorSampling, RoISampling, sample_anchors, sample_rois
-from fpn.ops.boxes import rescale_boxes
+from fpn.models.targets import (
+    AnchorSampling,
+    GroundTruth,
+    RoISampling,
+    Sample,
+    anchor_targets,
+    roi_targets,
+    sample_anchors,
+    sample_rois,
+)
+from fpn.ops.counting import counts, on_device, places
 from fpn.settings import NonNegativeInt, PositiveInt
-from fpn.types import Batch, Detections, Features, Inference, RoIs, RPNOutput, Size, Targets
+from fpn.types import Batch, Detections, Features, Found, Inference, RoIs, RPNOutput
 
 
 class Detector(Described, nn.Module, ABC):
@@ -110,6 +120,8 @@ class _OnPyramid(Detector):
     """A detector that begins with a bottom-up pathway and a neck."""
 
     neck: Neck
+    roi_head: RoIHead
+    detections: DetectionSelection
     _kept: list[tuple[Tensor, Any]] | None = None
     """Where more than one thing is asked of the same images: those, and what `_look` has made of them."""
 
@@ -135,6 +147,24 @@ class _OnPyramid(Detector):
     def _look(self, batch: Batch) -> Any:
         p: Features = self.neck(self.bottom_up(batch.images))
         return p
+
+    def _find_objects(self, p: Features, proposals: Found, sizes: Tensor) -> Found:
+        n, number = proposals.there.shape
+        boxes, there = proposals.boxes.flatten(0, 1), proposals.there.flatten()
+        level = self.roi_head.level_of(boxes)
+        if torch.compiler.is_exporting():  # where nobody waits, and places that are not taken are zeros
+            rows, by_level = torch.arange(n * number, device=boxes.device), None
+        else:
+            masks = self.roi_head.masks(level.masked_fill(~there, -1))
+            taken, *by_level = counts(there, *masks)
+            rows = places(there, taken)
+        rois = RoIs(boxes[rows], rows // number, level[rows], by_level)
+        outputs = self.roi_head(p, rois)
+        scores, deltas = (
+            one.new_zeros(n * number, *one.shape[1:]).index_copy(0, rows, one).unflatten(0, (n, number))
+            for one in outputs
+        )
+        return select_detections(scores, deltas, proposals, sizes, self.roi_head.box_weights, self.detections)
 
 
 class ProposalNetwork(_OnPyramid):
@@ -183,12 +213,16 @@ class ProposalNetwork(_OnPyramid):
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`rpn_objectness` and `rpn_box`."""
         _, output = self._outputs(batch)
-        return self._rpn_losses(output, batch.sizes, _ground_truth(batch), generator)
+        truth = _ground_truth(batch)
+        anchors = self._sample_anchors(output, truth, size_table(batch), generator)
+        unfit, *numbers = counts(truth.unfit, *anchors.masks)
+        _refuse_unfit(truth, unfit)
+        return self._rpn_losses(output, anchors, truth, *numbers)
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals only."""
         _, output = self._outputs(batch)
-        return Inference(_to_original(self._propose(output, batch), batch), None)
+        return _handed_over(batch, self._propose(output, size_table(batch)))
 
     def over_scales(self, batches: Sequence[Batch]) -> Inference:
         """Proposals only, as many as at one size."""
@@ -200,30 +234,27 @@ class ProposalNetwork(_OnPyramid):
         p = super()._look(batch)
         return p, self.rpn(p, batch.images.shape[-2:])
 
-    def _propose(self, output: RPNOutput, batch: Batch) -> list[Detections]:
-        return select_proposals(output, batch.sizes, self.rpn.box_weights, self.testing_proposals)
+    def _propose(self, output: RPNOutput, sizes: Tensor) -> Found:
+        return select_proposals(output, sizes, self.rpn.box_weights, self.testing_proposals)
+
+    def _sample_anchors(
+        self, output: RPNOutput, truth: GroundTruth, sizes: Tensor, generator: torch.Generator | None
+    ) -> Sample:
+        anchors = torch.cat(list(output.anchors.values()))
+        return sample_anchors(anchors, truth, sizes, self.anchor_sampling, generator)
 
     def _rpn_losses(
-        self,
-        output: RPNOutput,
-        sizes: Sequence[Size],
-        targets: Sequence[Targets],
-        generator: torch.Generator | None,
+        self, output: RPNOutput, sample: Sample, truth: GroundTruth, foreground: int, background: int
     ) -> dict[str, Tensor]:
         anchors = torch.cat(list(output.anchors.values()))
-        sampled = [
-            sample_anchors(anchors, target, size, self.anchor_sampling, self.rpn.box_weights, generator)
-            for target, size in zip(targets, sizes, strict=True)
-        ]
-        objectness = torch.cat(list(output.objectness.values()), dim=1)
-        deltas = torch.cat(list(output.deltas.values()), dim=1)
+        weights = self.rpn.box_weights
         return rpn_losses(
-            objectness,
-            deltas,
+            torch.cat(list(output.objectness.values()), dim=1),
+            torch.cat(list(output.deltas.values()), dim=1),
             anchors,
-            sampled,
+            anchor_targets(sample, anchors, truth, weights, foreground, background),
             self.rpn_box_loss,
-            self.rpn.box_weights,
+            weights,
             self.rpn_loss_per_image,
         )
 
@@ -261,21 +292,21 @@ class FasterRCNN(ProposalNetwork):
         """`rpn_objectness`, `rpn_box`, `roi_class` and `roi_box`."""
         p, output = self._outputs(batch)
         truth = _ground_truth(batch)
-        losses = self._rpn_losses(output, batch.sizes, truth, generator)
-        proposals = select_proposals(output, batch.sizes, self.rpn.box_weights, self.training_proposals)
-        boxes = [proposal.boxes for proposal in proposals]
-        return losses | _roi_losses(
-            self.roi_head, p, boxes, truth, self.roi_sampling, self.roi_box_loss, generator
-        )
+        sizes = size_table(batch)
+        anchors = self._sample_anchors(output, truth, sizes, generator)
+        proposals = select_proposals(output, sizes, self.rpn.box_weights, self.training_proposals)
+        rois = _SampledRoIs(self.roi_head, proposals, truth, self.roi_sampling, generator)
+        unfit, foreground, background, *numbers = counts(truth.unfit, *anchors.masks, *rois.masks)
+        _refuse_unfit(truth, unfit)
+        losses = self._rpn_losses(output, anchors, truth, foreground, background)
+        return losses | rois.losses(p, self.roi_box_loss, numbers)
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals and the detections made of them."""
         p, output = self._outputs(batch)
-        proposals = self._propose(output, batch)
-        detections = _find_objects(
-            self.roi_head, p, [found.boxes for found in proposals], batch, self.detections
-        )
-        return Inference(_to_original(proposals, batch), detections)
+        sizes = size_table(batch)
+        proposals = self._propose(output, sizes)
+        return _handed_over(batch, proposals, self._find_objects(p, proposals, sizes))
 
     def over_scales(self, batches: Sequence[Batch]) -> Inference:
         """Proposals and detections, each as many as at one size."""
@@ -328,23 +359,20 @@ class FastRCNN(_OnPyramid):
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`roi_class` and `roi_box`."""
-        boxes = _given_proposals(batch, self.training_top_n)
+        proposals = _given_proposals(batch, self.training_top_n)
         p = self._outputs(batch)
         truth = _ground_truth(batch)
-        return _roi_losses(self.roi_head, p, boxes, truth, self.roi_sampling, self.roi_box_loss, generator)
+        rois = _SampledRoIs(self.roi_head, proposals, truth, self.roi_sampling, generator)
+        unfit, *numbers = counts(truth.unfit, *rois.masks)
+        _refuse_unfit(truth, unfit)
+        return rois.losses(p, self.roi_box_loss, numbers)
 
     def forward(self, batch: Batch) -> Inference:
         """The given proposals, scored by their rank, and the detections made of them."""
-        boxes = _given_proposals(batch, self.testing_top_n)
+        proposals = _given_proposals(batch, self.testing_top_n)
         p = self._outputs(batch)
-        detections = _find_objects(self.roi_head, p, boxes, batch, self.detections)
-        ranked = [
-            Detections(
-                b, torch.linspace(1, 0, len(b), device=b.device), b.new_ones(len(b), dtype=torch.int64)
-            )
-            for b in boxes
-        ]
-        return Inference(_to_original(ranked, batch), detections)
+        detections = self._find_objects(p, proposals, size_table(batch))
+        return _handed_over(batch, proposals, detections)
 
     def over_scales(self, batches: Sequence[Batch]) -> Inference:
         """The given proposals, and detections, as many as at one size."""
@@ -365,36 +393,62 @@ def _roi_head(
     return head
 
 
-def _given_proposals(batch: Batch, number: int) -> list[Tensor]:
+def size_table(batch: Batch) -> Tensor:
+    """(N, 2) float32 sizes of a batch's images without padding, on their device."""
+    return on_device(batch.sizes, batch.images.device, torch.float32)
+
+
+def _given_proposals(batch: Batch, number: int) -> Found:
     if batch.proposals is None:
         raise InputError(
             "FastRCNN needs proposals: give data.train.proposals, data.val.proposals or data.test.proposals "
             "(`fpn predict --annotations` writes them)"
         )
-    return [boxes[:number] for boxes in batch.proposals]
+    return ranked([boxes[:number] for boxes in batch.proposals])
 
 
-def _roi_losses(
-    head: RoIHead,
-    p: Features,
-    boxes: Sequence[Tensor],
-    truth: Sequence[Targets],
-    sampling: RoISampling,
-    box_loss: BoxLoss,
-    generator: torch.Generator | None,
-) -> dict[str, Tensor]:
-    targets = sample_rois(boxes, truth, sampling, head.box_weights, generator)
-    scores, deltas = head(p, targets.rois)
-    return fast_rcnn_losses(scores, deltas, targets, box_loss, head.box_weights)
+class _SampledRoIs:
+    """The RoIs that a batch learns from, before and after the host knows how many they are."""
+
+    def __init__(
+        self,
+        head: RoIHead,
+        proposals: Found,
+        truth: GroundTruth,
+        sampling: RoISampling,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.head, self.truth = head, truth
+        self.sample, self.candidates = sample_rois(proposals, truth, sampling, generator)
+        boxes = self.candidates.gather(1, self.sample.chosen[..., None].expand(-1, -1, 4))
+        self.level = head.level_of(boxes).masked_fill(~self.sample.taken, -1)
+        self.masks = (*self.sample.masks, *head.masks(self.level))
+        """Whose numbers `losses` takes."""
+
+    def losses(self, p: Features, box_loss: BoxLoss, numbers: Sequence[int]) -> dict[str, Tensor]:
+        foreground, background, *by_level = numbers
+        weights = self.head.box_weights
+        targets = roi_targets(
+            self.sample, self.candidates, self.truth, weights, foreground, foreground + background
+        )
+        rois = targets.rois._replace(level=self.level.flatten()[targets.places], by_level=by_level)
+        scores, deltas = self.head(p, rois)
+        return fast_rcnn_losses(scores, deltas, targets, box_loss, weights)
 
 
-def _find_objects(
-    head: RoIHead, p: Features, boxes: Sequence[Tensor], batch: Batch, selection: DetectionSelection
-) -> list[Detections]:
-    image = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
-    scores, deltas = head(p, RoIs(torch.cat(list(boxes)), image))
-    found = select_detections(scores, deltas, boxes, batch.sizes, head.box_weights, selection)
-    return _to_original(found, batch)
+def _handed_over(batch: Batch, *found: Found) -> Inference:
+    """What was found, in pixels of the original images; the host waits for it."""
+    numbers = torch.stack([one.there.sum(dim=1) for one in found]).tolist()
+    factors = [
+        (new[1] / old[1], new[0] / old[0]) * 2
+        for old, new in zip(batch.sizes, batch.original_sizes, strict=True)
+    ]
+    scale = on_device(factors, batch.images.device, torch.float32)[:, None]
+    sets = [
+        one._replace(boxes=one.boxes * scale).split(number)
+        for one, number in zip(found, numbers, strict=True)
+    ]
+    return Inference(sets[0], sets[1] if len(sets) > 1 else None)
 
 
 def _merge(found: Sequence[list[Detections] | None], nms_iou: float, number: int) -> list[Detections]:
@@ -413,24 +467,18 @@ def _refuse_unread(neck: Neck, levels: tuple[int, ...]) -> None:
         raise InputError(f"no head reads level {unread[0]} of the neck: leave it out of neck.levels")
 
 
-def _ground_truth(batch: Batch) -> list[Targets]:
+def _ground_truth(batch: Batch) -> GroundTruth:
     if batch.targets is None:
         raise InputError("this batch has no ground truth to learn from")
-    boxes = torch.cat([target.boxes for target in batch.targets])
-    fine = ((boxes[:, 2:] > boxes[:, :2]) & boxes.isfinite().all(dim=1, keepdim=True)).all(dim=1)
-    if not fine.all():
-        x1, y1, x2, y2 = boxes[~fine][0].tolist()
+    return GroundTruth.of(batch.targets)
+
+
+def _refuse_unfit(truth: GroundTruth, unfit: int) -> None:
+    if unfit:
+        x1, y1, x2, y2 = truth.boxes[truth.unfit][0].tolist()
         raise InputError(
             f"a true box has no width or height, or is not finite: x1 {x1:g}, y1 {y1:g}, x2 {x2:g}, y2 {y2:g}"
         )
-    return batch.targets
-
-
-def _to_original(found: list[Detections], batch: Batch) -> list[Detections]:
-    return [
-        detections._replace(boxes=rescale_boxes(detections.boxes, size, original))
-        for detections, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
-    ]
 
 
 def _size(parameters: Iterable[Tensor]) -> int:

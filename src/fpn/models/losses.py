@@ -120,7 +120,7 @@ def rpn_losses(
     objectness: Tensor,
     deltas: Tensor,
     anchors: Tensor,
-    targets: Sequence[AnchorTargets],
+    targets: AnchorTargets,
     box_loss: BoxLoss,
     box_weights: Sequence[float],
     per_image: int | None = None,
@@ -131,7 +131,7 @@ def rpn_losses(
         objectness: (N, A) logits.
         deltas: (N, A, 4).
         anchors: (A, 4).
-        targets: for each image the sampled anchors.
+        targets: the sampled anchors.
         box_loss: of the foreground's deltas.
         box_weights: factors of the deltas.
         per_image: anchors an image that both losses are divided by; None for those that were sampled.
@@ -139,17 +139,15 @@ def rpn_losses(
     Returns:
         `rpn_objectness` and `rpn_box`, scalars.
     """
-    positive = torch.cat([objectness[i, t.foreground] for i, t in enumerate(targets)])
-    negative = torch.cat([objectness[i, t.background] for i, t in enumerate(targets)])
+    positive, negative = (objectness.flatten()[rows] for rows in (targets.foreground, targets.background))
     logits = torch.cat((positive, negative))
     truth = torch.cat((torch.ones_like(positive), torch.zeros_like(negative)))
-    predicted = torch.cat([deltas[i, t.foreground] for i, t in enumerate(targets)])
-    wanted = torch.cat([t.deltas for t in targets])
-    references = anchors[torch.cat([t.foreground for t in targets])]
+    predicted = deltas.flatten(0, 1)[targets.foreground]
+    references = anchors[targets.foreground % len(anchors)]
     number = max(len(logits), 1) if per_image is None else per_image * len(objectness)
     return {
         "rpn_objectness": F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / number,
-        "rpn_box": box_loss(predicted, wanted, references, box_weights) / number,
+        "rpn_box": box_loss(predicted, targets.deltas, references, box_weights) / number,
     }
 
 

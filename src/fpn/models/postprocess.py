@@ -2,7 +2,7 @@
 
 All numbers are per image: no image's boxes depend on how many its neighbours in the batch have.
 
-Symbols: N images, A_k anchors of level k, P proposals, R RoIs, K classes, D detections.
+Symbols: N images, A_k anchors of level k, P places for proposals of an image, K classes.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torch.nn import functional as F
+from torchvision.ops import batched_nms
 
-from fpn.ops.boxes import decode_boxes
+from fpn.ops.boxes import clip_boxes, decode_boxes
+from fpn.ops.counting import padded
+from fpn.ops.suppression import suppress
 from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
-from fpn.types import Detections, RPNOutput, Size
+from fpn.types import Detections, Found, RPNOutput
 
 
 @dataclass(frozen=True)
@@ -51,73 +54,100 @@ class DetectionSelection:
     min_size: NonNegativeFloat = 1e-2
 
 
+def ranked(boxes: Sequence[Tensor]) -> Found:
+    """Sets of boxes (·, 4), best first, as what is found: scored by rank, from 1 to 0, and labelled 1."""
+    scores = padded([torch.linspace(1, 0, len(one), device=one.device) for one in boxes], -1)
+    labels = torch.ones_like(scores, dtype=torch.int64)
+    return Found(padded(boxes, 0), scores.clamp(min=0), labels, scores >= 0)
+
+
 def select_proposals(
-    output: RPNOutput, sizes: Sequence[Size], box_weights: Sequence[float], selection: ProposalSelection
-) -> list[Detections]:
+    output: RPNOutput, sizes: Tensor, box_weights: Sequence[float], selection: ProposalSelection
+) -> Found:
     """The proposals of each image, best first, in pixels of the network's input.
 
     No gradient flows through them (Faster R-CNN, Sec. 3.2). What is not of finite numbers is none of them.
 
     Args:
         output: what the RPN says.
-        sizes: of the N images, without padding.
+        sizes: (N, 2) of the images, without padding.
         box_weights: factors the deltas carry.
         selection: thresholds and numbers.
     """
-    boxes, logits, levels = [], [], []
-    for k, objectness in output.objectness.items():
-        finite = objectness.detach().masked_fill(~objectness.isfinite(), -torch.inf)
-        top, index = finite.topk(min(selection.pre_nms_top_n, objectness.shape[1]), dim=1)
-        deltas = output.deltas[k].detach().gather(1, index[..., None].expand(-1, -1, 4))
-        box = decode_boxes(deltas, output.anchors[k][index], box_weights)
-        # A NaN is smaller than any box that stays.
-        boxes.append(box.masked_fill(top.isinf()[..., None], torch.nan))
+    number = selection.pre_nms_top_n
+    if not torch.compiler.is_exporting():
+        number = min(number, max(anchors.shape[0] for anchors in output.anchors.values()))
+    objectness = torch.cat(list(output.objectness.values()), dim=1).detach()
+    finite = objectness.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+    logits, indices, first = [], [], 0
+    for anchors in output.anchors.values():
+        end = first + anchors.shape[0]
+        # As many places on each level, although the coarsest may have fewer anchors.
+        top, index = F.pad(finite[:, first:end], (0, number), value=-torch.inf).topk(number, dim=1)
         logits.append(top)
-        levels.append(torch.full_like(index[0], k))
-    level = torch.cat(levels)
-    proposals = []
-    for image_boxes, image_logits, size in zip(torch.cat(boxes, 1), torch.cat(logits, 1), sizes, strict=True):
-        box = clip_boxes_to_image(image_boxes, size)
-        keep = remove_small_boxes(box, selection.min_size)
-        box, score = box[keep], image_logits[keep].sigmoid()
-        keep = batched_nms(box, score, level[keep], selection.nms_iou)[: selection.post_nms_top_n]
-        proposals.append(Detections(box[keep], score[keep], torch.ones_like(keep)))
-    return proposals
+        indices.append((index + first).clamp(max=end - 1))
+        first = end
+    logit, index = torch.stack(logits, dim=1), torch.stack(indices, dim=1)
+    deltas = torch.cat(list(output.deltas.values()), dim=1).detach()
+    deltas = deltas.gather(1, index.flatten(1)[..., None].expand(-1, -1, 4)).view(*index.shape, 4)
+    box = decode_boxes(deltas, torch.cat(list(output.anchors.values()))[index], box_weights)
+    box = clip_boxes(box, sizes)
+    there = (logit > -torch.inf) & _large(box, selection.min_size)
+    found = _best(box, logit.sigmoid(), there, selection.nms_iou, selection.post_nms_top_n)
+    return found._replace(labels=torch.ones_like(found.labels))
 
 
 def select_detections(
     scores: Tensor,
     deltas: Tensor,
-    proposals: Sequence[Tensor],
-    sizes: Sequence[Size],
+    proposals: Found,
+    sizes: Tensor,
     box_weights: Sequence[float],
     selection: DetectionSelection,
-) -> list[Detections]:
+) -> Found:
     """The detections of each image, best first, in pixels of the network's input.
 
     Args:
-        scores: (R, K + 1) logits, image after image.
-        deltas: (R, K + 1, 4).
-        proposals: of the N images, R in all.
-        sizes: of the N images, without padding.
+        scores: (N, P, K + 1) logits of the proposals; of places that are not taken, anything.
+        deltas: (N, P, K + 1, 4).
+        proposals: P places an image.
+        sizes: (N, 2) of the images, without padding.
         box_weights: factors the deltas carry.
         selection: thresholds and numbers.
     """
-    probabilities = scores.softmax(dim=-1)
-    numbers = [len(p) for p in proposals]
-    detections = []
-    for probability, delta, proposal, size in zip(
-        probabilities.split(numbers), deltas.split(numbers), proposals, sizes, strict=True
-    ):
-        roi, label = torch.where(probability[:, 1:] > selection.score_threshold)
-        label = label + 1
-        score = probability[roi, label]
-        box = clip_boxes_to_image(decode_boxes(delta[roi, label], proposal[roi], box_weights), size)
-        keep = remove_small_boxes(box, selection.min_size)
-        box, score, label = box[keep], score[keep], label[keep]
-        keep = batched_nms(box, score, label, selection.nms_iou)[: selection.max_detections]
-        detections.append(Detections(box[keep], score[keep], label[keep]))
-    return detections
+    probability = scores.softmax(dim=-1)[..., 1:].transpose(1, 2)
+    box = decode_boxes(deltas[:, :, 1:].transpose(1, 2), proposals.boxes[:, None], box_weights)
+    box = clip_boxes(box, sizes)
+    there = (probability > selection.score_threshold) & proposals.there[:, None]
+    there &= _large(box, selection.min_size)
+    return _best(box, probability, there, selection.nms_iou, selection.max_detections)
+
+
+def _large(boxes: Tensor, min_size: float) -> Tensor:
+    """Which boxes (..., 4) are not small; a box of NaN is."""
+    return (boxes[..., 2:] - boxes[..., :2] >= min_size).all(dim=-1)
+
+
+def _best(boxes: Tensor, scores: Tensor, there: Tensor, nms_iou: float, number: int) -> Found:
+    """What non-maximum suppression leaves, over all groups of an image.
+
+    Args:
+        boxes: (N, groups, each, 4); only boxes of one group suppress one another.
+        scores: (N, groups, each).
+        there: (N, groups, each) which of these places are taken.
+        nms_iou: of two boxes with a larger overlap, the worse goes.
+        number: best boxes of each image that stay.
+
+    Returns:
+        The best, labelled by their groups, from 1.
+    """
+    scores = scores.where(there, -torch.inf)
+    keep = suppress(boxes.flatten(0, 1), scores.flatten(0, 1), nms_iou)
+    scores = scores.flatten(1).where(keep.reshape(scores.shape[0], -1), -torch.inf)
+    best, index = scores.topk(min(number, scores.shape[1]), dim=1)
+    there = best > -torch.inf
+    box = boxes.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
+    return Found(box.where(there[..., None], 0), best.where(there, 0), index // boxes.shape[2] + 1, there)
 
 
 def merge_detections(found: Sequence[Detections], nms_iou: float, number: int) -> Detections:

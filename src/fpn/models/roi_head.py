@@ -14,8 +14,9 @@ from torchvision.ops import roi_pool
 from fpn.errors import InputError
 from fpn.models.bottom_up import Stages
 from fpn.models.necks import Neck
+from fpn.ops.counting import counts
 from fpn.ops.levels import assign_levels
-from fpn.ops.roi_align import roi_align
+from fpn.ops.roi_align import pool_levels
 from fpn.settings import BoxWeights, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from fpn.types import Features, RoIs
 
@@ -174,32 +175,61 @@ class RoIHead(nn.Module):
         A level without RoIs still runs its part, on none, so that its parameters have gradients (of zero).
         An RoI of negative area, inverted in one direction, is pooled as zeros (torchvision, Detectron2).
         """
-        x1, y1, x2, y2 = rois.boxes.unbind(1)
-        boxes = torch.where(((x2 - x1) * (y2 - y1) >= 0)[:, None], rois.boxes, _OUTSIDE)
-        level = assign_levels(
-            boxes,
-            self.levels[0],
-            self.levels[-1],
-            self.canonical_size,
-            self.canonical_level,
-            self.epsilon,
-        )
+        level = self.level_of(rois.boxes) if rois.level is None else rois.level
+        boxes = torch.where(_inverted(rois.boxes)[:, None], _OUTSIDE, rois.boxes)
+        if torch.compiler.is_exporting():
+            return self._on_all(p, rois.image, boxes, level)
+        by_level = rois.by_level or counts(*self.masks(level))
         order = level.argsort(stable=True)
-        counts = (level - self.levels[0]).bincount(minlength=len(self.levels)).tolist()
-        indices = dict(zip(self.levels, order.split(counts), strict=True))
-        pooled = {k: self._pool(p[k], k, boxes[i], rois.image[i]) for k, i in indices.items()}
+        pooled = self._pool(p, _table(rois.image, boxes)[order], by_level)
         back = order.argsort()
         if self.shared:
-            scores, deltas = self.head["shared"](torch.cat(list(pooled.values()))[back])
+            scores, deltas = self.head["shared"](pooled[back])
             return scores.float(), deltas.float()
-        parts = [self.head[str(k)](x) for k, x in pooled.items()]
-        scores, deltas = (torch.cat(part)[back].float() for part in zip(*parts, strict=True))
+        parts = zip(self.levels, pooled.split(list(by_level)), strict=True)
+        outputs = [self.head[str(k)](x) for k, x in parts]
+        scores, deltas = (torch.cat(part)[back].float() for part in zip(*outputs, strict=True))
         return scores, deltas
 
-    def _pool(self, p: Tensor, level: int, boxes: Tensor, image: Tensor) -> Tensor:
+    def level_of(self, boxes: Tensor) -> Tensor:
+        """(...) int64, the place among `levels` of the one that boxes (..., 4) are pooled from (Eq. 1)."""
+        first, last = self.levels[0], self.levels[-1]
+        k = assign_levels(boxes, first, last, self.canonical_size, self.canonical_level, self.epsilon)
+        return k - first
+
+    def masks(self, level: Tensor) -> list[Tensor]:
+        """Which RoIs are of each level: their numbers are `RoIs.by_level`. A level of -1 is none."""
+        return [level == i for i in range(len(self.levels))]
+
+    def _on_all(self, p: Features, image: Tensor, boxes: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, every level on all RoIs, where their numbers may not matter: for export."""
+        own = self.masks(level)
+        parts = [_table(image, boxes.where(mine[:, None], _OUTSIDE)) for mine in own]
+        numbers = [len(boxes)] * len(own)
+        x = self._pool(p, torch.cat(parts), numbers).unflatten(0, (len(own), -1)).sum(dim=0)
+        heads = [self.head["shared"]] if self.shared else [self.head[str(k)] for k in self.levels]
+        scores, deltas = heads[0](x)
+        for head, mine in zip(heads[1:], own[1:], strict=True):
+            others = head(x)
+            scores = others[0].where(mine[:, None], scores)
+            deltas = others[1].where(mine[:, None, None], deltas)
+        return scores.float(), deltas.float()
+
+    def _pool(self, p: Features, rois: Tensor, by_level: Sequence[int]) -> Tensor:
+        """RoIs (R, 5), level after level, pooled: (R, d, resolution, resolution)."""
         # In float32 whatever the network's precision: coordinates of large images do not fit in 16 bits.
-        rois = torch.cat((image[:, None].to(boxes.dtype), boxes), dim=1)
-        scale = 2.0**-level
+        maps, scales = [p[k].float() for k in self.levels], [2.0**-k for k in self.levels]
         if self.pooling == "pool":
-            return roi_pool(p.float(), rois, self.resolution, scale)
-        return roi_align(p.float(), rois, self.resolution, scale, self.sampling_ratio, self.aligned)
+            parts = zip(maps, rois.split(list(by_level)), scales, strict=True)
+            return torch.cat([roi_pool(x, some, self.resolution, scale) for x, some, scale in parts])
+        return pool_levels(maps, rois, by_level, self.resolution, scales, self.sampling_ratio, self.aligned)
+
+
+def _inverted(boxes: Tensor) -> Tensor:
+    """Which boxes (R, 4) are of negative area."""
+    return (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) < 0
+
+
+def _table(image: Tensor, boxes: Tensor) -> Tensor:
+    """(R, 5) RoIs as torchvision takes them."""
+    return torch.cat((image[:, None].to(boxes.dtype), boxes), dim=1)

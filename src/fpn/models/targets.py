@@ -1,6 +1,10 @@
 """What the network should say: labels of anchors (Sec. 4.1) and RoIs (Sec. 4.2), and which are learned from.
 
-Symbols: A anchors of all levels, R RoIs, G ground-truth boxes of one image.
+A sample has a fixed number of places an image, of which some are not taken. What is learned from is made of
+it once the host knows how many are (`fpn.ops.counting`).
+
+Symbols: N images, A anchors of all levels, P proposals and G ground-truth boxes of an image, S places of a
+sample, R RoIs and F foreground of the whole batch.
 """
 
 from collections.abc import Sequence
@@ -11,10 +15,11 @@ import torch
 from torch import Tensor
 
 from fpn.ops.boxes import encode_boxes, intersection_over_own_area
+from fpn.ops.counting import padded, places
 from fpn.ops.matching import BACKGROUND, IGNORED, match_boxes
 from fpn.ops.sampling import sample_balanced
 from fpn.settings import PositiveInt, Share
-from fpn.types import RoIs, Size, Targets
+from fpn.types import Found, RoIs, Targets
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,57 @@ class RoISampling:
     crowd_overlap: Share | None = 0.7
 
 
+class GroundTruth(NamedTuple):
+    """The ground truth of a batch, as many places in each image."""
+
+    boxes: Tensor
+    """(N, G, 4) in pixels of the network's input."""
+    labels: Tensor
+    """(N, G) int64 in 1…K; 0 where an image has fewer objects."""
+    crowds: Tensor
+    """(N, ·, 4); NaN where an image has fewer."""
+
+    @classmethod
+    def of(cls, targets: Sequence[Targets]) -> "GroundTruth":
+        """That of each image in one."""
+        boxes, labels, crowds = (list(part) for part in zip(*targets, strict=True))
+        return cls(padded(boxes, 0, least=1), padded(labels, 0, least=1), padded(crowds, torch.nan))
+
+    @property
+    def unfit(self) -> Tensor:
+        """(N, G) objects without width or height, or not of finite numbers."""
+        sides = self.boxes[..., 2:] - self.boxes[..., :2]
+        return (self.labels > 0) & ~((sides > 0) & (sides < torch.inf)).all(dim=-1)
+
+
+class Sample(NamedTuple):
+    """The candidates that a batch learns from, as many places in each image."""
+
+    chosen: Tensor
+    """(N, S) indices of candidates, ascending in each image."""
+    match: Tensor
+    """(N, S) its object, BACKGROUND, or IGNORED where the place is not taken."""
+
+    @property
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """(N, S) which places are foreground, and which are background."""
+        return self.match >= 0, self.match == BACKGROUND
+
+    @property
+    def taken(self) -> Tensor:
+        """(N, S) which places are one or the other."""
+        return self.match != IGNORED
+
+
 class AnchorTargets(NamedTuple):
-    """The sampled anchors of one image."""
+    """The sampled anchors of a batch."""
 
     foreground: Tensor
-    """Indices of the foreground."""
+    """(F,) indices of the foreground among N · A."""
     background: Tensor
-    """Indices of the background."""
+    """Indices of the background among N · A."""
     deltas: Tensor
-    """(foreground, 4) to the objects."""
+    """(F, 4) to the objects."""
 
 
 class RoITargets(NamedTuple):
@@ -80,82 +127,152 @@ class RoITargets(NamedTuple):
     labels: Tensor
     """(R,) int64 in 0…K."""
     foreground: Tensor
-    """Indices of the RoIs with a label above 0."""
+    """(F,) indices of the RoIs with a label above 0."""
     deltas: Tensor
-    """(foreground, 4) to the objects."""
+    """(F, 4) to the objects."""
+    places: Tensor
+    """(R,) where the RoIs were among the N · S places of the sample."""
 
 
 def sample_anchors(
     anchors: Tensor,
-    targets: Targets,
-    size: Size,
+    truth: GroundTruth,
+    sizes: Tensor,
     sampling: AnchorSampling,
-    box_weights: Sequence[float],
     generator: torch.Generator | None = None,
-) -> AnchorTargets:
-    """Label the anchors of one image and sample those to learn from.
+) -> Sample:
+    """Label the anchors of a batch and sample those to learn from.
 
     Args:
         anchors: (A, 4) of all levels.
-        targets: the image's ground truth.
-        size: the image's, without padding.
+        truth: the ground truth.
+        sizes: (N, 2) of the images, without padding.
         sampling: thresholds and numbers.
-        box_weights: factors of the deltas.
         generator: source of randomness.
     """
-    match = torch.full((len(anchors),), IGNORED, device=anchors.device)
-    eligible = torch.ones_like(match, dtype=torch.bool)
+    eligible = None
     if not sampling.include_border_anchors:
-        x1, y1, x2, y2 = anchors.unbind(1)
-        eligible = (x1 >= 0) & (y1 >= 0) & (x2 <= size[1]) & (y2 <= size[0])
-    match[eligible] = match_boxes(
-        targets.boxes, anchors[eligible], sampling.foreground_iou, sampling.background_iou, rescue=True
+        bottom_right = anchors[:, 2:] <= sizes.flip(1)[:, None]
+        eligible = ((anchors[:, :2] >= 0) & bottom_right).all(dim=-1)
+    match = match_boxes(
+        truth.boxes,
+        anchors,
+        sampling.foreground_iou,
+        sampling.background_iou,
+        rescue=True,
+        there=truth.labels > 0,
+        eligible=eligible,
     )
-    match = _ignore_crowds(match, anchors, targets.crowds, sampling.crowd_overlap)
-    labels = torch.where(match >= 0, 1, torch.where(match == BACKGROUND, 0, -1))
-    foreground, background = sample_balanced(labels, sampling.per_image, sampling.fg_fraction, generator)
-    deltas = encode_boxes(targets.boxes[match[foreground]], anchors[foreground], box_weights)
-    return AnchorTargets(foreground, background, deltas)
+    match = _ignore_crowds(match, anchors, truth.crowds, sampling.crowd_overlap)
+    return _sample(match, sampling.per_image, sampling.fg_fraction, generator)
 
 
 def sample_rois(
-    proposals: Sequence[Tensor],
-    targets: Sequence[Targets],
-    sampling: RoISampling,
-    box_weights: Sequence[float],
-    generator: torch.Generator | None = None,
-) -> RoITargets:
+    proposals: Found, truth: GroundTruth, sampling: RoISampling, generator: torch.Generator | None = None
+) -> tuple[Sample, Tensor]:
     """Label the proposals of a batch and sample those to learn from.
 
     Args:
-        proposals: for each image (P, 4), in pixels of the network's input.
-        targets: for each image its ground truth.
+        proposals: P places an image, in pixels of the network's input.
+        truth: the ground truth.
         sampling: thresholds and numbers.
-        box_weights: factors of the deltas.
         generator: source of randomness.
+
+    Returns:
+        The sample, and its candidates (N, ·, 4): the proposals, and the true boxes where these take part.
     """
-    boxes, labels, deltas = [], [], []
-    for candidates, target in zip(proposals, targets, strict=True):
-        if sampling.include_ground_truth:
-            candidates = torch.cat((candidates, target.boxes))
-        match = match_boxes(
-            target.boxes, candidates, sampling.foreground_iou, sampling.background_iou, rescue=False
-        )
-        match = _ignore_crowds(match, candidates, target.crowds, sampling.crowd_overlap)
-        label = torch.where(match == BACKGROUND, 0, -1)
-        label[match >= 0] = target.labels[match[match >= 0]]
-        foreground, background = sample_balanced(label, sampling.per_image, sampling.fg_fraction, generator)
-        chosen = torch.cat((foreground, background)).sort().values
-        boxes.append(candidates[chosen])
-        labels.append(label[chosen])
-        deltas.append(encode_boxes(target.boxes[match[foreground]], candidates[foreground], box_weights))
-    image = torch.cat([torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)])
-    label = torch.cat(labels)
-    return RoITargets(RoIs(torch.cat(boxes), image), label, torch.where(label > 0)[0], torch.cat(deltas))
+    candidates, there = proposals.boxes, proposals.there
+    if sampling.include_ground_truth:
+        candidates = torch.cat((candidates, truth.boxes), dim=1)
+        there = torch.cat((there, truth.labels > 0), dim=1)
+    match = match_boxes(
+        truth.boxes,
+        candidates,
+        sampling.foreground_iou,
+        sampling.background_iou,
+        rescue=False,
+        there=truth.labels > 0,
+        eligible=there,
+    )
+    match = _ignore_crowds(match, candidates, truth.crowds, sampling.crowd_overlap)
+    return _sample(match, sampling.per_image, sampling.fg_fraction, generator), candidates
+
+
+def anchor_targets(
+    sample: Sample,
+    anchors: Tensor,
+    truth: GroundTruth,
+    box_weights: Sequence[float],
+    foreground: int,
+    background: int,
+) -> AnchorTargets:
+    """What the RPN learns from.
+
+    Args:
+        sample: of the anchors.
+        anchors: (A, 4) of all levels.
+        truth: the ground truth.
+        box_weights: factors of the deltas.
+        foreground: how many places of the sample are foreground …
+        background: … and background.
+    """
+    rows = _rows(sample.chosen, len(anchors))
+    some, others = (places(mask, n) for mask, n in zip(sample.masks, (foreground, background), strict=True))
+    references = anchors[sample.chosen.flatten()[some]]
+    objects = truth.boxes.flatten(0, 1)[_objects(sample, truth)[some]]
+    deltas = encode_boxes(objects, references, box_weights)
+    return AnchorTargets(rows[some], rows[others], deltas)
+
+
+def roi_targets(
+    sample: Sample,
+    candidates: Tensor,
+    truth: GroundTruth,
+    box_weights: Sequence[float],
+    foreground: int,
+    number: int,
+) -> RoITargets:
+    """What the Fast R-CNN head learns from.
+
+    Args:
+        sample: of the candidates.
+        candidates: (N, ·, 4) proposals, in pixels of the network's input.
+        truth: the ground truth.
+        box_weights: factors of the deltas.
+        foreground: how many places of the sample are foreground …
+        number: … and how many are taken.
+    """
+    taken = places(sample.taken, number)
+    boxes = candidates.flatten(0, 1)[_rows(sample.chosen, candidates.shape[1])[taken]]
+    objects = _objects(sample, truth)[taken]
+    labels = truth.labels.flatten()[objects].masked_fill(sample.match.flatten()[taken] < 0, 0)
+    some = places(labels > 0, foreground)
+    deltas = encode_boxes(truth.boxes.flatten(0, 1)[objects[some]], boxes[some], box_weights)
+    return RoITargets(RoIs(boxes, taken // sample.chosen.shape[1]), labels, some, deltas, taken)
+
+
+def _sample(match: Tensor, per_image: int, fg_fraction: float, generator: torch.Generator | None) -> Sample:
+    # Objects, BACKGROUND and IGNORED as 1, 0 and -1.
+    index, taken = sample_balanced(match.clamp(max=0) + 1, per_image, fg_fraction, generator)
+    return Sample(index, match.gather(1, index).masked_fill(~taken, IGNORED))
+
+
+def _rows(index: Tensor, number: int) -> Tensor:
+    """(N · S,) indices into N tables of `number` rows, in one table of all."""
+    first = torch.arange(0, len(index) * number, number, device=index.device)
+    return (index + first[:, None]).flatten()
+
+
+def _objects(sample: Sample, truth: GroundTruth) -> Tensor:
+    """(N · S,) each place's object among N · G; that of a place without one is anything."""
+    return _rows(sample.match.clamp(min=0), truth.labels.shape[1])
 
 
 def _ignore_crowds(match: Tensor, boxes: Tensor, crowds: Tensor, overlap: float | None) -> Tensor:
-    if overlap is None or not len(crowds):
+    """The matches, without the background in crowds; boxes are (..., A, 4), crowds (N, ·, 4)."""
+    if overlap is None:
         return match
-    inside = intersection_over_own_area(boxes, crowds).amax(dim=1) >= overlap
+    inside = torch.zeros_like(match, dtype=torch.bool)
+    for i in range(crowds.shape[1]):  # one by one: among 200,000 anchors each takes memory
+        inside |= intersection_over_own_area(boxes, crowds[:, i : i + 1]).squeeze(-1) >= overlap
     return match.masked_fill(inside & (match == BACKGROUND), IGNORED)

@@ -39,9 +39,8 @@ def grid_anchors(cell: Tensor, map_size: tuple[int, int], stride: tuple[float, f
     Returns:
         (h · w · A, 4) float32, row by row, the anchors of one position together.
     """
-    y = torch.arange(map_size[0], device=cell.device) * stride[0]
+    y = torch.arange(map_size[0], device=cell.device)[:, None] * stride[0]
     x = torch.arange(map_size[1], device=cell.device) * stride[1]
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    corners = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+    position = torch.stack(torch.broadcast_tensors(x, y), dim=-1).view(-1, 1, 1, 2)
     # In float32 also where a whole network has been cast: bfloat16 tells apart every 32nd pixel beyond 4096.
-    return (corners + cell.float()).reshape(-1, 4)
+    return (position + cell.float().view(-1, 2, 2)).view(-1, 4)

@@ -2,7 +2,8 @@
 
 All of it runs in float32, whatever the precision of the network.
 
-Symbols: R boxes; a box is (x1, y1, x2, y2) in pixels, a width is x2 - x1. Deltas are (dx, dy, dw, dh).
+Symbols: R boxes, G and A of two kinds; a box is (x1, y1, x2, y2) in pixels, a width is x2 - x1. Deltas are
+(dx, dy, dw, dh).
 """
 
 import math
@@ -66,22 +67,47 @@ def rescale_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> 
     return boxes * boxes.new_tensor((x, y, x, y))
 
 
+def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes (N, ..., 4) with their corners inside of images whose sizes (N, 2) are heights and widths."""
+    limits = sizes.flip(1).repeat(1, 2).view(len(sizes), *[1] * (boxes.dim() - 2), 4)
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of every box of one set with every box of another.
+
+    Args:
+        boxes: (..., G, 4).
+        others: (..., A, 4), of dimensions before that broadcast.
+
+    Returns:
+        (..., G, A) float32; NaN for two boxes without area.
+    """
+    x1, y1, x2, y2 = boxes.float().movedim(-1, 0).unsqueeze(-1).contiguous()
+    left, top, right, bottom = others.float().movedim(-1, 0).unsqueeze(-2).contiguous()
+    overlap = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
+    overlap *= (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0)
+    union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top)
+    return overlap.div_(union.sub_(overlap))
+
+
 def intersection_over_own_area(boxes: Tensor, regions: Tensor) -> Tensor:
     """The share of each box's own area that lies in each region.
 
     Args:
-        boxes: (R, 4).
-        regions: (C, 4).
+        boxes: (..., R, 4).
+        regions: (..., C, 4), of dimensions before that broadcast.
 
     Returns:
-        (R, C) float32 in [0, 1]; 0 for a box without area.
+        (..., R, C) float32 in [0, 1]; 0 for a box without area, NaN for a region of NaNs.
     """
-    boxes, regions = boxes.float(), regions.float()  # areas beyond 256 × 256 pixels do not fit in float16
-    top_left = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
-    bottom_right = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    # In float32: areas beyond 256 × 256 pixels do not fit in float16.
+    boxes, regions = boxes.float().unsqueeze(-2), regions.float().unsqueeze(-3)
+    top_left = torch.maximum(boxes[..., :2], regions[..., :2])
+    bottom_right = torch.minimum(boxes[..., 2:], regions[..., 2:])
     overlap = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1)
-    return torch.where(area[:, None] > 0, overlap / area[:, None], 0.0)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    return torch.where(area > 0, overlap / area, 0.0)
 
 
 def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

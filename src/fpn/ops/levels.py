@@ -15,7 +15,7 @@ def assign_levels(
     """k = floor(k0 + log2(sqrt(w · h) / 224)), Eq. 1, held between the levels there are.
 
     Args:
-        boxes: (R, 4) in pixels of the network's input; of any precision, reckoned with in float32.
+        boxes: (..., 4) in pixels of the network's input; of any precision, reckoned with in float32.
         lowest: the finest level there is.
         highest: the coarsest level there is.
         canonical_size: pixels; the size of ImageNet pre-training, 224.
@@ -25,9 +25,9 @@ def assign_levels(
             float32 is 0 for all sizes that matter).
 
     Returns:
-        (R,) int64 levels; the finest of a box that has no size, as one of negative area.
+        (...) int64 levels; the finest of a box that has no size, as one of negative area.
     """
-    x1, y1, x2, y2 = boxes.float().unbind(1)
-    size = ((x2 - x1) * (y2 - y1)).sqrt()
+    boxes = boxes.float()
+    size = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1).sqrt()
     level = torch.floor(canonical_level + torch.log2(size / canonical_size) + epsilon)
     return level.clamp(lowest, highest).nan_to_num(nan=lowest).long()

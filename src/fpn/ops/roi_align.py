@@ -4,6 +4,7 @@ Symbols: N images, C channels, H × W cells of a map, R RoIs, o cells along a si
 along a side of such a cell.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,49 +14,71 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def roi_align(
-    p: Tensor, rois: Tensor, resolution: int, scale: float, sampling_ratio: int, aligned: bool
+def pool_levels(
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    numbers: Sequence[int],
+    resolution: int,
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
-    """torchvision's RoIAlign, by the quickest way there is on the map's device.
+    """torchvision's RoIAlign of each level's RoIs, by the quickest way there is on the maps' device.
 
     Args:
-        p: (N, C, H, W) float32.
-        rois: (R, 5) index of the image, x1, y1, x2, y2 in pixels of the network's input.
+        maps: of each level (N, C, H, W) float32.
+        rois: (R, 5) index of the image, x1, y1, x2, y2 in pixels of the network's input; level after level.
+        numbers: of each level, how many RoIs there are.
         resolution: o.
-        scale: cells of the map to a pixel.
+        scales: of each level, cells of its map to a pixel.
         sampling_ratio: s; 0 takes as many samples as the cell has pixels.
         aligned: shift by half a cell of the map.
 
     Returns:
         (R, C, o, o).
     """
-    if p.device.type == "cpu" and sampling_ratio > 0:
-        return gather_roi_align(p, rois, resolution, scale, sampling_ratio, aligned)
-    return torchvision.ops.roi_align(p, rois, resolution, scale, sampling_ratio, aligned)
+    if rois.device.type == "cpu" and sampling_ratio > 0 and not torch.compiler.is_exporting():
+        return gather_roi_align(maps, rois, numbers, resolution, scales, sampling_ratio, aligned)
+    settings = (sampling_ratio, aligned)
+    parts = zip(maps, rois.split(list(numbers)), scales, strict=True)
+    return torch.cat(
+        [torchvision.ops.roi_align(p, some, resolution, scale, *settings) for p, some, scale in parts]
+    )
 
 
 def gather_roi_align(
-    p: Tensor, rois: Tensor, resolution: int, scale: float, sampling_ratio: int, aligned: bool
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    numbers: Sequence[int],
+    resolution: int,
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
     """RoIAlign as a weighted sum of rows of the map, all channels at once.
 
     A pooled cell is the mean of s² samples, each of which is interpolated between 4 cells of the map: a sum
-    of 4 s² rows of the map as a table (N · H · W, C). Arguments and result as of `roi_align`, s at least 1.
+    of 4 s² rows of the map as a table (N · H · W, C). Arguments and result as of `pool_levels`, s at least 1.
     """
-    _, c, h, w = p.shape
-    sides = (resolution, sampling_ratio, aligned)
-    y, y_weight = _taps(rois[:, 2] * scale, rois[:, 4] * scale, h, *sides)
-    x, x_weight = _taps(rois[:, 1] * scale, rois[:, 3] * scale, w, *sides)
-    first = rois[:, 0].long()[:, None, None] * h
-    row = ((first + y) * w)[:, :, None, :, None] + x[:, None, :, None, :]
-    weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
-    pooled = F.embedding_bag(
-        row.reshape(-1, 4 * sampling_ratio**2),
-        _Table.apply(p),
-        per_sample_weights=weight.reshape(-1, 4 * sampling_ratio**2),
-        mode="sum",
+    counts = torch.tensor(numbers, device=rois.device)
+    scale, h, w = (
+        torch.tensor(values, device=rois.device).repeat_interleave(counts, output_size=len(rois))
+        for values in (scales, [p.shape[2] for p in maps], [p.shape[3] for p in maps])
     )
-    return pooled.view(len(rois), resolution, resolution, c).permute(0, 3, 1, 2)
+    image, boxes = rois[:, 0].long(), rois[:, 1:] * scale[:, None]
+    sides = (resolution, sampling_ratio, aligned)
+    y, y_weight = _taps(boxes[:, 1], boxes[:, 3], h, *sides)
+    x, x_weight = _taps(boxes[:, 0], boxes[:, 2], w, *sides)
+    y = (y + (image * h)[:, None, None]) * w[:, None, None]
+    taps = 4 * sampling_ratio**2
+    row = (y[:, :, None, :, None] + x[:, None, :, None, :]).view(-1, taps)
+    weight = (y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]).view(-1, taps)
+    cells = [number * resolution**2 for number in numbers]
+    pooled = [
+        F.embedding_bag(rows, _Table.apply(p), per_sample_weights=weights, mode="sum")
+        for p, rows, weights in zip(maps, row.split(cells), weight.split(cells), strict=True)
+    ]
+    return torch.cat(pooled).unflatten(0, (len(rois), resolution, resolution)).permute(0, 3, 1, 2)
 
 
 class _Table(torch.autograd.Function):
@@ -78,7 +101,7 @@ class _Table(torch.autograd.Function):
 
 
 def _taps(
-    start: Tensor, end: Tensor, cells: int, resolution: int, samples: int, aligned: bool
+    start: Tensor, end: Tensor, cells: Tensor, resolution: int, samples: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
     """Along one side: the cells of the map (R, o, 2 s) that each pooled cell is made of, and their weights.
 
@@ -88,10 +111,11 @@ def _taps(
     step = extent / (resolution * samples)
     places = torch.arange(resolution * samples, device=start.device) + 0.5
     at = (start[:, None] + places * step[:, None]).unflatten(1, (resolution, samples))
-    inside = (at >= -1) & (at <= cells)
-    at = at.clamp(0, cells - 1)
+    last = (cells - 1)[:, None, None]
+    inside = (at >= -1) & (at <= last + 1)
+    at = at.clamp(min=0).minimum(last)
     low = at.floor()
     share = at - low
     weight = torch.stack((1 - share, share), dim=-1) * (inside / samples)[..., None]
     lower = low.long()
-    return torch.stack((lower, (lower + 1).clamp(max=cells - 1)), dim=-1).flatten(2), weight.flatten(2)
+    return torch.stack((lower, (lower + 1).minimum(last)), dim=-1).flatten(2), weight.flatten(2)

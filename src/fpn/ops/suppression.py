@@ -1,0 +1,47 @@
+"""Greedy non-maximum suppression of many groups at once, as one operator of PyTorch's.
+
+Its result has the shape of its arguments, so that nobody waits to learn how much is left, and an exporter
+finds one node (`fpn::suppress`) in place of a loop. On an NVIDIA GPU a kernel in Triton goes through all
+groups side by side; elsewhere torchvision's suppression takes them one after the other.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+_WIDEST = 4096
+"""Boxes of a group that the kernel holds in registers."""
+
+
+@torch.library.custom_op("fpn::suppress", mutates_args=())
+def suppress(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+    """Which boxes no better one of their group overlaps too much.
+
+    Args:
+        boxes: (groups, n, 4) float32.
+        scores: (groups, n) float32; -inf where there is no box.
+        iou: of two boxes with a larger overlap, the worse goes.
+
+    Returns:
+        (groups, n) bool; False where there is no box.
+    """
+    there = scores > -torch.inf
+    keep = torch.zeros_like(there)
+    group, place = there.nonzero(as_tuple=True)
+    numbers = there.sum(dim=1).tolist()
+    flat_boxes, flat_scores = boxes[group, place], scores[group, place]
+    kept, start = [], 0
+    for number in numbers:
+        if number:
+            rows = slice(start, start + number)
+            kept.append(nms(flat_boxes[rows], flat_scores[rows], iou) + start)
+            start += number
+    if kept:
+        rest = torch.cat(kept)
+        keep[group[rest], place[rest]] = True
+    return keep
+
+
+@suppress.register_fake
+def _(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
