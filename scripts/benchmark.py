@@ -1,6 +1,6 @@
 """Ours against torchvision on this machine: the same outputs first, then how long each takes, in turns.
 
-    python scripts/benchmark.py infer                              # also train, roi, data, score, scaling
+    python scripts/benchmark.py infer                       # also train, roi, data, score, scaling, waits
     python scripts/benchmark.py infer --images val2017 --number 8 --json infer.json
     python scripts/benchmark.py train --device cuda --precision bf16 --batch 8
 
@@ -20,6 +20,7 @@ from benchmarks.infer import infer
 from benchmarks.parts import data, roi, score
 from benchmarks.scaling import scaling
 from benchmarks.train import train
+from benchmarks.waits import waits
 from fpn.console import mistakes
 
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     with mistakes("benchmark.py"):
         try:
-            run = auto_cli([infer, train, roi, data, score, scaling], args=given, as_positional=False)
+            run = auto_cli([infer, train, roi, data, score, scaling, waits], args=given, as_positional=False)
         except DisagreementError as error:
             sys.exit(f"benchmark.py: the outputs disagree, so no times are given: {error}")
         except BrokenProcessPool:

@@ -12,7 +12,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -164,7 +164,7 @@ def take_turns(
 def markdown(content: dict[str, Any]) -> str:
     """What a report has, for people."""
     columns = ["work", "side", "seconds", "min – max", "MB before", "MB at peak", "its time / ours"]
-    lines = [columns, ["---", "---", *["--:"] * 5]]
+    lines = []
     for row in content["rows"]:
         median, low, high = map(shown, (row["median"], min(row["seconds"]), max(row["seconds"])))
         memory = [f"{row[key]:,.0f}" for key in ("mb_before", "mb_peak")]
@@ -172,8 +172,14 @@ def markdown(content: dict[str, Any]) -> str:
         lines.append([*cells, f"{row['ratio']:.2f}"])
     told = [f"Outputs agree: {line}" for line in content["agreement"]] + content["notes"]
     told.append(f"Machine: {', '.join(f'{key} {value}' for key, value in content['machine'].items())}")
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(columns, lines, numbers=range(2, 7))
     return "\n\n".join((f"`{content['command']}`", table, "\n".join(f"- {line}" for line in told)))
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
+    """A table, some columns of which are numbers."""
+    rule = ["--:" if i in numbers else "---" for i in range(len(columns))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, rule, *rows))
 
 
 def shown(seconds: float) -> str:

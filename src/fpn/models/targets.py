@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fpn.ops.boxes import encode_boxes, intersection_over_own_area
 from fpn.ops.counting import padded, places
-from fpn.ops.matching import BACKGROUND, IGNORED, match_boxes
+from fpn.ops.matching import BACKGROUND, IGNORED, blocks, match_boxes
 from fpn.ops.sampling import sample_balanced
 from fpn.settings import PositiveInt, Share
 from fpn.types import Found, RoIs, Targets
@@ -273,6 +273,6 @@ def _ignore_crowds(match: Tensor, boxes: Tensor, crowds: Tensor, overlap: float 
     if overlap is None:
         return match
     inside = torch.zeros_like(match, dtype=torch.bool)
-    for i in range(crowds.shape[1]):  # one by one: among 200,000 anchors each takes memory
-        inside |= intersection_over_own_area(boxes, crowds[:, i : i + 1]).squeeze(-1) >= overlap
+    for part in blocks(crowds, match.numel()):
+        inside |= (intersection_over_own_area(boxes, crowds[:, part]) >= overlap).any(dim=-1)
     return match.masked_fill(inside & (match == BACKGROUND), IGNORED)

@@ -28,7 +28,7 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool 
     return anchors.round() if rounded else anchors
 
 
-def grid_anchors(cell: Tensor, map_size: tuple[int, int], stride: tuple[float, float]) -> Tensor:
+def grid_anchors(cell: Tensor, map_size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """A position's anchors repeated at every position of a map; position (0, 0) is the image's corner.
 
     Args:
@@ -39,8 +39,10 @@ def grid_anchors(cell: Tensor, map_size: tuple[int, int], stride: tuple[float, f
     Returns:
         (h · w · A, 4) float32, row by row, the anchors of one position together.
     """
-    y = torch.arange(map_size[0], device=cell.device)[:, None] * stride[0]
-    x = torch.arange(map_size[1], device=cell.device) * stride[1]
-    position = torch.stack(torch.broadcast_tensors(x, y), dim=-1).view(-1, 1, 1, 2)
+    y, x = (
+        torch.arange(0, side * step, step, device=cell.device)
+        for side, step in zip(map_size, stride, strict=True)
+    )
+    position = torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1).view(-1, 1, 1, 2)
     # In float32 also where a whole network has been cast: bfloat16 tells apart every 32nd pixel beyond 4096.
     return (position + cell.float().view(-1, 2, 2)).view(-1, 4)

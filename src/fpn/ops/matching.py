@@ -3,6 +3,8 @@
 Symbols: G ground-truth boxes, A candidates (anchors or RoIs); before them, the dimension of a batch, or none.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,17 @@ IGNORED = -2
 PAIRS_AT_ONCE = 2**22
 """Pairs of a box and a candidate whose overlap is reckoned with at once, about 100 MB; on an accelerator,
 where a launch costs more than memory, eight times as many."""
+
+
+def blocks(boxes: Tensor, candidates: int) -> Iterator[slice]:
+    """Parts of boxes (..., G, 4) whose pairs with so many candidates are reckoned with at once.
+
+    So hundreds of objects among 200,000 anchors take no more memory than a few.
+    """
+    pairs = PAIRS_AT_ONCE if boxes.device.type == "cpu" else 8 * PAIRS_AT_ONCE
+    size = max(1, pairs // max(1, candidates))
+    for start in range(0, boxes.shape[-2], size):
+        yield slice(start, start + size)
 
 
 def match_boxes(
@@ -45,18 +58,14 @@ def match_boxes(
     best_iou = torch.full((*batch, number), -1.0, device=candidates.device)
     best = torch.zeros_like(best_iou, dtype=torch.int64)
     rescued = torch.zeros_like(best, dtype=torch.bool)
-    # In blocks, so that hundreds of objects among 200,000 anchors take no more memory than a few.
-    pairs = PAIRS_AT_ONCE if candidates.device.type == "cpu" else 8 * PAIRS_AT_ONCE
-    block = max(1, pairs // max(1, best.numel()))
-    for start in range(0, ground_truth.shape[-2], block):
-        part = slice(start, start + block)
+    for part in blocks(ground_truth, best.numel()):
         iou = box_iou(ground_truth[..., part, :], candidates).nan_to_num_(nan=0.0)
         if there is not None:
             iou.masked_fill_(~there[..., part, None], -1)
         if eligible is not None:
             iou.masked_fill_(~eligible[..., None, :], -1)
         block_iou, block_best = iou.max(dim=-2)
-        best = torch.where(block_iou > best_iou, block_best + start, best)
+        best = torch.where(block_iou > best_iou, block_best + part.start, best)
         best_iou = torch.maximum(block_iou, best_iou)
         if rescue and number:
             most = iou.amax(dim=-1, keepdim=True)

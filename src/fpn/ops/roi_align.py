@@ -66,17 +66,18 @@ def gather_roi_align(
         for values in (scales, [p.shape[2] for p in maps], [p.shape[3] for p in maps])
     )
     image, boxes = rois[:, 0].long(), rois[:, 1:] * scale[:, None]
-    sides = (resolution, sampling_ratio, aligned)
-    y, y_weight = _taps(boxes[:, 1], boxes[:, 3], h, *sides)
-    x, x_weight = _taps(boxes[:, 0], boxes[:, 2], w, *sides)
+    # Both sides in one go.
+    start, end = boxes.t().reshape(2, -1)
+    cells, weights = _taps(start, end, torch.cat((w, h)), resolution, sampling_ratio, aligned)
+    (x, y), (x_weight, y_weight) = cells.chunk(2), weights.chunk(2)
     y = (y + (image * h)[:, None, None]) * w[:, None, None]
     taps = 4 * sampling_ratio**2
     row = (y[:, :, None, :, None] + x[:, None, :, None, :]).view(-1, taps)
     weight = (y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]).view(-1, taps)
-    cells = [number * resolution**2 for number in numbers]
+    bags = [number * resolution**2 for number in numbers]
     pooled = [
-        F.embedding_bag(rows, _Table.apply(p), per_sample_weights=weights, mode="sum")
-        for p, rows, weights in zip(maps, row.split(cells), weight.split(cells), strict=True)
+        F.embedding_bag(rows, _Table.apply(p), per_sample_weights=shares, mode="sum")
+        for p, rows, shares in zip(maps, row.split(bags), weight.split(bags), strict=True)
     ]
     return torch.cat(pooled).unflatten(0, (len(rois), resolution, resolution)).permute(0, 3, 1, 2)
 

@@ -5,12 +5,14 @@ finds one node (`fpn::suppress`) in place of a loop. On an NVIDIA GPU a kernel i
 groups side by side; elsewhere torchvision's suppression takes them one after the other.
 """
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
 _WIDEST = 4096
-"""Boxes of a group that the kernel holds in registers."""
+"""The largest group of boxes that the kernel holds in registers."""
 
 
 @torch.library.custom_op("fpn::suppress", mutates_args=())
@@ -25,6 +27,10 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     Returns:
         (groups, n) bool; False where there is no box.
     """
+    if boxes.device.type == "cuda" and 0 < scores.shape[1] <= _WIDEST and find_spec("triton"):
+        from fpn.ops.suppression_kernel import greedy
+
+        return greedy(boxes, scores, iou)
     there = scores > -torch.inf
     keep = torch.zeros_like(there)
     group, place = there.nonzero(as_tuple=True)
