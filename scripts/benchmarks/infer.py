@@ -1,6 +1,7 @@
 """Inference: from decoded images to boxes in their pixels."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,16 +10,12 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from benchmarks.comparison import DisagreementError, Run, Work
+from benchmarks.comparison import Run, Work
 from benchmarks.inputs import NetworkRun, load_ours, load_theirs, weights_and_files
+from benchmarks.stages import Seen, same_stages, watching_ours, watching_theirs
 from fpn import Predictor
 from fpn.data.decoding import read_image
 from fpn.data.transforms import ImageSettings
-
-BOXES, SCORES = 0.05, 1e-3
-"""Pixels, and difference of scores, within which two detections are the same."""
-MATCHED = 0.99
-"""The least share of detections that the other side has too; some stand at the threshold."""
 
 Form = Literal["optimized", "trained", "compiled"]
 Found = list[list[Tensor]]
@@ -39,7 +36,7 @@ def infer(number: PositiveInt = 4, form: Form = "optimized", **options: Any) -> 
     with weights_and_files(run.images, number) as given:
         sides = {"torchvision": partial(theirs, run, *given), "ours": partial(ours, run, *given, form)}
         title = f"inference, batch {run.batch}, {run.precision}"
-        run.compare(title, sides, same_detections, number=number)
+        run.compare(title, sides, same_stages, number=number)
     return run
 
 
@@ -52,7 +49,7 @@ def theirs(run: NetworkRun, weights: Path, files: Sequence[Path]) -> Work:
         found = model([image.to(run.device).float() / 255 for image in images])
         return [[one[key].cpu() for key in ("boxes", "scores", "labels")] for one in found]
 
-    return over_batches(detect, run, files)
+    return over_batches(detect, partial(watching_theirs, model), run, files)
 
 
 def ours(run: NetworkRun, weights: Path, files: Sequence[Path], form: Form = "optimized") -> Work:
@@ -69,42 +66,27 @@ def ours(run: NetworkRun, weights: Path, files: Sequence[Path], form: Form = "op
         predictor.scales = [ImageSettings(short_side, max_side)]
         return [list(found) for found in predictor(images)]
 
-    return over_batches(detect, run, files)
+    return over_batches(detect, partial(watching_ours, predictor.detector), run, files)
 
 
 def over_batches(
-    detect: Callable[[list[Tensor], int, int], Found], run: NetworkRun, files: Sequence[Path]
+    detect: Callable[[list[Tensor], int, int], Found],
+    watching: Callable[[Seen], AbstractContextManager[None]],
+    run: NetworkRun,
+    files: Sequence[Path],
 ) -> Work:
     """A repetition: all images, a batch after the other; the point may be other sides of them."""
     images = [read_image(file) for file in files]
 
     @torch.inference_mode()
-    def work(compared: bool, short_side: int = run.short_side, max_side: int = run.max_side) -> Found:
-        found: Found = []
+    def work(compared: bool, short_side: int = run.short_side, max_side: int = run.max_side) -> list[Seen]:
+        all_seen = []
         with run.autocast(compared):
             for i in range(0, len(images), run.batch):
-                found += detect(images[i : i + run.batch], short_side, max_side)
-        return found
+                seen = Seen()
+                with watching(seen) if compared else nullcontext():
+                    seen.found = detect(images[i : i + run.batch], short_side, max_side)
+                all_seen.append(seen)
+        return all_seen
 
     return work
-
-
-def same_detections(theirs: Found, ours: Found) -> str:
-    """See that detections match pairwise."""
-    matched, box, score = 0, 0.0, 0.0
-    for one, other in zip(theirs, ours, strict=True):
-        boxes = (one[0][:, None] - other[0]).abs().amax(dim=-1)
-        scores = (one[1][:, None] - other[1]).abs()
-        same = (one[2][:, None] == other[2]) & (boxes <= BOXES) & (scores <= SCORES)
-        distance = torch.where(same, boxes, torch.inf)
-        for i in range(len(distance)):
-            if distance[i].isfinite().any():  # of what has not been matched yet
-                j = int(distance[i].argmin())
-                matched += 1
-                box, score = max(box, float(boxes[i, j])), max(score, float(scores[i, j]))
-                distance[:, j] = torch.inf
-    most = sum(max(len(one[0]), len(other[0])) for one, other in zip(theirs, ours, strict=True))
-    line = f"{matched} of {most} detections matched (boxes within {BOXES:g} px, scores within {SCORES:g})"
-    if not most or matched < MATCHED * most:
-        raise DisagreementError(line)
-    return f"{line}, of these boxes differ by {box:.1e} px at most, scores by {score:.1e}"

@@ -7,8 +7,9 @@ import torch
 from jsonargparse.typing import PositiveInt
 
 from benchmarks.comparison import Run, Work
-from benchmarks.infer import ours, same_detections, theirs
+from benchmarks.infer import ours, theirs
 from benchmarks.inputs import NetworkRun, random_targets, weights_and_files
+from benchmarks.stages import same_stages
 from fpn.models.necks import FeaturePyramid
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, GroundTruth, sample_anchors
@@ -37,10 +38,10 @@ def scaling(
     with weights_and_files(run.images, run.batch) as given:
         points = {f", short side {n}": (n, round(ASPECT * n)) for n in short_sides}
         sides = {"torchvision": partial(theirs, run, *given), "ours": partial(ours, run, *given)}
-        run.compare("inference", sides, same_detections, number=run.batch, points=points, allocators=False)
+        run.compare("inference", sides, same_stages, number=run.batch, points=points, allocators=False)
     crowds = {f", {number} boxes": (number,) for number in boxes}
     alone = {"ours": matching}
-    run.compare("matching 217,413 anchors", alone, same_detections, points=crowds, allocators=False)
+    run.compare("matching 217,413 anchors", alone, same_stages, points=crowds, allocators=False)
     return run
 
 

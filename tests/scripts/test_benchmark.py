@@ -1,5 +1,6 @@
 """The benchmark at thumbnail size: what it compares, how it takes turns, and what it tells."""
 
+import copy
 import itertools
 import json
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 import benchmark
-from benchmarks import comparison, infer, inputs, parts, scaling, train
+from benchmarks import comparison, infer, inputs, parts, scaling, stages, train
 from benchmarks.comparison import DisagreementError, Run, Work
 from fpn.evaluation import evaluate_boxes
 
@@ -99,8 +100,9 @@ def test_training_and_scaling_to_the_end(
         return lambda compared: {"rpn_box": 1.0}
 
     def finds(*_: object) -> Work:
-        return lambda compared, short, long: [[torch.zeros(1, 4), torch.ones(1), torch.ones(1).long()]]
+        return lambda compared, short, long: []
 
+    monkeypatch.setattr(scaling, "same_stages", lambda *_: "nothing was compared")
     for name in ("theirs", "ours"):
         monkeypatch.setattr(train, name, learns)
         monkeypatch.setattr(scaling, name, finds)
@@ -260,29 +262,56 @@ def detections(number: int) -> list[Tensor]:
     return [boxes, torch.linspace(1, 0.5, number), torch.arange(number) % 3 + 1]
 
 
-def test_detections_match_pairwise() -> None:
-    boxes, scores, labels = detections(100)
+def test_boxes_match_pairwise() -> None:
+    given = boxes, scores, labels = detections(100)
     order = torch.randperm(100)
-    assert "100 of 100" in infer.same_detections(
-        [[boxes, scores, labels]], [[boxes[order], scores[order], labels[order]]]
-    )
-    near = infer.same_detections([[boxes, scores, labels]], [[boxes + 0.01, scores - 5e-4, labels]])
-    assert "boxes differ by 1.0e-02 px at most, scores by 5.0e-04" in near
+    shuffled = [part[order] for part in given]
+    assert {(i, int(order[j])) for i, j in stages.pairs(given, shuffled, 0.05, 1e-3)} == {
+        (i, i) for i in range(100)
+    }
+    assert len(stages.pairs(given, [boxes + 0.01, scores - 5e-4, labels], 0.05, 1e-3)) == 100
     for part, by in ((0, 0.1), (1, 2e-3), (2, 1)):
-        for far, agrees in ((1, True), (2, False)):
-            other = [boxes.clone(), scores.clone(), labels.clone()]
-            other[part][:far] += by
-            if agrees:
-                assert "99 of 100" in infer.same_detections([[boxes, scores, labels]], [other])
-            else:
-                with pytest.raises(DisagreementError, match="98 of 100"):
-                    infer.same_detections([[boxes, scores, labels]], [other])
-    with pytest.raises(DisagreementError, match="50 of 100"):  # no box of ours is the same as two of theirs
-        infer.same_detections(
-            [[t[:50].repeat(2, *[1] * (t.ndim - 1)) for t in (boxes, scores, labels)]],
-            [[boxes[:50], scores[:50], labels[:50]]],
-        )
-    with pytest.raises(DisagreementError, match="0 of 0"):
-        infer.same_detections([detections(0)], [detections(0)])
-    with pytest.raises(DisagreementError, match="0 of 9"):
-        infer.same_detections([detections(9)], [detections(0)])
+        other = [boxes.clone(), scores.clone(), labels.clone()]
+        other[part][:3] += by
+        assert len(stages.pairs(given, other, 0.05, 1e-3)) == 97
+    # No box of ours is the same as two of theirs.
+    twice = [torch.cat((part[:50], part[:50])) for part in given]
+    assert len(stages.pairs(twice, [part[:50] for part in given], 0.05, 1e-3)) == 50
+    assert stages.pairs(detections(9), detections(0), 1, 1) == []
+
+
+def seen_of_both(given: Given) -> tuple[list[stages.Seen], list[stages.Seen]]:
+    run = inputs.NetworkRun(short_side=96, max_side=128)
+    return tuple(make(run, *given)(True) for make in (infer.theirs, infer.ours))  # type: ignore[return-value]
+
+
+def test_every_stage_is_compared(given: Given) -> None:
+    """Changed by more than noise, each is told by its name; a turned comparison alone is none of them."""
+    theirs, ours = seen_of_both(given)
+    assert "detections matched" in stages.same_stages(theirs, ours)
+    for change, told_of in (
+        (lambda seen: seen.maps[4].add_(0.01), "P4"),
+        (lambda seen: seen.objectness[3].mul_(1.1), "the RPN's logits on P3"),
+        (lambda seen: seen.deltas[6].add_(0.1), "the RPN's deltas on P6"),
+        (lambda seen: seen.scores.mul_(1.1), "the head's logits"),
+        (lambda seen: seen.box_deltas.add_(0.1), "the head's deltas"),
+        (lambda seen: seen.proposals[0].add_(3), "proposals only"),
+    ):
+        changed = copy.deepcopy(ours)
+        change(changed[0])
+        with pytest.raises(DisagreementError, match=told_of):
+            stages.same_stages(theirs, changed)
+    lacking = copy.deepcopy(ours)
+    lacking[0].found = [[part[5:] for part in lacking[0].found[0]]]
+    assert "95 of 100 detections matched; by the peer's own logits" in stages.same_stages(theirs, lacking)
+
+
+def test_the_selection_is_compared_on_the_peers_own_numbers(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = seen_of_both(given)
+    for name, what in (("ProposalSelection", "proposals"), ("DetectionSelection", "detections")):
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, name, partial(getattr(stages, name), nms_iou=0.6))
+            with pytest.raises(DisagreementError, match=f"{what} are the same"):
+                stages.same_stages(theirs, ours)

@@ -1,6 +1,6 @@
-"""Greedy non-maximum suppression on an NVIDIA GPU: a program for each group, none of which waits for the host.
+"""Greedy non-maximum suppression on an NVIDIA GPU: a program for each group, and no wait of the host.
 
-Of the package it is imported by `fpn.ops.suppression` alone, and only there where it is needed: it needs Triton.
+It needs Triton, so `fpn.ops.suppression` imports it only where it is used.
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 @triton.jit
-def _greedy(boxes, numbers, keep, iou, each, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def _greedy(boxes, numbers, keep, iou, each, width: tl.constexpr):  # type: ignore[no-untyped-def]
     """One group, whose boxes lie best first: each that is still alive ends those it overlaps too much."""
     group = tl.program_id(0).to(tl.int64)
     number = tl.load(numbers + group)
-    place = tl.arange(0, WIDTH)
+    place = tl.arange(0, width)
     alive = (place < number).to(tl.int32)
     first = boxes + group * each * 4
     x1 = tl.load(first + place * 4, mask=place < number, other=0.0)
@@ -26,9 +26,8 @@ def _greedy(boxes, numbers, keep, iou, each, WIDTH: tl.constexpr):  # type: igno
         if tl.sum(tl.where(place == i, alive, 0)) > 0:
             left, top = tl.load(first + i * 4), tl.load(first + i * 4 + 1)
             right, bottom = tl.load(first + i * 4 + 2), tl.load(first + i * 4 + 3)
-            width = tl.maximum(tl.minimum(x2, right) - tl.maximum(x1, left), 0.0)
-            height = tl.maximum(tl.minimum(y2, bottom) - tl.maximum(y1, top), 0.0)
-            overlap = width * height
+            overlap = tl.maximum(tl.minimum(x2, right) - tl.maximum(x1, left), 0.0)
+            overlap *= tl.maximum(tl.minimum(y2, bottom) - tl.maximum(y1, top), 0.0)
             union = area + (right - left) * (bottom - top) - overlap
             alive = tl.where((place > i) & (overlap / union > iou), 0, alive)
     tl.store(keep + group * each + place, alive, mask=place < each)
@@ -42,5 +41,5 @@ def greedy(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     numbers = (ordered > -torch.inf).sum(dim=1, dtype=torch.int32)
     keep = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
     width = triton.next_power_of_2(each)
-    _greedy[(len(scores),)](boxes, numbers, keep, iou, each, WIDTH=width, num_warps=4 if width <= 1024 else 8)
+    _greedy[(len(scores),)](boxes, numbers, keep, iou, each, width=width, num_warps=4 if width <= 1024 else 8)
     return torch.zeros_like(keep, dtype=torch.bool).scatter(1, order, keep > 0)
