@@ -4,12 +4,13 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fpn.lit.cli import main
+from fpn.lit.cli import COMMANDS, main
 from fpn.shipped import CONFIGS, config_file, config_names
 
 
@@ -35,6 +36,23 @@ def test_help_and_version_come_at_once(words: list[str], begin: str) -> None:
     said, seconds = answered(*words)
     assert said.startswith(begin)
     assert seconds < 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_is_short_and_has_examples(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two screens at most, whose examples are commands of its own."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with suppress(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: fpn {command}")
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 100
+    assert not any("Args:" in line for line in lines)
+    examples = lines[lines.index("examples:") :]
+    assert any(line.startswith(f"    fpn {command}") for line in examples)
 
 
 def test_nothing_heavy_is_imported_for_the_names_of_the_package() -> None:
@@ -80,8 +98,11 @@ def test_configurations_are_listed_copied_and_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
     main(["configs"])
     said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 100
+    assert said.count("to begin with:") == 1
     assert all(name in said for name in config_names())
     main(["configs", "--copy", "table1/d", "--out", "mine.yaml"])
     assert Path("mine.yaml").read_text() == (CONFIGS / "table1/d_bottom_up_pyramid.yaml").read_text()
@@ -98,6 +119,22 @@ def test_configurations_are_listed_copied_and_used(
     [
         (["configs", "--copy", "table9/z"], "table9/z: no such file, nor a configuration of this package"),
         (["fit", "--config", "bse"], "bse: no such file, nor a configuration of this package; `fpn configs`"),
+        (
+            ["fit", "--config", "base", "--model.detector.neck.topdown", "false"],
+            "there is no option model.detector.neck.topdown: `--help model` lists those there are",
+        ),
+        (
+            ["fit", "--config", "base", "--data.rot", "x"],
+            "there is no option data.rot: `--help data` lists those there are",
+        ),
+        (
+            ["fit", "--config", "base", "--data.images.shrt_side", "96"],
+            "there is no option data.images.shrt_side: `--help data` lists those there are",
+        ),
+        (
+            ["fit", "--config", "base", "--model.optimizer.rate", "1"],
+            "there is no option model.optimizer.rate: `--help model` lists those there are",
+        ),
         (["fitt"], "fpn has no command 'fitt'; it has fit, validate"),
         (["audit", "--import", "nowhere.at_all"], "--import nowhere.at_all: No module named 'nowhere'"),
     ],

@@ -60,7 +60,7 @@ class Seen:
 def watching(hooks: dict[nn.Module, Callable[[Any, Any, Any], None]]) -> Iterator[None]:
     """A context in which modules show what they are given and what they make of it."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
-    # Where torchvision has few boxes to suppress, it shifts them by thousands of pixels: overlaps are rounded.
+    # Of few boxes, torchvision suppresses some by coordinates shifted by thousands of pixels: with rounding.
     exact = torchvision.ops.boxes._batched_nms_vanilla
     try:
         with patch.object(torchvision.ops.boxes, "_batched_nms_coordinate_trick", exact):
@@ -177,7 +177,8 @@ def same_network(theirs: Seen, ours: Seen) -> str:
 
 def common_rows(theirs: list[Tensor], ours: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Where the same proposals are among those of all images."""
-    rows, first = ([], []), [0, 0]
+    rows: tuple[list[int], list[int]] = ([], [])
+    first = [0, 0]
     for sets in zip(theirs, ours, strict=True):
         one, other = ([boxes, boxes[:, 0] * 0, boxes[:, 0] * 0] for boxes in sets)
         found = pairs(one, other, BOXES, SCORES)

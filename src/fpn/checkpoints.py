@@ -192,7 +192,12 @@ def start_from(detector: Detector, path: str | Path, parts: Sequence[str] | None
 
 
 def join(rpn: str | Path, fast_rcnn: str | Path, out: str | Path) -> None:
-    """Make one Faster R-CNN of the two halves of alternating training that share their features (Table 5).
+    """Make one Faster R-CNN of the two halves of alternating training.
+
+    The two share their features, as in the paper's Table 5.
+
+    examples:
+        fpn join rpn.ckpt fast_rcnn.ckpt faster_rcnn.ckpt
 
     Args:
         rpn: checkpoint of the ProposalNetwork.

@@ -10,7 +10,6 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich import get_console
@@ -36,12 +35,13 @@ def tracked(things: Iterable[T], words: str) -> Iterable[T]:
 
 
 def warnings_in_a_line() -> None:
-    """Show a warning of ours as its words alone, without the line of code that gives it."""
+    """Show a warning that is for the user as its words alone, without the line of code that gives it."""
     others = warnings.formatwarning
 
     def shown(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
-        ours = Path(filename).is_relative_to(Path(__file__).parent)
-        return f"warning: {message}\n" if ours else others(message, category, filename, lineno, line)
+        if issubclass(category, UserWarning):
+            return f"warning: {' '.join(str(message).split())}\n"
+        return others(message, category, filename, lineno, line)
 
     if others.__module__ != __name__:
         warnings.formatwarning = shown
@@ -72,7 +72,9 @@ def told(error: BaseException | None) -> str | None:
             return "; ".join([line, *getattr(error, "__notes__", [])])
         if isinstance(error, ArgumentError):
             # What the parser got is a long listing, and no news to who gave it.
-            return _out_of_bounds(str(error)) or " ".join(str(error).partition("Got value:")[0].split())
+            text = str(error)
+            plain = _out_of_bounds(text) or _unknown(text)
+            return plain or " ".join(text.partition("Got value:")[0].split())
         if _refused_by_lightning(error):
             return " ".join(str(error).split())
         if isinstance(error, OSError) and (reason := refused(error)) is not None:
@@ -91,6 +93,16 @@ def _out_of_bounds(message: str) -> str | None:
     value = message.rpartition("Given value: ")[2] if "Given value: " in message else found[1]
     wanted = {"v>0": "a number above 0", "v>=0": "0 or more"}.get(found[2], "a number from 0 to 1")
     return f"{'.'.join(keys)} is {value}: give {wanted}"
+
+
+def _unknown(message: str) -> str | None:
+    """What the parser says of an option that a class does not have, in one line; None of anything else."""
+    names = set(re.findall(r"(?:Option '|unrecognized arguments: --)([\w.]+)", message))
+    keys = [*dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message))]
+    if len(names) != 1 or not keys:
+        return None
+    part = keys[0].partition(".")[0]
+    return f"there is no option {'.'.join([*keys, *names])}: `--help {part}` lists those there are"
 
 
 def _refused_by_lightning(error: BaseException) -> bool:

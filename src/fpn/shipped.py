@@ -3,6 +3,7 @@
 import shutil
 from itertools import groupby
 from pathlib import Path
+from textwrap import shorten
 
 from fpn.console import say
 from fpn.errors import InputError
@@ -46,9 +47,10 @@ def _is_variation(path: Path) -> bool:
 def configs(copy: str | None = None, out: str | None = None) -> None:
     """List the configurations that come with this package, or copy one to change it.
 
-      fpn configs
-      fpn configs --copy table1/d
-      fpn fit --config d_bottom_up_pyramid.yaml
+    examples:
+        fpn configs
+        fpn configs --copy table1/d
+        fpn fit --config base --config d_bottom_up_pyramid.yaml
 
     Args:
         copy: the name of one, which is written to the working directory.
@@ -62,9 +64,13 @@ def configs(copy: str | None = None, out: str | None = None) -> None:
         shutil.copyfile(source, target)
         say(f"{source} copied to {target}")
         return
-    width = max(map(len, config_names()))
-    for group, names in groupby(config_names(), lambda name: name.rpartition("/")[0]):
+    # Those without a group first.
+    every = sorted(config_names(), key=lambda name: ("/" in name, name))
+    width = max(map(len, every))
+    room = max(20, shutil.get_terminal_size((120, 24)).columns - width - 4)
+    for group, names in groupby(every, lambda name: name.rpartition("/")[0]):
         say(f"\n{group or 'to begin with'}:")
         for name in names:
-            first = config_file(name).read_text().partition("\n")[0]
-            say(f"  {name:{width}}  {first.removeprefix('# ') if first.startswith('#') else ''}".rstrip())
+            head = config_file(name).read_text().partition("\n#\n")[0].splitlines()
+            words = " ".join(line.removeprefix("#") for line in head if line.startswith("#"))
+            say(f"  {name:{width}}  {shorten(words, room, placeholder=' …')}".rstrip())

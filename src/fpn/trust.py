@@ -90,6 +90,17 @@ def check_classes(config: Any) -> None:
             raise InputError(f"{name} is no class: a configuration names classes only")
 
 
+def flags_for(config: Any) -> list[str]:
+    """`--import MODULE` of each module that commands import only when asked, by the names in a configuration.
+
+    Args:
+        config: what a checkpoint will hold.
+    """
+    with only_installed():
+        names = [name for name in _names(config) if isinstance(name, str) and not _installed(name)]
+    return [f"--import {module}" for module in dict.fromkeys(name.rpartition(".")[0] for name in names)]
+
+
 def import_named(config: Any) -> None:
     """Import what a configuration of the user's own names; what cannot be found is left to the parser."""
     for name in _names(config):
@@ -108,6 +119,12 @@ def _is_path(name: str) -> bool:
     parts = name.split(".")
     # To import a module of that name would run a program.
     return len(parts) > 1 and all(map(str.isidentifier, parts)) and "__main__" not in parts
+
+
+def _installed(name: str) -> bool:
+    """Whether its package is found, be it imported or not."""
+    package = name.partition(".")[0]
+    return any(finder.find_spec(package, None) is not None for finder in sys.meta_path)
 
 
 def _located(name: str) -> Any:

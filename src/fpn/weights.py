@@ -114,7 +114,7 @@ def download(weights: WeightsEnum, instead: str) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as error:
-        raise InputError(f"weights {weights} could not be downloaded ({error}); {instead}") from error
+        raise InputError(f"{weights.url} could not be downloaded ({error}); {instead}") from error
     except Exception as error:  # a damaged file can lead a reader anywhere
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise InputError(

@@ -569,6 +569,20 @@ def test_a_root(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert ended("--root", str(root), *options) == 1
 
 
+def test_validation_images_without_objects_are_taken(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a fit takes them, which then has no score."""
+    content = {"images": [image(1, "fine.jpg")], "categories": [{"id": 3, "name": "a"}]}
+    train, val = written(tmp_path, content | {"annotations": [box(1, 1, [1, 2, 3, 4])]}), tmp_path / "v.json"
+    val.write_text(json.dumps(content | {"annotations": []}))
+    options = ["--annotations", str(train), "--images", str(files), "--num_workers", "0"]
+    main(["audit", *options, "--against", str(val)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("val: "))
+    assert line.startswith("val: Training would take this")
+    assert line.endswith("it has no object to find: there will be no score, and no best checkpoint")
+
+
 def test_a_root_that_lacks_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = layout_files.single(tmp_path / "set")
     options = [str(root), "--num_workers", "0"]
@@ -597,9 +611,11 @@ def test_two_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     options = ["--annotations", str(train), "--images", str(files), "--num_workers", "0"]
     both = [*options, "--against", str(val), "--json", str(out)]
     assert ended(*both) == 1
-    shown = [line for line in capsys.readouterr().out.splitlines() if "Training would" in line]
+    shown = [line for line in capsys.readouterr().out.splitlines() if " would" in line]
     assert shown[0].startswith("train: Training would take this")
+    assert shown[1].startswith("val: Validation would refuse this")
     assert "gone.jpg" in shown[1]
+    assert "max_unreadable" not in shown[1]  # which is of training
     assert {name: one["images"]["listed"] for name, one in json.loads(out.read_text()).items()} == {
         "train": 1,
         "val": 2,

@@ -222,15 +222,22 @@ def batches(loader: Any) -> Iterator[Batch]:
     yield from loader
 
 
-def test_testing_takes_the_validation_set_unless_told_otherwise(root: Path) -> None:
+def test_testing_takes_the_validation_set_unless_told_otherwise(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = CocoDataModule(str(root), eval_batch_size=2, **SMALL)
-    data.setup("test")
+    with caplog.at_level("INFO"):
+        data.setup("test")
+    assert "test (on the validation images): 5 images" in caplog.text
     assert [batch.image_ids for batch in batches(data.test_dataloader())] == [[1, 2], [3, 4], [5]]
     assert data.source("test") == data.source("val")
     folder = root / "train2017"
     annotations = root / "annotations" / "instances_train2017.json"
     other = CocoDataModule(str(root), test=Split(str(folder), str(annotations)), **SMALL)
-    other.setup("test")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        other.setup("test")
+    assert "test: 14 images" in caplog.text
     assert [batch.image_ids for batch in batches(other.test_dataloader())] == [[i] for i in range(1, 15)]
     assert other.source("test") == (annotations, folder)
 

@@ -5,6 +5,8 @@ They lie in a temporary folder, which is the working directory.
 """
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -89,7 +91,8 @@ ENTRY = "import sys; sys.path.pop(0); from fpn.__main__ import main; sys.argv[0]
 def fitted(folder: Path) -> Path:
     """The last checkpoint of a fit of five of ten steps."""
     name = ["--trainer.logger.init_args.name", "own"]
-    shell(folder, "-c", ENTRY, "fit", "--config", "own.yaml", "--trainer.max_steps", "5", *name)
+    words = ["fit", "--config", "own.yaml", "--trainer.max_steps", "5", *name]
+    (folder / "said.txt").write_text(shell(folder, "-c", ENTRY, *words))
     return folder / "runs" / "own" / "version_0" / "checkpoints" / "last.ckpt"
 
 
@@ -109,8 +112,12 @@ def test_the_fit_goes_on(folder: Path, fitted: Path) -> None:
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_it_is_scored_by_the_users_metric_too(folder: Path, fitted: Path, command: str) -> None:
-    words = [command, "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu", *IMPORT]
-    words += ["--trainer.logger.init_args.name", command]
+    words = [command, "--ckpt_path", str(fitted), *IMPORT]
+    if command == "test":  # as the end of the fit says it
+        (told,) = re.findall(r"^next: fpn (.*)$", (folder / "said.txt").read_text(), re.MULTILINE)
+        words = shlex.split(told)
+        assert [word for word in words if word in MODULES] == sorted(MODULES, key=words.index)
+    words += ["--trainer.accelerator", "cpu", "--trainer.logger.init_args.name", command]
     said = shell(folder, "-m", "fpn", *words) if command == "test" else run(words, folder)
     assert "count_error" in said
     if command == "test":

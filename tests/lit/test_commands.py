@@ -403,20 +403,3 @@ def test_conversions_that_are_refused(shapes: Path, capsys: pytest.CaptureFixtur
     Path("found.safetensors").write_bytes(b"torn")
     assert "not a proposal file" in convert("found.safetensors", "out.json", *given)
     assert not Path("out.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("command", "example"),
-    [
-        ("proposals", "fpn proposals found.json found.safetensors --annotations"),
-        ("predict", "fpn predict --ckpt_path best.ckpt --images photos/"),
-        ("audit", "fpn audit datasets/coco"),
-    ],
-)
-def test_help_shows_how_it_is_used(command: str, example: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
-    assert caught.value.code == 0
-    page = capsys.readouterr().out
-    assert f"\n  {example}" in page
-    assert "Args:" not in page

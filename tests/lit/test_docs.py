@@ -1,5 +1,6 @@
 """README and the pages of docs/: links lead somewhere, commands are commands, and the site has all pages."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -43,10 +44,63 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads], link
 
 
+def texts(node: ast.AST) -> Iterator[str]:
+    """All texts of a module as they are put together; what is filled in is a NUL."""
+    if (text := text_of(node)) is not None:
+        yield text
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):  # a docstring
+            yield from texts(child)
+
+
+def text_of(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(value) or "\0" for value in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = [text_of(node.left), text_of(node.right)]
+        return None if parts == [None, None] else "".join(part or "\0" for part in parts)
+    return None
+
+
+SAID = [text for file in (ROOT / "src").rglob("*.py") for text in texts(ast.parse(file.read_text()))]
+"""What the code may say."""
+OTHERS = {"CUDA out of memory"}
+"""Messages of PyTorch's."""
+QUOTED = re.findall(r"^\| \*(.+?)\*.*? \|", (ROOT / "docs" / "faq.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", [one for one in QUOTED if one not in OTHERS])
+def test_messages_that_are_explained_are_what_is_said(message: str) -> None:
+    """The words between what is filled in, in one text and in this order."""
+    pattern = re.compile(".*".join(re.escape(words.strip()) for words in message.split("…")), re.DOTALL)
+    assert any(pattern.search(text) for text in SAID)
+
+
+def test_every_row_of_the_remedies_quotes_a_message() -> None:
+    rows = re.findall(r"^\| (?!what is said)(?!-)", (ROOT / "docs" / "faq.md").read_text(), re.MULTILINE)
+    assert len(QUOTED) == len(rows) >= 40
+
+
 def test_the_site_has_every_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     listed = set(re.findall(r"[\w-]+\.md", text[text.index("nav:") :]))
     assert listed == {path.name for path in PAGES[2:]} | MADE
+
+
+def sentences(page: Path) -> Iterator[str]:
+    """Those of paragraphs and lists, without code, tables, headings and pictures."""
+    text = re.sub(r"```.*?```|`[^`]*`", "code", page.read_text(), flags=re.DOTALL)
+    prose = "\n".join(line for line in text.splitlines() if not re.match(r"#|\||!\[", line))
+    for part in re.split(r"\n\s*\n|\n\s*(?:-|\d+\.)\s", re.sub(r"\]\([^)]*\)", "]", prose)):
+        yield from (one for one in re.split(r"(?<=[.!?])\s+", part) if re.search(r"\w", one))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_sentences_are_short(page: Path) -> None:
+    counts = [len(sentence.split()) for sentence in sentences(page)]
+    assert sum(counts) <= 20 * len(counts)
 
 
 def test_the_readme_is_short() -> None:

@@ -102,6 +102,42 @@ def test_a_bottom_up_that_is_not_among_the_parts_has_its_own_weights(
     assert f"neck: weights of {last}; bottom_up, rpn, roi_head: new" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model.start_from", "absent.pth"], "checkpoint absent.pth does not exist"),
+        (["--model.detector.bottom_up.weights", "absent.pth"], "weights file absent.pth does not exist"),
+        (
+            ["--model.start_from", "COCO_V1"],
+            "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth could not be "
+            "downloaded (no network); download that elsewhere and give the file",
+        ),
+        (
+            ["--model.detector.bottom_up.weights", "IMAGENET1K_V1"],
+            "https://download.pytorch.org/models/resnet18-f37072fd.pth could not be downloaded (no network); "
+            "set model.detector.bottom_up.weights to a file, or to null",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_before_data_are_read(
+    words: list[str],
+    told: str,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    for more, line in (([], "nowhere"), (words, told)):  # the data are missing too
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", "--config", config, "--data.root", "nowhere", *more])
+        assert caught.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"fpn: {line}")
+
+
 def test_averages_begin_with_the_weights_that_are_loaded(config: str, weights: dict[str, Tensor]) -> None:
     """They are copied before: what is kept before the first step is the start."""
     average = [{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}]

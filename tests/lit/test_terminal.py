@@ -28,6 +28,7 @@ def test_every_validations_scores_stay(columns: int, config: str) -> None:
     assert re.search(rf"best AP \d+\.\d at step (5|10|15|20): {best}", told)
     assert "the run's folder: runs/tiny/version_0" in told
     assert f"next: fpn test --ckpt_path {best}" in told
+    assert "--import" not in told
 
 
 def test_lines_of_other_programs_have_no_bar(config: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -81,13 +81,13 @@ def look_at(
         annotation_file: in COCO's format, more or less.
         image_folder: where the file names start; None looks at no files.
         anchor_sizes: square roots of the anchors' areas in pixels, by level.
-        decode: read all images wholly, as training does, and not their headers alone.
+        decode: read images wholly, as training does, and not their headers alone.
         num_workers: processes that read images, 0 for none; by default one for each core.
-        short_side: pixels of an image's short side at the network's input, as data.images.short_side.
-        max_side: most pixels of its long side, as data.images.max_side.
-        max_unreadable: share of the training images that training does without, as data.max_unreadable.
-        exif: whether photos are turned as their EXIF orientation says, as data.images.exif.
-        trust_boxes: take boxes that look like another convention's, as data.trust_boxes.
+        short_side: as data.images.short_side.
+        max_side: as data.images.max_side.
+        max_unreadable: as data.max_unreadable.
+        exif: as data.images.exif.
+        trust_boxes: as data.trust_boxes.
         crowds: what iscrowd 1 says, as data.crowds.
 
     Raises:

@@ -202,6 +202,12 @@ class CocoDataModule(Described, LightningDataModule):
         if missing and (line := room_told(self._under_way(stage))):
             rank_zero_warn(line)
 
+    def _called(self, split: str) -> str:
+        """A split's name for its user, whose test may be on no other images than validation is."""
+        own = split != "test" or self._given["test"].annotations
+        same = not own and self.source("test") == self.source("val")
+        return f"{split} (on the validation images)" if same else split
+
     def note_unreadable(self, lines: Iterable[str]) -> None:
         """Name the training images that could not be read, each once, and count them.
 
@@ -300,7 +306,7 @@ class CocoDataModule(Described, LightningDataModule):
             proposals = Proposals(path)
             proposals.check(annotations.path, annotations.image_ids)
         rank_zero_info(
-            f"{split}: {annotations.counted}, {int(annotations.crowd.sum()):,} crowd regions;"
+            f"{self._called(split)}: {annotations.counted}, {int(annotations.crowd.sum()):,} crowd regions;"
             f" {without:,} images without objects {fate}, {annotations.degenerate:,} degenerate boxes dropped"
             + (f"; proposals of {path}" if path else "")
         )

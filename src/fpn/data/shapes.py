@@ -47,17 +47,21 @@ def generate_shapes(
     long_side: int = 256,
     scene: Scene = "plain",
 ) -> None:
-    """Write the data set, unless it is there already with the same parameters.
+    """Draw a data set of shapes in COCO's layout, unless it is there already with the same options.
 
     The folder appears under its name only when all of it has been written.
 
+    examples:
+        fpn shapes datasets/shapes
+        fpn shapes datasets/framed --scene framed --train 500 --val 100
+
     Args:
-        out: Folder to hold `train2017`, `val2017` and `annotations`.
-        train: Training images.
-        val: Validation images.
-        seed: Any whole number from 0.
-        long_side: Greatest width or height of an image, in pixels, at least 64.
-        scene: plain, or framed.
+        out: folder to hold `train2017`, `val2017` and `annotations`.
+        train: training images.
+        val: validation images.
+        seed: any whole number from 0.
+        long_side: greatest width or height of an image, in pixels, at least 64.
+        scene: plain; or framed, where an object is what lies in a frame.
 
     Raises:
         InputError: A parameter is out of range, or `out` holds something else, or shapes of other parameters.

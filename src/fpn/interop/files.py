@@ -26,7 +26,7 @@ def read_weights(weights: str | Path) -> dict[str, Any]:
     name = str(weights).removeprefix(f"{FasterRCNN_ResNet50_FPN_Weights.__name__}.")
     if name in FasterRCNN_ResNet50_FPN_Weights.__members__ and not Path(weights).exists():
         published = FasterRCNN_ResNet50_FPN_Weights[name]
-        return dict(download(published, instead="download them elsewhere and give the file"))
+        return dict(download(published, instead="download that elsewhere and give the file"))
     return read_any(weights)
 
 

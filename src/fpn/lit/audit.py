@@ -38,33 +38,30 @@ def audit(
 ) -> None:
     """Look at a data set, and say whether training would take it.
 
-      fpn audit datasets/coco
-      fpn audit --annotations train.json --images train/ --decode
-      fpn audit --annotations train.json --against val.json --images photos/ --twins
+    examples:
+      what `fpn fit --data.root ROOT` trains and validates on, in any layout that is known
+        fpn audit ROOT
+      one file in COCO's format, its images read wholly
+        fpn audit --annotations train.json --images train/ --decode
+      two files that have to agree, and photos that are there twice
+        fpn audit --annotations train.json --against val.json --images photos/ --twins
 
-    `fpn audit ROOT` looks at what `fpn fit --data.root ROOT` trains and validates on, in any layout
-    that is known; with --annotations it looks at one file in COCO's format, or with --against at two.
+    Counts what is wrong or odd with images, annotations and categories, the sizes of objects, and how
+    many of these the RPN's anchors can reach. Without --decode it reads the headers of image files
+    only, and does not find a file that breaks off further on.
 
-    Counts what is wrong or odd with its images, annotations and categories, the sizes of its
-    objects, and how many of these the RPN's anchors can reach. Without --decode only the headers of
-    the image files are read: a file that breaks off further on is not found.
-
-    Exit status: 0 if training takes the data, 1 if it would refuse them, 2 if they cannot be read
-    at all.
+    Exit status: 0 if training takes the data, 1 if it refuses them, 2 if they cannot be read at all.
 
     Args:
         root: folder of a data set.
         annotations: a COCO instances file, in place of a root.
         images: the folder in which its file names start; by default no file is looked at.
-        json: a file to write everything to: besides counts, the ids and files that are counted; of two
-            splits, by split.
-        against: the annotation file of the validation images, which has to agree with that of the training
-            images; of a root it is the root's own.
+        json: a file to write everything to, with the ids and files that are counted.
+        against: the annotation file of the validation images, which has to agree with the first.
         against_images: the folder in which its file names start; by default that of images.
         val_share: as data.val_share, of a root.
         seed: as data.seed, of a root.
-        twins: also look for photos that are alike, in one split or across, be it mirrored, turned or
-            darkened; needs fpn[audit].
+        twins: look for photos that are alike too, mirrored, turned or darkened; needs fpn[audit].
         **kwargs: as of `look_at`.
     """
     if (root is None) == (annotations is None) or (root and against):
@@ -102,7 +99,7 @@ def audit(
     for name, one in found.items():
         refusal = one.validation_refusal if name == "val" else one.refusal
         refused |= bool(refusal)
-        words = f"{name}: " * bool(name) + _verdict(one)
+        words = f"{name}: " * bool(name) + _verdict(one, name == "val")
         console.print(Text(words, "bold red" if refusal else "bold green"), soft_wrap=True)
         console.print(Group(*_findings(one), *_objects(one)))
     if pairs is not None:
@@ -156,14 +153,21 @@ def _sources(splits: Splits) -> tuple[list[tuple[str, Path, Path | None]], str]:
     return found, lacking
 
 
-def _verdict(found: Audit) -> str:
-    if found.refusal:
+def _verdict(found: Audit, validates: bool) -> str:
+    """Whether it would be taken: to validate on, or to train on."""
+    if validates and found.validation_refusal:
+        return f"Validation would refuse this: {found.validation_refusal}"
+    if found.refusal and not validates:
         return f"Training would refuse this: {found.refusal}"
     looked = "whole files" if found.decoded else "headers alone; --decode reads whole files"
     if found.image_folder is None:
         looked = "no images; --images names their folder"
-    refused = f"; validation would refuse it: {found.validation_refusal}" if found.validation_refusal else ""
-    return f"Training would take this (looked at: annotations, {looked}){refused}"
+    verdict = f"Training would take this (looked at: annotations, {looked})"
+    if validates and not any(one.objects for one in found.by_category):
+        verdict += "; it has no object to find: there will be no score, and no best checkpoint"
+    if found.validation_refusal:
+        verdict += f"; validation would refuse it: {found.validation_refusal}"
+    return verdict
 
 
 def _findings(found: Audit) -> Iterator[Text]:

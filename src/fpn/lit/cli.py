@@ -3,7 +3,6 @@
 import itertools
 import os
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -86,10 +85,9 @@ def _run(command: str, words: list[str]) -> None:
 
 
 def _call(command: str, words: Sequence[str]) -> None:
-    from jsonargparse import DefaultHelpFormatter, auto_cli
+    from jsonargparse import auto_cli
 
-    class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-        """Keeps the lines of a docstring."""
+    from fpn.lit.help_pages import of_options
 
     if command == "audit" and words and not words[0].startswith("-"):
         words = ["--root", *words]
@@ -102,7 +100,7 @@ def _call(command: str, words: Sequence[str]) -> None:
         as_positional=command in ("shapes", "proposals", "join"),
         prog=f"fpn {command}",
         description=(getdoc(function) or "").partition("\n\nArgs:")[0],
-        formatter_class=Help,
+        formatter_class=of_options(),
         exit_on_error=False,
     )
 
@@ -174,8 +172,7 @@ def _usage() -> str:
             "commands:",
             *lines,
             "",
-            "fpn COMMAND --help lists a command's options. Every command takes besides:",
-            "  --config NAME    a configuration file, or one that `fpn configs` lists",
+            "fpn COMMAND --help says more of each, with examples. Every command takes besides:",
             "  --import MODULE  import a module of your own, whose classes a checkpoint names",
         ]
     )

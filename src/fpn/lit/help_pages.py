@@ -1,6 +1,8 @@
 """What --help says of commands whose parser has hundreds of options: a page to begin with, and topics."""
 
-from collections.abc import Sequence
+from argparse import Action, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fpn.errors import InputError
 
@@ -100,6 +102,39 @@ PAGES = {
     + _MORE.format(command="test", and_names=""),
 }
 """The pages to begin with."""
+
+
+def of_options() -> type[RawDescriptionHelpFormatter]:
+    """What writes the help of a command that is a function: its docstring, then its options.
+
+    Only a default that tells something is told, and no type.
+    """
+    from jsonargparse import DefaultHelpFormatter
+
+    class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        def __init__(self, prog: str) -> None:
+            super().__init__(prog, max_help_position=32)
+
+        def add_usage(self, usage: str | None, actions: Iterable[Action], *args: Any, **named: Any) -> None:
+            needed = [self._format_action_invocation(action) for action in actions if action.required]
+            super().add_usage(" ".join(["%(prog)s", *needed, "[options]"]), actions, *args, **named)
+
+        def add_argument(self, action: Action) -> None:
+            if action.dest not in ("help", "print_config"):
+                super().add_argument(action)
+
+        def _format_action_invocation(self, action: Action) -> str:
+            first, *_ = str(super()._format_action_invocation(action)).split(", -")
+            return action.option_strings[0] if action.default is False else first
+
+        def _get_default_metavar_for_optional(self, action: Action) -> str:
+            return action.dest.rpartition("_")[2].upper()
+
+        def _get_help_string(self, action: Action) -> str:
+            plain = action.required or action.default is None or action.default is False
+            return f"{action.help}" + ("" if plain else f" (default: {action.default})")
+
+    return Help
 
 
 def topic_asked(command: str, words: Sequence[str]) -> str | None:

@@ -48,6 +48,7 @@ from fpn.lit.finding import Finder, find
 from fpn.lit.lengths import displaced_epochs, spelled_out
 from fpn.lit.module import DetectionModule
 from fpn.lit.run_folder import OwnFolder, beside_its_run, led_by_a_file
+from fpn.lit.starting import look_ahead
 from fpn.lit.stopping import EndOnSignal, EndTogether
 from fpn.lit.together import StepError, first_process
 from fpn.lit.watching import names
@@ -161,7 +162,7 @@ class DetectionCLI(LightningCLI):
         pass
 
     def before_instantiate_classes(self) -> None:
-        """See that only classes are made, how often is validated, and that loggers have their packages."""
+        """See to what a run needs before any data are read: classes, packages, weights to begin with."""
         config = self.config[self.subcommand]
         check_classes(config.as_dict())
         every = config.trainer.check_val_every_n_epoch
@@ -181,6 +182,14 @@ class DetectionCLI(LightningCLI):
                     raise InputError(
                         f"{kind.__name__} needs {package}, which is not installed: pip install {wanted}"
                     )
+
+        if config.ckpt_path is None and first_process():
+            look_ahead(self._plain_config()["model"], bottom_up=self._asked == "fit")
+
+    def _plain_config(self) -> dict[str, Any]:
+        """The whole configuration as a file has it."""
+        plain = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return cast(dict[str, Any], plain[self.subcommand])
 
     def instantiate_classes(self) -> None:
         """Make all; what a callback has to find is found first, and all is made anew with it."""
@@ -245,7 +254,7 @@ class DetectionCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Let the module and its data keep their configuration, for checkpoints."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        config = self._plain_config()
         self.model.save_hyperparameters(config["model"], logger=False)
         self.datamodule.save_hyperparameters(config["data"].get("init_args", {}), logger=False)
 

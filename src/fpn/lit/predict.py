@@ -65,51 +65,40 @@ def predict(
 ) -> None:
     """Find objects in images with a trained detector.
 
-      fpn predict --ckpt_path best.ckpt --images photos/
-      fpn predict --ckpt_path best.ckpt --images val2017/ --annotations instances_val2017.json
-      fpn predict --ckpt_path best.ckpt --split val --pictures
+    examples:
+      a folder of photos
+        fpn predict --ckpt_path best.ckpt --images photos/
+      the images that a COCO file lists, under its ids, as COCO's server takes the results
+        fpn predict --ckpt_path best.ckpt --images val2017/ --annotations instances_val2017.json
+      those that the checkpoint was validated on, with pictures
+        fpn predict --ckpt_path best.ckpt --split val --pictures
 
-    Writes to a folder of its own: predictions.json, a COCO file with images, categories by name, and
-    boxes with scores as annotations; detections.json, COCO results of all scores; predictions.csv, a
-    line for each box; and pictures/ with the boxes drawn, named after their files. File names are
-    relative to the folder of images. Files named by numbers, as COCO's are, have these as ids; others
-    are counted from 1. Of a folder, all images are taken that can be read, by their content, whatever
-    their names, also those in sub-folders; what is passed over is counted. Photos are taken as viewers
-    show them, turned by their EXIF orientation, and boxes are in pixels of what is shown. An image that
-    cannot be read is named and left out; where none can, that is an error.
+    Writes to a folder of its own:
+      predictions.json    a COCO file of images, categories by name, and boxes with scores
+      detections.json     COCO results
+      predictions.csv     a line for each box
+      pictures/           the boxes drawn, in files named after the images
+    A ProposalNetwork writes proposals.safetensors instead, where --annotations or --split is given.
 
-    After an interruption, the same command goes on where it was.
-
-    With --annotations, the images are those that a COCO file lists, under its ids, and a missing
-    one is an error: detections.json is then what COCO's server takes. Of a ProposalNetwork,
-    proposals.safetensors is written in place of results, the proposal file that data.train.proposals
-    and the like read. With --split train, as many files may be unreadable as training does without
-    (data.max_unreadable): each is named, and listed without boxes.
+    After an interruption the same command goes on. An image that cannot be read is named and left
+    out; with --annotations it is an error. Photos are taken as viewers show them.
 
     Args:
         ckpt_path: a checkpoint written by `fpn fit`.
-        images: an image file, a folder of them, or a list of both; with annotations, the folder in
-            which their file names start.
+        images: an image file, a folder, or a list of these; with annotations, where their file names start.
         annotations: a COCO file, with or without annotated objects.
-        out: the folder to write to, with no files of another run; made if it is missing. By default
-            predictions, or predictions_2 and so on.
+        split: in place of images and annotations, those that the checkpoint was trained with.
+        out: the folder to write to; by default predictions, or predictions_2 and so on.
         score_threshold: only boxes with this score are drawn.
-        pictures: write pictures with the boxes drawn; by default only without annotations.
-        split: in place of images and annotations, those of the data that the checkpoint was trained with.
-        selection: how many proposals a ProposalNetwork makes, as its testing_proposals or its
-            training_proposals say.
-        scales: factors of the size that the checkpoint was trained for, at all of which each image is
-            searched, the boxes found being merged: a featurized image pyramid.
-        batch_size: images that go through the network together; by default as many as in validation where a
-            split is named, otherwise 1.
-        num_workers: processes that load images, 0 to load in the one that predicts; by default as many as
-            in training where a split is named, otherwise 0.
-        device: where the network runs, as cpu or cuda:1; by default on a GPU where there is one.
-        devices: processes that share the images, each with as many loading processes: on as many GPUs, or
-            all on the CPU. Results are the same.
-        precision: of the network's layers; boxes are float32 in any. bf16-mixed is faster on a CPU with
-            matrix units for it (AMX), and may be slower on others.
-        stage_times: print at the end how much time each stage took, from loading to writing.
+        pictures: draw the boxes; by default only without annotations.
+        selection: how many proposals a ProposalNetwork makes: its testing_proposals or training_proposals.
+        scales: search each image at several sizes, as [0.5, 1, 2] times that of training.
+        batch_size: images at a time; by default 1, of a split as many as in validation.
+        num_workers: processes that load images, 0 for none; by default 0, of a split as in training.
+        device: as cpu or cuda:1; by default a GPU where there is one.
+        devices: processes that share the images, on as many GPUs or all on the CPU.
+        precision: of the network's layers. Boxes are float32 in any.
+        stage_times: print at the end how long each stage took.
     """
     asked = _asked(ckpt_path, images, annotations, split, batch_size, num_workers)
     if stage_times and devices > 1:

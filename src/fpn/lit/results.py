@@ -33,22 +33,29 @@ def evaluate(
     max_side: PositiveInt = 1333,
     crowds: Crowds = "regions",
 ) -> None:
-    """Score a saved results file by the COCO protocol.
+    """Score a saved results file, of any program, by the COCO protocol.
 
-    With --report, a page is written too: curves, errors, confusions, scores by size and level. Beside
-    it lie its curves as NAME_curves.png. From the folder of a test it takes the settings and the
-    training's metrics.
+    examples:
+      the tables of AP and AR
+        fpn evaluate --annotations instances_val2017.json --results detections.json
+      proposals, whatever their categories
+        fpn evaluate --annotations instances_val2017.json --results boxes.json --proposals
+      a page too: curves, errors, confusions, scores by size and level, images
+        fpn evaluate --annotations val.json --results detections.json --report page.html --images val/
+
+    Beside the page lie its curves, as page_curves.png. From the folder of a test it takes the settings
+    and the training's metrics.
 
     Args:
         annotations: the ground truth, a COCO instances file.
         results: a list of {image_id, category_id, bbox, score}, as COCO's server takes it.
-        proposals: score as class-agnostic proposals: average recall at 100 and 1000 boxes an image.
-        engine: what computes the scores; pycocotools is the slower reference with the same numbers.
+        proposals: score as class-agnostic proposals: average recall of 100 and 1000 boxes an image.
+        engine: what computes the scores; pycocotools is slower, with the same numbers.
         report: the page to write, as report.html.
-        images: the folder in which the annotations' file names start, for a page that shows some.
-        score_threshold: on the page, what counts as found in the confusion matrix and in the pictures.
-        short_side: pixels of an image's short side at the network's input, for sizes and levels there.
-        max_side: most pixels of its long side.
+        images: the folder in which the annotations' file names start, for the page to show some.
+        score_threshold: what counts as found in the page's confusions and pictures.
+        short_side: pixels of an image's short side at the network's input, for the page.
+        max_side: most pixels of its long side there.
         crowds: what iscrowd 1 says of an annotation, as data.crowds.
     """
     if report is None and images is not None:
@@ -101,8 +108,9 @@ def proposals(source: str, out: str, annotations: str | None = None, top: Positi
     the boxes that Fast R-CNN is trained and tested on. `fpn predict --annotations` writes one of a
     trained ProposalNetwork; this command makes one of any other proposer's results.
 
-      fpn proposals found.json found.safetensors --annotations instances_train2017.json
-      fpn proposals found.safetensors found.json --annotations instances_train2017.json --top 100
+    examples:
+        fpn proposals found.json found.safetensors --annotations instances_train2017.json
+        fpn proposals found.safetensors found.json --annotations instances_train2017.json --top 100
 
     Boxes are kept as they are, best first in each image; the categories of results are ignored,
     and 1 in those that are written.

@@ -1,16 +1,41 @@
 """What a training starts from: loaded once, and not at all where a checkpoint brings the weights."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from fpn.checkpoints import Start, start_from
+from fpn.checkpoints import Start, build_detector, start_from
 from fpn.errors import InputError
+from fpn.interop.files import read_weights
 from fpn.lightning_private import average_from
 
 if TYPE_CHECKING:
     from fpn.lit.module import DetectionModule
+
+
+def look_ahead(model: Mapping[str, Any], bottom_up: bool) -> None:
+    """Before any data are read: see that the weights which a run begins with can be had.
+
+    What torchvision and timm publish is downloaded, and then lies in their caches.
+
+    Args:
+        model: the configuration of the module, in plain values.
+        bottom_up: see to the bottom-up's own weights too, where nothing else takes their place.
+
+    Raises:
+        InputError: a file is missing or damaged, or weights cannot be downloaded.
+    """
+    if model["start_from"] is not None:
+        read_weights(model["start_from"])
+        return
+    own = model["detector"].get("init_args", {}).get("bottom_up") or {}
+    if bottom_up and own.get("init_args", {}).get("weights") is not None:
+        with torch.device("meta"):
+            made = build_detector([model["detector"]], classes=1).bottom_up
+        if made.weights is not None:
+            made.read_weights(made.weights)
 
 
 def begin_fit(module: "DetectionModule") -> None:

@@ -15,11 +15,11 @@ from fpn.study.tasks import Task
 
 _ABLATE = """Run the rows of the paper's tables, here or on a SLURM cluster.
 
-Each run has a folder OUT/TABLE/ROW/..., with log.txt, run.json, and at the end scores.json. The same command
-again passes over what is finished and goes on with what was interrupted. `fpn report OUT` sets the results
-beside the paper's.
-"""
-_EXAMPLES = """examples:
+Each run has a folder OUT/TABLE/ROW/..., with log.txt, run.json, and at the end scores.json. The
+same command again passes over what is finished and goes on with what was interrupted.
+`fpn report OUT` sets the results beside the paper's.
+
+examples:
   every row of three tables, on data that the project draws itself
     fpn ablate table1 table2 table3 --data shapes
   some rows, three times each, beside one of your own; only say what would be done
@@ -31,8 +31,14 @@ _EXAMPLES = """examples:
 """
 _REPORT = """Set the paper's numbers beside those of our runs: write OUT/report.md and figures beside it.
 
-Each table, family and data set is a section of its own. Several seeds of a row are averaged; runs that are
-not finished yet are named as such. Example: fpn report runs/study
+Each table, family and data set is a section of its own. Several seeds of a row are averaged; runs
+that are not finished yet are named as such.
+
+examples:
+  what `fpn ablate` has run
+    fpn report runs/study
+  the paper's other rows too, and the tables to W&B
+    fpn report runs/study --all --wandb
 """
 
 
@@ -126,18 +132,17 @@ def _to_wandb(folders: Sequence[str], out: str, tables: Sequence[str] = ()) -> N
         say(f"{table}: logged to W&B, in the run {table} report: {', '.join(content)}")
 
 
-def _parser(command: str, text: str, examples: str = "") -> argparse.ArgumentParser:
+def _parser(command: str, text: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"fpn {command}",
         description=text,
-        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
 
 
 def _ablate_parser() -> argparse.ArgumentParser:
-    parser = _parser("ablate", _ABLATE, _EXAMPLES)
+    parser = _parser("ablate", _ABLATE)
     parser.usage = "%(prog)s TABLE [TABLE ...] [options] [-- arguments of `fpn fit`]"
     add = parser.add_argument
     add("tables", nargs="+", metavar="TABLE", help=f"which of the paper's experiments: {', '.join(TABLES)}")

@@ -1,5 +1,6 @@
 """What a fit leaves: its best score, its folder, and what comes next."""
 
+import shlex
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -7,6 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fpn.console import say
 from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
 from fpn.lit.callbacks.last_checkpoint import LastCheckpoint
+from fpn.lit.module import DetectionModule
+from fpn.lit.resuming import config_of
+from fpn.trust import flags_for
 from fpn.weights import read_checkpoint
 
 
@@ -32,7 +36,9 @@ class Ending(Callback):
         if trainer.loggers and folder:
             say(f"the run's folder: {_short(folder)}")
         if newest:
-            say(f"next: fpn test --ckpt_path {_short(newest)}")
+            assert isinstance(pl_module, DetectionModule)
+            flags = flags_for(config_of(pl_module))
+            say(" ".join(["next: fpn test --ckpt_path", shlex.quote(_short(newest)), *flags]))
 
 
 def _short(path: str) -> str:
