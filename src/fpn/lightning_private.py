@@ -6,7 +6,7 @@ pyproject.toml allows the versions that this was tried with. Lightning promises 
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from subprocess import Popen
 from typing import Any
@@ -86,6 +86,12 @@ def averaging(trainer: Trainer) -> list[WeightAveraging]:
     """The callbacks that average weights."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+
+
+def average_with(callback: WeightAveraging, average: Callable[..., None]) -> None:
+    """Have a callback average all weights by one function, in place of one after the other."""
+    callback._kwargs = {key: value for key, value in callback._kwargs.items() if key != "avg_fn"}
+    callback._kwargs["multi_avg_fn"] = average
 
 
 def average_from(trainer: Trainer, module: LightningModule) -> None:

@@ -18,8 +18,10 @@ RUNS = Path("runs/tiny")
 WEIGHT = "detector.neck.laterals.4.0.weight"
 
 
-def average(**options: object) -> str:
-    kind = "lightning.pytorch.callbacks.EMAWeightAveraging"
+LIGHTNINGS = "lightning.pytorch.callbacks.EMAWeightAveraging"
+
+
+def average(kind: str = LIGHTNINGS, **options: object) -> str:
     return f"--trainer.callbacks={json.dumps([{'class_path': kind, 'init_args': options}])}"
 
 
@@ -66,3 +68,15 @@ def test_going_on_without_the_callback_is_told(config: str, caplog: pytest.LogCa
         main([*given, TEN_STEPS, "--ckpt_path", str(RUNS / "version_0/checkpoints/last.ckpt")])
     main([*given, TEN_STEPS, "--ckpt_path", str(RUNS / "version_1/checkpoints/last.ckpt")])
     assert torch.equal(weights("version_2", "last"), weights("version_3", "last"))
+
+
+def test_a_few_launches_average_as_lightning_does(config: str) -> None:
+    given = ["fit", "--config", config, "--trainer.num_sanity_val_steps", "0"]
+    for kind in (LIGHTNINGS, "fpn.lit.callbacks.EMA"):
+        main([*given, average(kind, decay=0.8, update_starting_at_step=1)])
+    one, other = (kept(RUNS / run, "last")["state_dict"] for run in ("version_0", "version_1"))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value)
+    trained = kept(RUNS / "version_0", "last")["current_model_state"]
+    assert not torch.equal(one[WEIGHT], trained[WEIGHT])

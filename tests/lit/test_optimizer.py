@@ -64,3 +64,19 @@ def test_factors_are_logged_and_go_on(config: str, capsys: pytest.CaptureFixture
             main(["fit", "--config", config, *last, "--model.lr_factors", factors])
         assert caught.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_ways_to_be_quick_on_a_gpu_are_options(config: str) -> None:
+    """They change no more than rounding, and a run goes on without them."""
+    given = ["fit", "--config", config, "--trainer.deterministic", "true"]
+    main(given)
+    quick = ["--model.optimizer.fused", "true", "--model.channels_last", "true"]
+    main([*given, *quick])
+    torch.use_deterministic_algorithms(False)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    one, other = (kept(RUNS / run, "last")["state_dict"] for run in ("version_0", "version_1"))
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-4)
+    last = str(RUNS / "version_1/checkpoints/last.ckpt")
+    main(["fit", "--config", config, "--model.schedule.steps", "6", "--ckpt_path", last])
+    assert kept(RUNS / "version_2", "last")["global_step"] == 6

@@ -1,17 +1,21 @@
 """A GPU gives what the CPU gives."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.utilities import move_data_to_device
 
+import fpn.models.detectors
 from fpn.models.detectors import FasterRCNN
 from fpn.models.necks import FeaturePyramid
+from fpn.models.optimized import CompileMode, accelerate, optimized
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead, TwoFCHead
 from fpn.models.targets import AnchorSampling, RoISampling
-from fpn.types import Batch, Targets
+from fpn.ops.suppression import suppress
+from fpn.types import Batch, Inference, Targets
 
 pytestmark = pytest.mark.gpu
 
@@ -64,3 +68,63 @@ def test_mixed_precision_and_a_generator(dtype: torch.dtype) -> None:
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(p.grad is not None for p in model.parameters())
     assert found[0].boxes.dtype == torch.float32
+
+
+def test_the_kernel_suppresses_as_the_cpu_does() -> None:
+    corner, side = torch.rand(2, 40, 1000, 2) * 400
+    boxes, scores = torch.cat((corner, corner + side), dim=-1), torch.randn(40, 1000)
+    scores[torch.rand(40, 1000) < 0.3] = -torch.inf
+    scores[-1] = -torch.inf
+    for iou in (0.3, 0.7):
+        keep = suppress(boxes.cuda(), scores.cuda(), iou).cpu()
+        # An overlap within rounding of the threshold may go either way, and what follows it.
+        assert (keep != suppress(boxes, scores, iou)).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_host_waits_where_it_counts_and_nowhere_else(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the second step, since the first compiles the kernel."""
+    usual, hand_over = fpn.models.detectors.counts, fpn.models.detectors._handed_over
+    waits: list[int] = []
+
+    def counts(*masks: torch.Tensor) -> list[int]:
+        strict = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("default")
+        waits.append(len(masks))
+        numbers = usual(*masks)
+        torch.cuda.set_sync_debug_mode(strict)
+        return numbers
+
+    def handed_over(*given: Any) -> Inference:
+        torch.cuda.set_sync_debug_mode("default")
+        return hand_over(*given)
+
+    monkeypatch.setattr(fpn.models.detectors, "counts", counts)
+    monkeypatch.setattr(fpn.models.detectors, "_handed_over", handed_over)
+    model, data = detector().cuda(), move_data_to_device(batch(), torch.device("cuda"))
+    quick, generator = optimized(model), torch.Generator("cuda").manual_seed(0)
+    try:
+        for mode in ("default", "error"):
+            with torch.inference_mode(not training):
+                torch.cuda.set_sync_debug_mode(mode)
+                if training:
+                    sum(model.losses(data, generator).values()).backward()
+                else:
+                    quick(data)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 2
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_and_with_channels_last_it_learns_the_same(mode: CompileMode) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model, data = detector().cuda(), move_data_to_device(batch(), torch.device("cuda"))
+    expected = model.losses(data)["rpn_objectness"].item()
+    accelerate(model, mode, channels_last=True)
+    for _ in range(3):  # of which the first compile, and record
+        losses = model.losses(data)
+        sum(losses.values()).backward()
+    assert losses["rpn_objectness"].item() == pytest.approx(expected, rel=1e-3)

@@ -15,11 +15,11 @@ from fpn.models.bottom_up import BottomUp
 from fpn.models.detectors import FasterRCNN
 from fpn.models.necks import FeaturePyramid, SingleLevel
 from fpn.models.norms import FrozenBatchNorm, NormedConv2d, fold_norms
-from fpn.models.optimized import optimized
+from fpn.models.optimized import accelerate, optimized
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import Conv5Head, RoIHead, TwoFCHead
 from fpn.models.rpn import RegionProposalNetwork
-from fpn.types import Batch, Features
+from fpn.types import Batch, Features, Targets
 
 
 def stir(network: nn.Module) -> None:
@@ -281,3 +281,74 @@ def test_a_network_that_keeps_what_it_computed() -> None:
         one, other = (network.neck(network.bottom_up(images)) for network in (detector, fast))
     for level, features in one.items():
         torch.testing.assert_close(other[level], features, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["in place", "loaded", "moved", "replaced", "in inference mode"])
+def test_a_frozen_norm_is_what_its_buffers_are_now(change: str) -> None:
+    """Its scale and shift are kept, but not when a buffer has changed, in whatever way."""
+    network = ResNet("resnet18", width=4, frozen_stages=2)
+    image = torch.rand(1, 3, 40, 50)
+    before = network(image)[5]
+    if change == "in place":
+        stir(network)
+    elif change == "loaded":
+        other = ResNet("resnet18", width=4)
+        stir(other)
+        network.load_state_dict(other.state_dict())
+    elif change == "moved":
+        network.double()
+        network(image.double())
+        network.float()
+        stir(network)
+    elif change == "replaced":
+        network.bn1.running_mean = torch.full((4,), 0.3)
+    else:
+        with torch.inference_mode():
+            network.bn1.bias = network.bn1.bias + 1
+    fresh = ResNet("resnet18", width=4, frozen_stages=2)
+    fresh.load_state_dict({key: value.clone() for key, value in network.state_dict().items()})
+    found = network(image)[5]
+    assert torch.equal(found, fresh(image)[5])
+    assert not torch.equal(found, before)
+    with torch.inference_mode():
+        assert torch.equal(network(image)[5], found)
+    found.sum().backward()  # also after a first look in inference mode
+
+
+def test_what_is_accelerated_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is one graph, whose code on a GPU is left to Inductor: here its operators run as they are."""
+    usual, modes = torch.compile, []
+
+    def whole(function: Any, *, mode: str) -> Any:
+        modes.append(mode)
+        return usual(function, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", whole)
+    data = batch()._replace(
+        targets=[Targets(torch.tensor([[4.0, 4, 50, 60]]), torch.tensor([1]), torch.zeros(0, 4))] * 2
+    )
+    for mode, channels_last in (("reduce-overhead", False), (None, True)):
+        torch.manual_seed(0)
+        detector = FasterRCNN(
+            2,
+            bottom_up=partial(ResNet, "resnet10", width=4, frozen_stages=1),
+            neck=partial(FeaturePyramid, channels=8),
+            roi_head=partial(RoIHead, head=partial(TwoFCHead, hidden=8)),
+        )
+        stir(detector)
+        expected = detector.losses(data, torch.Generator().manual_seed(0))
+        sum(expected.values()).backward()
+        gradients = {name: p.grad.clone() for name, p in detector.named_parameters() if p.grad is not None}
+        detector.zero_grad()
+        accelerate(detector, mode, channels_last)  # type: ignore[arg-type]
+        losses = detector.losses(data, torch.Generator().manual_seed(0))
+        sum(losses.values()).backward()
+        torch.testing.assert_close(losses, expected)
+        for name, p in detector.named_parameters():
+            if p.grad is not None:
+                torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-4)
+        conv = detector.bottom_up.layer1[0].conv1.weight
+        assert conv.is_contiguous(memory_format=torch.channels_last) is channels_last
+        found = optimized(detector)(data)
+        assert len(found.detections[0].boxes) > 0
+    assert modes == ["reduce-overhead"] * 3

@@ -18,12 +18,18 @@ class PaperSGD(SGD):
         lr: learning rate.
         momentum: share of the last step that is kept.
         weight_decay: on every parameter.
+        fused: one launch for all parameters; by default PyTorch chooses, on a GPU a few launches.
     """
 
     def __init__(
-        self, params: ParamsT, lr: float = 0.02, momentum: float = 0.9, weight_decay: float = 1e-4
+        self,
+        params: ParamsT,
+        lr: float = 0.02,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        fused: bool | None = None,
     ) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
 
 def by_part(factory: OptimizerCallable, network: nn.Module, parts: Mapping[str, float]) -> Optimizer:

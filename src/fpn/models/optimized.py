@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fpn.models.bottom_up import BottomUp, Stages
 
 Network = TypeVar("Network", bound=nn.Module)
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+"""PyTorch's own: reduce-overhead and max-autotune record CUDA graphs on a GPU."""
 _KNOWN = ("fpn", "torch", "torchvision", "timm")
 
 
@@ -42,6 +44,23 @@ def optimized(detector: Network) -> Network:
     if known and all(p.device.type == "cpu" for p in network.parameters()):
         network.to(memory_format=torch.channels_last)
     return network.eval()
+
+
+def accelerate(detector: nn.Module, mode: CompileMode | None, channels_last: bool) -> None:
+    """Make a detector quicker in place, for a GPU; what it computes stays the same but for rounding.
+
+    Args:
+        detector: any; its bottom-up, neck and RPN are what is compiled: all that works on whole maps, whose
+            shapes are those of the images alone.
+        mode: of `torch.compile`; None compiles nothing.
+        channels_last: weights lie with their channels last, and so do the maps they make.
+    """
+    if channels_last:
+        detector.to(memory_format=torch.channels_last)
+    if mode is not None:
+        for name in ("bottom_up", "neck", "rpn"):
+            if isinstance(part := getattr(detector, name, None), nn.Module):
+                part.compile(mode=mode)
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
