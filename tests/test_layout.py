@@ -29,6 +29,7 @@ GROUND = {
     "parsing",
     "shipped",
     "upgrade",
+    "words",
 }
 
 # What a module may import of the project, by the longest prefix that fits its name.
@@ -47,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "parsing": {"errors"},
     "shipped": {"errors", "console"},
     "upgrade": {"errors"},
+    "words": {"errors"},
     "devices": {"errors"},
     "ops": {"ops"},
     **{name: GROUND | {"ops"} | NETWORK for name in NETWORK},

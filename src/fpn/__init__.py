@@ -33,35 +33,27 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_HOMES = {
-    "load": "fpn.checkpoints",
-    "CocoDataModule": "fpn.data.datamodule",
-    "ShapesDataModule": "fpn.data.datamodule",
-    "InputError": "fpn.errors",
-    "Metric": "fpn.evaluation.metric",
-    "DetectionModule": "fpn.lit.module",
-    "Schedule": "fpn.lit.schedule",
-    "BottomUp": "fpn.models.bottom_up",
-    "FasterRCNN": "fpn.models.detectors",
-    "FastRCNN": "fpn.models.detectors",
-    "ProposalNetwork": "fpn.models.detectors",
-    "BoxLoss": "fpn.models.losses",
-    "Neck": "fpn.models.necks",
-    "ResNet": "fpn.models.resnet",
-    "HeadInput": "fpn.models.roi_head",
-    "TimmBottomUp": "fpn.models.timm_bottom_up",
-    "DETECTRON2_IMAGES": "fpn.interop.detectron2",
-    "load_detectron2": "fpn.interop.detectron2",
-    "load_torchvision": "fpn.interop.torchvision",
-    "to_torchvision": "fpn.interop.torchvision",
-    "Prediction": "fpn.prediction",
-    "Predictor": "fpn.predictor",
-    "Batch": "fpn.types",
-    "Categories": "fpn.types",
-    "Detections": "fpn.types",
-    "Features": "fpn.types",
-    "Targets": "fpn.types",
+_NAMES = {
+    "checkpoints": "load",
+    "data.datamodule": "CocoDataModule ShapesDataModule",
+    "errors": "InputError",
+    "evaluation.metric": "Metric",
+    "interop.detectron2": "DETECTRON2_IMAGES load_detectron2",
+    "interop.torchvision": "load_torchvision to_torchvision",
+    "lit.module": "DetectionModule",
+    "lit.schedule": "Schedule",
+    "models.bottom_up": "BottomUp",
+    "models.detectors": "FasterRCNN FastRCNN ProposalNetwork",
+    "models.losses": "BoxLoss",
+    "models.necks": "Neck",
+    "models.resnet": "ResNet",
+    "models.roi_head": "HeadInput",
+    "models.timm_bottom_up": "TimmBottomUp",
+    "prediction": "Prediction",
+    "predictor": "Predictor",
+    "types": "Batch Categories Detections Features Targets",
 }
+_HOMES = {name: f"fpn.{module}" for module, names in _NAMES.items() for name in names.split()}
 """The module of each name, which is imported when the name is first used: PyTorch alone takes seconds."""
 
 __all__ = [*_HOMES]

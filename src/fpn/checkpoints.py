@@ -12,7 +12,7 @@ from fpn.data.transforms import ImageSettings
 from fpn.described import remade
 from fpn.errors import InputError
 from fpn.files import replacing
-from fpn.interop.files import read_weights
+from fpn.interop.files import filled, read_weights
 from fpn.interop.peers import TrainedWeights, from_peer
 from fpn.interop.settings import detector_settings, differences
 from fpn.models.detectors import Detector, FasterRCNN
@@ -53,11 +53,8 @@ def load(path: str | Path) -> Trained:
     """
     checkpoint = read_checkpoint(path)
     kept = kept_in(checkpoint, path)
-    detector = _detector(kept, path)
-    state = _weights(checkpoint)
-    check_weights(detector.state_dict(), state, str(path))
-    detector.load_state_dict(state)
-    return Trained(detector.eval(), kept.categories, kept.image)
+    detector = filled(_detector(kept, path), _weights(checkpoint), str(path))
+    return Trained(detector, kept.categories, kept.image)
 
 
 class Kept(NamedTuple):

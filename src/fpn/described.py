@@ -125,24 +125,6 @@ def remade(kind: Any, config: Mapping[str, Any], source: str, given: Iterable[st
         raise InputError(f"{source}: its model cannot be built by this version ({first})") from error
 
 
-def made_again(kind: Any, told: Mapping[str, Any], source: str, given: Mapping[str, Any]) -> Any:
-    """A module of Lightning's, or its data, of what a checkpoint tells; its own checkpoints tell the same.
-
-    Args:
-        kind: the class.
-        told: its arguments in plain values.
-        source: what messages call the checkpoint.
-        given: arguments that take the place of those told.
-
-    Raises:
-        InputError: as `remade`.
-    """
-    own = {name: value for name, value in told.items() if name not in given}
-    made = kind(**remade(kind, own, source, given), **given)
-    made.save_hyperparameters(own, logger=False)
-    return made
-
-
 def _arguments(cls: type, arguments: Any, named: Any) -> tuple[dict[str, Any], list[str]]:
     """What a class is made of, and the names of those that cannot be told."""
     found = signature(cls.__init__).parameters.items()  # type: ignore[misc]

@@ -1,7 +1,6 @@
 """Files that are there whole or not at all, and JSON that every reader takes."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,12 +27,4 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def strict_json(content: Any) -> str:
     """Indented JSON, with null for NaN, which JSON has not."""
-    return json.dumps(_without_nan(content), indent=2, allow_nan=False)
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
+    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=2)

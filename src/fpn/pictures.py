@@ -11,6 +11,7 @@ from matplotlib import font_manager
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 from fpn.palette import LINES, YELLOW
 from fpn.types import Categories, Detections, Size
@@ -72,15 +73,11 @@ def draw(image: Tensor, found: Detections, categories: Categories, score_thresho
     casing = max(1, line // 2)
     font = _font(max(10, round(min(height, width) / 40)))
     keep = ~(found.scores < score_threshold)
-    marks = [
-        _Mark(
-            _outline(box, line / 2 + casing, (height, width)),
-            _colour(label),
-            _texts(categories.names[label - 1], score),
-            math.isnan(score),
-        )
-        for box, score, label in zip(*(part[keep].tolist() for part in found), strict=True)
-    ]
+    marks = []
+    for box, score, label in zip(*(part[keep].tolist() for part in found), strict=True):
+        outline = _outline(box, line / 2 + casing, (height, width))
+        texts = _texts(categories.names[label - 1], score)
+        marks.append(_Mark(outline, _colour(label), texts, math.isnan(score)))
     drawn = image.to("cpu", copy=True)
     canvas = drawn.numpy()
     for box, colour, _, is_true in reversed(marks):  # so that the best lie on top
@@ -158,16 +155,9 @@ def beside(left: Sequence[Tensor], right: Sequence[Tensor], gap: int = 4, column
     Returns:
         One (3, H, W) uint8 picture.
     """
-    pairs = [_row([a, b], gap) for a, b in zip(left, right, strict=True)]
-    rows = [_row(pairs[i : i + columns], 4 * gap) for i in range(0, len(pairs), columns)]
-    width = max(row.shape[2] for row in rows)
-    height = sum(row.shape[1] for row in rows) + 4 * gap * (len(rows) - 1)
-    sheet = torch.full((3, height, width), 255, dtype=torch.uint8)
-    y = 0
-    for row in rows:
-        sheet[:, y : y + row.shape[1], : row.shape[2]] = row
-        y += row.shape[1] + 4 * gap
-    return sheet
+    pairs = [_joined([a, b], gap, 2) for a, b in zip(left, right, strict=True)]
+    rows = [_joined(pairs[i : i + columns], 4 * gap, 2) for i in range(0, len(pairs), columns)]
+    return _joined(rows, 4 * gap, 1)
 
 
 def _rows(
@@ -198,12 +188,8 @@ def _best_place(
     if not rows or low > high:
         return None
     shifts = _SHIFT * abs(np.arange(low, high + 1) - x1) / max(width, x2 - x1)
-    costs = np.array(
-        [
-            shifts + cost + before[low + width : high + width + 1] - before[low : high + 1]
-            for _, cost, before in rows
-        ]
-    )
+    ends, begins = slice(low + width, high + width + 1), slice(low, high + 1)
+    costs = np.array([shifts + cost + before[ends] - before[begins] for _, cost, before in rows])
     row, column = divmod(int(costs.argmin()), len(shifts))
     if costs[row, column] > _TAKEN / 2:
         return None
@@ -268,12 +254,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
-def _row(pictures: Sequence[Tensor], gap: int) -> Tensor:
-    height = max(p.shape[1] for p in pictures)
-    width = sum(p.shape[2] for p in pictures) + gap * (len(pictures) - 1)
-    row = torch.full((3, height, width), 255, dtype=torch.uint8)
-    x = 0
-    for p in pictures:
-        row[:, : p.shape[1], x : x + p.shape[2]] = p
-        x += p.shape[2] + gap
-    return row
+def _joined(pictures: Sequence[Tensor], gap: int, dim: int) -> Tensor:
+    """Pictures one behind the other along a dimension, on white."""
+    end = max(p.shape[3 - dim] for p in pictures)
+    padded = [
+        F.pad(p, (0, gap, 0, end - p.shape[1]) if dim == 2 else (0, end - p.shape[2], 0, gap), value=255)
+        for p in pictures
+    ]
+    joined = torch.cat(padded, dim)
+    return joined.narrow(dim, 0, joined.shape[dim] - gap).contiguous()

@@ -34,14 +34,11 @@ def config_file(name: str) -> Path:
     if (exact := CONFIGS / f"{stem}.yaml").is_file():
         return exact
     # A row's file is headed by the table and the letter; our own variations of it say so.
-    of_letter = [path for path in sorted(CONFIGS.glob(f"{stem}_*.yaml")) if not _is_variation(path)]
+    rows = sorted(CONFIGS.glob(f"{stem}_*.yaml"))
+    of_letter = [path for path in rows if ", varied" not in path.read_text().partition("\n")[0]]
     if "/" in stem and len(of_letter) == 1:
         return of_letter[0]
     raise InputError(f"{name}: no such file, nor a configuration of this package; `fpn configs` lists them")
-
-
-def _is_variation(path: Path) -> bool:
-    return ", varied" in path.read_text().partition("\n")[0]
 
 
 def configs(copy: str | None = None, out: str | None = None) -> None:

@@ -89,8 +89,7 @@ class Categories(NamedTuple):
 
     def listed(self) -> "Categories":
         """Those that the annotation file lists."""
-        kept = [pair for pair in zip(self.ids, self.names, strict=True) if pair[1] != NO_CATEGORY]
-        return Categories(tuple(id_ for id_, _ in kept), tuple(name for _, name in kept))
+        return self.among({id_ for id_, name in zip(*self, strict=True) if name != NO_CATEGORY})
 
 
 class Detections(NamedTuple):

@@ -176,10 +176,6 @@ class _Array:
         self.value = np.frombuffer(content, dtype.value).reshape(shape, order="F" if transposed else "C")
 
 
-def _array(*_: Any) -> _Array:
-    return _Array()
-
-
 def _array_from_buffer(content: Any, dtype: _DType, shape: Sequence[int], order: str) -> _Array:
     if not isinstance(content, bytes | bytearray):
         raise pickle.UnpicklingError("it holds an array without its bytes")
@@ -212,7 +208,7 @@ class _PlainUnpickler(pickle.Unpickler):
             (f"numpy.{core}.{module}", name): made
             for core in ("core", "_core")
             for module, name, made in (
-                ("multiarray", "_reconstruct", _array),
+                ("multiarray", "_reconstruct", lambda *_: _Array()),
                 ("multiarray", "scalar", _number),
                 ("numeric", "_frombuffer", _array_from_buffer),
             )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,12 @@ def look_at(
     if image_folder is not None and not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such image folder")
     file = CocoFile(annotation_file, read_json(annotation_file, "annotation"), image_folder, crowds)
-    taken, refusal, not_scored = _judged(file, trust_boxes)
+    try:
+        taken: Annotations | None = (read := annotations_of(file, trust_boxes))
+        refusal = _refusal(read.with_objects)
+        not_scored = _refusal(file.annotations.refuse, "bbox finite", "area finite")
+    except InputError as error:
+        taken, refusal, not_scored = None, str(error), str(error)
     usable = Usable(file)
     report = Audit(
         annotation_file,
@@ -122,35 +126,21 @@ def look_at(
         found, faults = look_at_files(image_folder, names, sizes, decode, num_workers, exif)
         report.findings["images"] = found | report.findings["images"]
         if taken is not None:
-            report.refusal = report.refusal or _refusal(
-                partial(refuse_training, taken, image_folder, faults, max_unreadable)
-            )
-            report.validation_refusal = report.validation_refusal or _refusal(
-                partial(refuse_validation, taken, image_folder, faults)
-            )
+            files = taken, image_folder, faults
+            report.refusal = report.refusal or _refusal(refuse_training, *files, max_unreadable)
+            report.validation_refusal = report.validation_refusal or _refusal(refuse_validation, *files)
     return report
 
 
 def compare(train: Audit, val: Audit) -> None:
     """Have training refuse a file whose categories are not those of the file it is validated on."""
     if train.taken is not None and val.taken is not None and not train.refusal:
-        names = train.annotation_file
-        train.refusal = _refusal(partial(val.taken.classed_as, train.taken.categories, names))
+        train.refusal = _refusal(val.taken.classed_as, train.taken.categories, train.annotation_file)
 
 
-def _judged(file: CocoFile, trust_boxes: bool) -> tuple[Annotations | None, str, str]:
-    """What training reads, why it would refuse that, and why validation would."""
+def _refusal(check: Callable[..., object], *arguments: Any) -> str:
     try:
-        taken = annotations_of(file, trust_boxes)
-    except InputError as error:
-        return None, str(error), str(error)
-    not_scored = _refusal(partial(file.annotations.refuse, "bbox finite", "area finite"))
-    return taken, _refusal(taken.with_objects), not_scored
-
-
-def _refusal(check: Callable[[], object]) -> str:
-    try:
-        check()
+        check(*arguments)
     except InputError as error:
         return str(error)
     return ""

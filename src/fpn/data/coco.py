@@ -8,7 +8,7 @@ process as their reference counts change.
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,20 +152,14 @@ class Annotations:
     def select(self, keep: NDArray[np.bool_]) -> "Annotations":
         """Only the images where `keep` (I,) is true."""
         counts = np.diff(self.offsets)
-        kept_boxes = np.repeat(keep, counts)
-        return replace(
-            self,
-            image_ids=self.image_ids[keep],
-            written_ids=self.written_ids[keep] if len(self.written_ids) else self.written_ids,
-            file_names=self.file_names[keep],
-            sizes=self.sizes[keep],
-            offsets=np.concatenate([[0], np.cumsum(counts[keep])]),
-            boxes=self.boxes[kept_boxes],
-            labels=self.labels[kept_boxes],
-            crowd=self.crowd[kept_boxes],
-        )
+        of_images, of_boxes = ["image_ids", "file_names", "sizes"], ("boxes", "labels", "crowd")
+        of_images += ["written_ids"] if len(self.written_ids) else []
+        kept = {name: getattr(self, name)[keep] for name in of_images}
+        kept |= {name: getattr(self, name)[np.repeat(keep, counts)] for name in of_boxes}
+        return replace(self, offsets=np.concatenate([[0], np.cumsum(counts[keep])]), **kept)
 
 
+@dataclass(eq=False)
 class CocoDataset(Dataset[Sample]):
     """Images with their ground truth, by pick.
 
@@ -182,21 +176,13 @@ class CocoDataset(Dataset[Sample]):
         exif: ignore takes all photos as stored.
     """
 
-    def __init__(
-        self,
-        annotations: Annotations,
-        image_folder: Path,
-        transform: Transform,
-        proposals: Proposals | None = None,
-        max_unreadable: int | None = None,
-        exif: Exif = "apply",
-    ) -> None:
-        self.annotations = annotations
-        self.image_folder = Path(image_folder)
-        self.transform = transform
-        self.proposals = proposals
-        self.max_unreadable, self.exif = max_unreadable, exif
-        self._unreadable: dict[str, None] = {}
+    annotations: Annotations
+    image_folder: Path
+    transform: Transform
+    proposals: Proposals | None = None
+    max_unreadable: int | None = None
+    exif: Exif = "apply"
+    _unreadable: dict[str, None] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -357,10 +343,7 @@ def read_categories(path: Path) -> Categories | None:
         return None
     if not len(file.categories) or file.placeholder.any():
         return None
-    by_id = np.argsort(file.category_ids)
-    return Categories(
-        *(tuple(c[by_id].tolist()) for c in (file.listed_categories.written, file.category_names))
-    )
+    return _categories(file, np.argsort(file.category_ids))
 
 
 def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
@@ -384,18 +367,14 @@ def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
     counts = np.bincount(file.image[order], minlength=len(file.image_ids))
     by_id = np.argsort(file.category_ids)
     by_id = by_id[~file.placeholder[by_id]]
+    written = [*map(json.dumps, file.listed_images.written)] if file.listed_images.as_written else []
     label = np.zeros(len(file.category_ids), dtype=np.int64)
     label[by_id] = np.arange(1, len(by_id) + 1)
     return Annotations(
         path=Path(file.source),
-        categories=Categories(
-            *(tuple(c[by_id].tolist()) for c in (file.listed_categories.written, file.category_names))
-        ),
+        categories=_categories(file, by_id),
         image_ids=file.image_ids,
-        written_ids=np.array(
-            [*map(json.dumps, file.listed_images.written)] if file.listed_images.as_written else [],
-            dtype=np.str_,
-        ),
+        written_ids=np.array(written, dtype=np.str_),
         file_names=file.file_names.astype(np.str_),
         sizes=file.sizes.astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
@@ -405,6 +384,11 @@ def annotations_of(file: CocoFile, trust_boxes: bool = False) -> Annotations:
         degenerate=int((~usable).sum()),
         told=tuple(_told(file)),
     )
+
+
+def _categories(file: CocoFile, places: NDArray[np.int64]) -> Categories:
+    columns = (file.listed_categories.written, file.category_names)
+    return Categories(*(tuple(column[places].tolist()) for column in columns))
 
 
 def _told(file: CocoFile) -> Iterator[str]:

@@ -118,14 +118,14 @@ def uncollected() -> Iterator[None]:
 
 
 @uncollected()
-def read_json(path: Path, name: str) -> Any:
-    """What a JSON file holds, but for masks.
+def read_json(path: Path, name: str, masks: bool = False) -> Any:
+    """What a JSON file holds, but for masks unless they are asked for.
 
     Raises:
         InputError: if the file, which messages call by `name`, cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes(), object_hook=_without_mask)
+        return json.loads(path.read_bytes(), object_hook=None if masks else _without_mask)
     except FileNotFoundError:
         raise InputError(f"{path}: no such {name} file; check the path") from None
     except OSError as error:

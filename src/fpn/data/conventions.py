@@ -37,12 +37,21 @@ def another_convention(file: CocoFile) -> str:
         "are smaller than a pixel": (size.max(axis=1) < 1) & (size.min(axis=1) > 0),
         "are empty or lie outside their image": ~usable[known],
     }
-    likely = _likely(corner, size, sides)
+    within = {
+        "numbers from 0 to 1, relative to the image": np.maximum(corner, size).max(axis=1) <= 1,
+        "corners [x1, y1, x2, y2]": (size > corner).all(axis=1) & ~_beyond(size, sides),
+        "[center x, center y, width, height]": ~_beyond(corner + size / 2, sides)
+        & ~_beyond(size / 2 - corner, 0 * sides)
+        & (size > 0).all(axis=1),
+    }
+    # The convention in which nearly all boxes would lie within their images.
+    likely = [f"they look like {name}" for name, fits in within.items() if fits.mean() >= _NEARLY_ALL]
+    likely.append("they may be of images of another size")
     for what, which in odd.items():
         if which.sum() > FEW - 1 and which.mean() > MAX_ODD:
             ids = file.ids[places[which]].tolist()
             shown = ", ".join(map(str, ids[:5])) + ", …" * (len(ids) > 5)
-            return f"{which.sum()} of {len(places)} boxes {what} (annotations {shown}){likely}"
+            return f"{which.sum()} of {len(places)} boxes {what} (annotations {shown}); {likely[0]}"
     large = (sides > 2 * _PERCENT).all(axis=1)
     if large.sum() >= _ENOUGH and ((corner + size)[large] <= _PERCENT + 0.01).all():
         return (
@@ -56,18 +65,3 @@ def _beyond(ends: NDArray[np.float64], limits: NDArray[np.int64]) -> NDArray[np.
     """(B,) whether a box ends more than a pixel, which may be due to rounding, past a limit."""
     past: NDArray[np.bool_] = (ends > limits + 1).max(axis=1)
     return past
-
-
-def _likely(corner: NDArray[np.float64], size: NDArray[np.float64], sides: NDArray[np.int64]) -> str:
-    """The convention in which nearly all boxes would lie within their images."""
-    within = {
-        "numbers from 0 to 1, relative to the image": np.maximum(corner, size).max(axis=1) <= 1,
-        "corners [x1, y1, x2, y2]": (size > corner).all(axis=1) & ~_beyond(size, sides),
-        "[center x, center y, width, height]": ~_beyond(corner + size / 2, sides)
-        & ~_beyond(size / 2 - corner, 0 * sides)
-        & (size > 0).all(axis=1),
-    }
-    for name, fits in within.items():
-        if fits.mean() >= _NEARLY_ALL:
-            return f"; they look like {name}"
-    return "; they may be of images of another size"

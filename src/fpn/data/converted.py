@@ -82,17 +82,3 @@ class Converted:
         categories = [{"id": place, "name": name} for place, name in enumerate(self._names, 1)]
         content = {"images": self._images, "annotations": self._annotations, "categories": categories}
         return content, [f"{unread:,} images cannot be read and are left out, {first}"] * bool(unread)
-
-
-def text_of(path: Path) -> str:
-    """What a text file holds.
-
-    Raises:
-        InputError: if it cannot be read, or is no text.
-    """
-    try:
-        return path.read_text("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file in UTF-8") from None

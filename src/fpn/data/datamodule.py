@@ -4,12 +4,12 @@ The samplers shard by themselves and the loaders are never rebuilt, so the Train
 `use_distributed_sampler=False`; two processes that both saw all images would otherwise go unnoticed.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -40,7 +40,7 @@ from fpn.data.transforms import (
     collate_scales,
     normalise,
 )
-from fpn.described import Described, made_again
+from fpn.described import Described, remade
 from fpn.errors import InputError
 from fpn.lightning_private import batches_of_epoch, shards_again
 from fpn.settings import NonNegativeInt, PositiveInt, Share
@@ -50,7 +50,49 @@ from fpn.weights import read_checkpoint
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
 
 
-class CocoDataModule(Described, LightningDataModule):
+class OfCheckpoint(Described):
+    """What a checkpoint of Lightning's can tell: a module, or its data."""
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The one of a checkpoint, trained by the command line or from Python. No code in it is run.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: the device to put a module on; by default the CPU.
+            hparams_file: not needed, as the checkpoint tells what it was made with.
+            strict: every weight has to fit, whatever is given.
+            weights_only: only they are read, whatever is given.
+            **kwargs: take the place of the arguments it was made with.
+
+        Raises:
+            InputError: no such file, it does not fit, or does not tell one of its arguments.
+        """
+        checkpoint, path = read_checkpoint(checkpoint_path), str(checkpoint_path)
+        told = cls._told(checkpoint, path, kwargs)
+        own = {name: value for name, value in told.items() if name not in kwargs}
+        made: Any = cls(**remade(cls, own, path, kwargs), **kwargs)
+        made.save_hyperparameters(own, logger=False)  # its own checkpoints tell the same
+        return cast(Self, made._with_weights(checkpoint, map_location))
+
+    @classmethod
+    def _told(cls, checkpoint: Mapping[str, Any], path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Its arguments in plain values, all but those that are given."""
+        raise NotImplementedError
+
+    def _with_weights(self, checkpoint: dict[str, Any], device: Any) -> Self:
+        return self
+
+
+class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
     """Images and annotations in COCO's format.
 
     Args:
@@ -121,35 +163,14 @@ class CocoDataModule(Described, LightningDataModule):
         self._listed: Categories | None = None
 
     @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """The data that a checkpoint was trained on.
-
-        Args:
-            checkpoint_path: the file.
-            map_location: of no meaning here, nor are the next two.
-            hparams_file: the checkpoint tells what the data was made with.
-            weights_only: no code is run, whatever is given.
-            **kwargs: take the place of the arguments it was made with.
-
-        Raises:
-            InputError: no such file, or it does not tell its data.
-        """
-        checkpoint, path = read_checkpoint(checkpoint_path), str(checkpoint_path)
+    def _told(cls, checkpoint: Mapping[str, Any], path: str, given: Mapping[str, Any]) -> dict[str, Any]:
         kept = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
         untold = checkpoint.get("fpn", {}).get("untold_of_data", ())
-        if kept is None or (untold := [name for name in untold if name not in kwargs]):
+        if kept is None or (untold := [name for name in untold if name not in given]):
             raise InputError(
                 f"{path} does not tell {', '.join(untold) or 'anything'} of its data: give it here"
             )
-        data: Self = made_again(cls, kept, path, kwargs)
-        return data
+        return dict(kept)
 
     @property
     def categories(self) -> Categories:
@@ -158,7 +179,8 @@ class CocoDataModule(Described, LightningDataModule):
         Raises:
             InputError: if neither file can be read.
         """
-        return self._gapped(self._classes)
+        known = self._classes
+        return labels_as_ids(known, self.source(self._reference)[0]) if self.label_gaps else known
 
     def source(self, split: str) -> tuple[Path, Path]:
         """The annotation file and the image folder of a split: train, val or test.
@@ -270,9 +292,6 @@ class CocoDataModule(Described, LightningDataModule):
                 self._listed = read_categories(path)  # COCO's training file is large
             self._listed = self._listed or self._annotations(self._reference).categories
         return self._listed
-
-    def _gapped(self, categories: Categories) -> Categories:
-        return labels_as_ids(categories, self.source(self._reference)[0]) if self.label_gaps else categories
 
     def _annotations(self, split: str) -> Annotations:
         path, folder = self.source(split)

@@ -62,7 +62,7 @@ def read_image(path: Path, exif: Exif = "apply", size: Size | None = None) -> Te
     try:
         image, orientation = _decoded(_content(path))
     except ValueError as error:
-        raise InputError(str(error) if isinstance(error, InputError) else f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     stored = (image.shape[-2], image.shape[-1])
     if exif == "apply" and is_turned(orientation, stored, size):
         return upright(image, orientation)
@@ -106,15 +106,12 @@ def upright(image: Tensor, orientation: int) -> Tensor:
 
 
 def header_of(path: Path) -> tuple[Size, int] | None:
-    """Height and width as stored, and EXIF orientation; None without one or for what is no image."""
+    """Height and width as stored, and EXIF orientation; None for what is no image."""
     try:
-        with path.open("rb") as file:
-            begin = file.read(_HEAD)
-        if begin.startswith(_FAST) and not _may_turn(begin):
-            return None
-        with opened(str(path)) as picture:
-            orientation = orientation_of(picture)
-            return ((picture.height, picture.width), orientation) if orientation > 1 else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, of huge images and broken EXIF data
+            with opened(str(path)) as picture:
+                return (picture.height, picture.width), orientation_of(picture)
     except (OSError, ValueError):
         return None
 
@@ -131,14 +128,10 @@ def orientation_of(picture: Image.Image) -> int:
 
 def shown_size(path: Path) -> Size | None:
     """Height and width of an image as viewers show it, by its header; None of what is no image."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, of huge images and broken EXIF data
-            with opened(str(path)) as picture:
-                width, height = picture.size
-                return (width, height) if orientation_of(picture) in SIDEWAYS else (height, width)
-    except (OSError, ValueError):
+    if (header := header_of(path)) is None:
         return None
+    size, orientation = header
+    return size[::-1] if orientation in SIDEWAYS else size
 
 
 def _decoded(data: Tensor) -> tuple[Tensor, int]:
@@ -205,8 +198,12 @@ def opened(file: BytesIO | str) -> Iterator[Image.Image]:
         ValueError: it is none that can be read, with the reason.
     """
     try:
-        with _of_any_size():
-            picture = Image.open(file, formats=formats())
+        with _LOCK:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:  # without Pillow's limit, which photos of today's telephones exceed
+                picture = Image.open(file, formats=formats())
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
     except UnidentifiedImageError:
         with Path(file).open("rb") if isinstance(file, str) else file as stream:
             stream.seek(0)
@@ -261,29 +258,18 @@ def _content(path: Path) -> Tensor:
     try:
         status = path.stat()
         if not S_ISREG(status.st_mode):
-            raise InputError(f"{path}: no such image file")
+            raise FileNotFoundError
         if status.st_size == 0:
-            raise InputError(f"{path}: {_EMPTY}")
+            raise ValueError(_EMPTY)
         return read_file(str(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no such image file") from None
+        raise ValueError("no such image file") from None
     except OSError as error:  # as such a long name that no file can have it
-        raise InputError(f"{path}: {error.strerror}") from None
+        raise ValueError(error.strerror) from None
     except RuntimeError:
-        raise InputError(f"{path}: cannot be read") from None
+        raise ValueError("cannot be read") from None
 
 
 def eight_bits(image: Tensor) -> Tensor:
     """Colours of 16 bits as uint8, by their range: 65535 becomes 255."""
     return (image.to(torch.float32) / 257).round().to(torch.uint8)
-
-
-@contextmanager
-def _of_any_size() -> Iterator[None]:
-    """Pillow without its limit, which photos of today's telephones exceed."""
-    with _LOCK:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit

@@ -34,16 +34,6 @@ class Located:
     respelled: list[int]
     """Places of those whose files lie there under another spelling."""
 
-    def told(self, listed: Sequence[str], folder: Path) -> str:
-        """One line on files under another spelling; empty without any."""
-        if not self.respelled:
-            return ""
-        first = self.respelled[0]
-        return (
-            f"{len(self.respelled):,} of {len(listed):,} file names are spelled otherwise than the files in"
-            f" {folder}, as {listed[first]!r}, which is taken for {self.names[first]!r}"
-        )
-
 
 def locate(folder: Path, listed: Sequence[str]) -> Located:
     """Look for files by their names; none is opened.
@@ -107,8 +97,11 @@ def find_files(
         raise InputError(
             f"{count:,} of the {images:,} images of {source} are not in {folder}: {names}; {remedy}"
         )
-    if line := found.told(listed, folder):
-        tell(line)
+    for first in found.respelled[:1]:
+        tell(
+            f"{len(found.respelled):,} of {len(listed):,} file names are spelled otherwise than the files in"
+            f" {folder}, as {listed[first]!r}, which is taken for {found.names[first]!r}"
+        )
     return found.names
 
 
@@ -137,17 +130,14 @@ class _Tree:
 
     def find(self, name: str) -> str | None:
         """The one file of another spelling of a name, which may have more folders in front."""
-        for parts, follow in ((_parts(name), self._as_written), (_parts(_key(name)), self._follow)):
+        for spelling, follow in ((name, "/".join), (_key(name), self._follow)):
+            parts = [part for part in spelling.replace("\\", "/").split("/") if part not in ("", ".")]
             if ".." in parts:
                 return None
             for first in range(len(parts)):
-                if found := follow(parts[first:]):
+                if (found := follow(parts[first:])) and self.holds(found):
                     return found
         return None
-
-    def _as_written(self, parts: Sequence[str]) -> str | None:
-        name = "/".join(parts)
-        return name if self.holds(name) else None
 
     def _follow(self, parts: Sequence[str]) -> str | None:
         below = ""
@@ -161,10 +151,6 @@ class _Tree:
 
 def _inside(name: str) -> bool:
     return _LEAVES.match(name) is None
-
-
-def _parts(name: str) -> list[str]:
-    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
 
 
 def _key(name: str) -> str:

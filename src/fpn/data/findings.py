@@ -117,7 +117,10 @@ class Usable:
             # Of a file that rounds to two decimals, x + width may be 0.01 pixels beyond the border.
             beyond = np.abs(corners(file.bbox) - self.boxes).max(axis=1) > 1.5 * MIN_SIDE
         homeless, unknown = fine & (self.image < 0), fine & (self.category < 0)
-        same = self._duplicates(self.placed & (self.category >= 0) & finite)
+        places = np.flatnonzero(self.placed & (self.category >= 0) & finite)
+        columns = np.column_stack((file.bbox, self.category, self.image))[places]
+        order, same = np.lexsort(columns.T), np.zeros_like(fine)
+        same[places[order[1:]]] = (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
         return [
             ("not_finite", "boxes of NaN or infinity", dropped & ~finite, ids),
             ("negative", "boxes of negative width or height", dropped & (shorter < 0), ids),
@@ -142,13 +145,6 @@ class Usable:
             ("duplicate_names", "names listed before", repeated(names, fine), names),
             ("without_objects", "without objects", fine & ~used, ids.written),
         ]
-
-    def _duplicates(self, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        again, places = np.zeros_like(among), np.flatnonzero(among)
-        columns = np.column_stack((self.file.bbox, self.category, self.image))[places]
-        order = np.lexsort(columns.T)
-        again[places[order[1:]]] = (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
-        return again
 
 
 def _among(places: NDArray[np.int64], fine: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -2,14 +2,13 @@
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from fpn.console import tracked
@@ -30,6 +29,7 @@ from fpn.data.findings import Finding
 from fpn.devices import cpu_cores
 from fpn.errors import InputError
 
+T = TypeVar("T")
 _KINDS = {
     "missing": "missing",
     "unreadable": "unreadable",
@@ -93,9 +93,9 @@ def turned_line(annotations: Annotations, folder: Path, exif: Exif) -> str:
     places = np.unique(np.linspace(0, len(annotations) - 1, LOOKED_AT).round().astype(int)).tolist()
     counts = {True: 0, False: 0}
     for place in places:
-        if header := header_of(folder / str(annotations.file_names[place])):
+        stored, orientation = header_of(folder / str(annotations.file_names[place])) or ((0, 0), 1)
+        if orientation > 1:
             height, width = annotations.sizes[place].tolist()
-            stored, orientation = header
             counts[exif == "apply" and is_turned(orientation, stored, (height, width))] += 1
     fates = (
         f"{counts[True]:,} are turned or mirrored as their EXIF orientation says, as viewers show them"
@@ -137,33 +137,21 @@ def look_at_files(
     """
     listed = [*names.values()]
     located = locate(folder, listed)
-    loader: Iterable[list[Inspected]] = DataLoader(
-        [f"{folder}/{name}" for name in located.names],  # type: ignore[arg-type]
-        batch_size=32,
-        num_workers=cpu_cores() if num_workers is None else num_workers,
-        collate_fn=partial(_inspect_some, decode=decode),
-    )
-    found = [one for some in tracked(loader, "images") for one in some]
+    paths = [f"{folder}/{name}" for name in located.names]
+    found = of_each(paths, partial(inspect, decode=decode), num_workers, "images")
     files = {
         place: one.against(int(sizes[place, 0]), int(sizes[place, 1]), exif)
         for place, one in zip(names, found, strict=True)
     }
     lines = {place: f"{names[place]}: {one.reason}" for place, one in files.items() if one.fault}
-    findings = (
-        {
-            key: Finding(what, [line for place, line in lines.items() if files[place].fault == key])
-            for key, what in _KINDS.items()
-        }
-        | {
-            "respelled": Finding(_RESPELLED, [listed[i] for i in located.respelled], wrong=False),
-        }
-        | {
-            key: Finding(
-                what, [names[place] for place, one in files.items() if getattr(one, key)], wrong=False
-            )
-            for key, what in _GOOD_TO_KNOW.items()
-        }
-    )
+    findings = {
+        key: Finding(what, [line for place, line in lines.items() if files[place].fault == key])
+        for key, what in _KINDS.items()
+    }
+    findings["respelled"] = Finding(_RESPELLED, [listed[i] for i in located.respelled], wrong=False)
+    for key, what in _GOOD_TO_KNOW.items():
+        found_so = [names[place] for place, one in files.items() if getattr(one, key)]
+        findings[key] = Finding(what, found_so, wrong=False)
     return findings, {place: f"{folder}/{line}" for place, line in lines.items()}
 
 
@@ -184,7 +172,9 @@ def inspect(path: str, decode: bool) -> Inspected:
     odd = ""
     try:
         with opened(path) as image:
-            found = _header(image)
+            found = Inspected(image.height, image.width, orientation=orientation_of(image))
+            grey = image.mode in ("1", "L", "LA", "I", *DEEP)
+            found = found._replace(grey=grey, cmyk=image.mode == "CMYK")
             if refusal_of(image):
                 odd = "unsupported"
     except Exception:  # PIL's plugins raise anything at all on broken files
@@ -198,17 +188,25 @@ def inspect(path: str, decode: bool) -> Inspected:
     return found._replace(height=height, width=width)
 
 
-def _inspect_some(paths: list[str], decode: bool) -> list[Inspected]:
+def of_each(paths: Sequence[str], read: Callable[[str], T], num_workers: int | None, words: str) -> list[T]:
+    """What a function makes of each file, read by processes: by default one for each core.
+
+    Args:
+        paths: of the files.
+        read: what it is told by.
+        num_workers: processes, 0 for none.
+        words: of the progress bar.
+    """
+    loader: Iterable[list[T]] = DataLoader(
+        paths,  # type: ignore[arg-type]
+        batch_size=32,
+        num_workers=cpu_cores() if num_workers is None else num_workers,
+        collate_fn=partial(_read_some, read=read),
+    )
+    return [one for some in tracked(loader, words) for one in some]
+
+
+def _read_some(paths: list[str], read: Callable[[str], T]) -> list[T]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of huge images and broken EXIF data
-        return [inspect(path, decode) for path in paths]
-
-
-def _header(image: Image.Image) -> Inspected:
-    return Inspected(
-        height=image.height,
-        width=image.width,
-        orientation=orientation_of(image),
-        grey=image.mode in ("1", "L", "LA", "I", *DEEP),
-        cmyk=image.mode == "CMYK",
-    )
+        return [read(path) for path in paths]

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from fpn.data import voc as voc_format
 from fpn.data.cached import made_of
-from fpn.data.coco_file import CocoFile
+from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.fields import identity
 from fpn.data.options import Split
 from fpn.data.yolo import description_file, images_of, label_file, read_yolo
 from fpn.errors import InputError
@@ -133,6 +134,7 @@ def recognised(root: Path) -> Layout:
     )
 
 
+@dataclass(eq=False)
 class Splits:
     """Where training, validation and test images lie: as given, or else by the layout of a root.
 
@@ -143,10 +145,10 @@ class Splits:
         seed: determines which.
     """
 
-    def __init__(
-        self, root: Path, given: Mapping[str, Split], val_share: float | None = None, seed: int = 0
-    ) -> None:
-        self.root, self.given, self.val_share, self.seed = root, given, val_share, seed
+    root: Path
+    given: Mapping[str, Split]
+    val_share: float | None = None
+    seed: int = 0
 
     @cached_property
     def layout(self) -> Layout:
@@ -242,17 +244,17 @@ def divided(whole: Split, share: float, seed: int) -> tuple[dict[str, Split], tu
     file = Path(str(whole.annotations))
     halves, notes = {}, tuple[str, ...]()
     for name in ("train", "val"):
-
-        def half(name: str = name) -> tuple[dict[str, Any], list[str]]:
-            return _half(file, share, seed, name)
-
+        half = partial(_half, file, share, seed, name)
         made = made_of([file], file.parent, f"{file.stem}-{share:g}-seed{seed}-{name}.json", half)
         halves[name], notes = replace(whole, annotations=str(made.path)), made.notes
     return halves, notes
 
 
 def _half(file: Path, share: float, seed: int, name: str) -> tuple[dict[str, Any], list[str]]:
-    content = _content(file)
+    content = read_json(file, "annotation", masks=True)
+    read = CocoFile(file, content)
+    read.images.refuse("id", "file_name")
+    read.annotations.refuse("image_id")
     images, groups = content["images"], dict[str, list[int]]()
     for place, image in enumerate(images):
         groups.setdefault(str(image.get("file_name") or image["id"]).partition(".rf.")[0], []).append(place)
@@ -266,31 +268,12 @@ def _half(file: Path, share: float, seed: int, name: str) -> tuple[dict[str, Any
             f"{file}: data.val_share {share:g} sets {len(chosen)} of {len(images)} images aside, which leaves"
             f" none to {'train' if chosen else 'validate'} on; give another share"
         )
-    aside, val = {_id(images[place].get("id")) for place in chosen}, name == "val"
+    aside, val = {identity(images[place].get("id")) for place in chosen}, name == "val"
     kept = [image for place, image in enumerate(images) if (place in chosen) == val]
-    annotations = [one for one in content["annotations"] if (_id(one.get("image_id")) in aside) == val]
+    annotations = [one for one in content["annotations"] if (identity(one.get("image_id")) in aside) == val]
     note = f"val is {len(chosen):,} of the {len(images):,} images of {file}"
     told = f"{note} (data.val_share {share:g}, data.seed {seed})"
     return {**content, "images": kept, "annotations": annotations}, [told]
-
-
-def _content(file: Path) -> dict[str, Any]:
-    """All that an annotation file holds, masks too."""
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give a COCO annotation file") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not a JSON file ({error}); give a COCO annotation file") from None
-    read = CocoFile(file, content)
-    read.images.refuse("id", "file_name")
-    read.annotations.refuse("image_id")
-    return dict(content)
-
-
-def _id(value: object) -> str:
-    """An id as text, alike for 12, 12.0 and "12"."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _is_coco(file: Path) -> bool:

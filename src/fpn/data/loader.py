@@ -37,17 +37,13 @@ _LARGE = 2**14
 
 
 def start_worker(worker: int) -> None:
-    """Prepare a worker: it outlives signals, and gives back the memory of large photos."""
-    outlive_signals(worker)
-    give_back_large_blocks()
+    """Start a worker that gives back the memory of large photos, and that no signal to end does end.
 
-
-def outlive_signals(worker: int) -> None:
-    """Start a worker that no signal to end does end, but SIGTERM if its own process sends it.
-
-    Clusters and terminals send them to everything that belongs to a job. The process that trains then ends
-    its step and writes a checkpoint, for which it needs its workers.
+    But for SIGTERM, if its own process sends it. Clusters and terminals send them to everything that belongs
+    to a job. The process that trains then ends its step and writes a checkpoint, for which it needs its
+    workers.
     """
+    give_back_large_blocks()
     for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # which macOS lacks

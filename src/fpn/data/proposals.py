@@ -60,7 +60,13 @@ class Proposals:
         self.path = Path(path)
         self._written: tuple[int, int] | None = None
         file = self._open()
-        self.stamp = self._read_stamp(file.metadata() or {})
+        metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT["format"]:
+            raise self._wrong("not a proposal file")
+        if (version := metadata.get("version")) != _FORMAT["version"]:
+            reads = f"this program reads version {_FORMAT['version']}"
+            raise self._wrong(f"of version {version} of the format, where {reads}")
+        self.stamp = Stamp(*(metadata.get(field, "") for field in Stamp._fields))
         self._refuse_other_arrays(file)
         self.image_ids: NDArray[np.int64] = file.get_tensor("image_ids")
         """(I,) in the order of the file."""
@@ -124,14 +130,6 @@ class Proposals:
             return safe_open(self.path, framework="np")
         except (SafetensorError, OSError) as error:
             raise self._wrong(f"not a proposal file ({str(error).splitlines()[0]})") from None
-
-    def _read_stamp(self, metadata: dict[str, str]) -> Stamp:
-        if metadata.get("format") != _FORMAT["format"]:
-            raise self._wrong("not a proposal file")
-        if (version := metadata.get("version")) != _FORMAT["version"]:
-            reads = f"this program reads version {_FORMAT['version']}"
-            raise self._wrong(f"of version {version} of the format, where {reads}")
-        return Stamp(*(metadata.get(field, "") for field in Stamp._fields))
 
     def _refuse_other_arrays(self, file: Any) -> None:
         arrays = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dictionary

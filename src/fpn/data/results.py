@@ -91,16 +91,15 @@ def write_predictions(
     Returns:
         The number of boxes.
     """
-    names = dict(zip(categories.ids, categories.names, strict=True))
+    ids, names = categories.ids, dict(zip(categories.ids, categories.names, strict=True))
     known = categories.listed()
     listed = [{"id": i, "name": name} for i, name in zip(known.ids, known.names, strict=True)]
-    number = 0
     with ExitStack() as files:
-        coco, results, table = (
+        coco, table = (
             files.enter_context(
                 files.enter_context(replacing(folder / name)).open("w", newline="", encoding="utf-8")
             )
-            for name in RESULTS
+            for name in ("predictions.json", "predictions.csv")
         )
         rows = csv.writer(table)
         rows.writerow(["file_name", "image_id", "category_id", "name", "score", "x1", "y1", "x2", "y2"])
@@ -108,20 +107,20 @@ def write_predictions(
         for place, image in enumerate(images):
             coco.write(f"{',' * (place > 0)}\n{json.dumps(image._asdict())}")
         coco.write(f'\n],\n"categories": {json.dumps(listed)},\n"annotations": [')
-        results.write("[")
-        for image, detections in found:
-            for result in results_of(image.id, detections, categories.ids):
-                number += 1
-                comma = "," * (number > 1)
-                results.write(f"{comma}\n{json.dumps(result)}")
+
+        def results() -> Iterator[dict[str, Any]]:
+            every = ((image, result) for image, of in found for result in results_of(image.id, of, ids))
+            for number, (image, result) in enumerate(every, start=1):
                 x, y, width, height = result["bbox"]
                 more = {"id": number, **result, "area": round(width * height, 2), "iscrowd": 0}
-                coco.write(f"{comma}\n{json.dumps(more)}")
+                coco.write(f"{',' * (number > 1)}\n{json.dumps(more)}")
                 corners_ = x, y, round(x + width, 2), round(y + height, 2)
                 id_, score = result["category_id"], result["score"]
                 rows.writerow([image.file_name, image.id, id_, names[id_], score, *corners_])
+                yield result
+
+        number = write_results(folder / "detections.json", results())
         coco.write("\n]}\n")
-        results.write("\n]\n")
     return number
 
 

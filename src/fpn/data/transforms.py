@@ -185,8 +185,12 @@ def _resized(image: Tensor, size: Size) -> Tensor:
 
 def flip(sample: Sample) -> Sample:
     """Mirror an image left to right, and all boxes with it."""
-    width = sample.size[1]
-    return _map_boxes(sample._replace(image=sample.image.flip(-1)), lambda boxes: _flip(boxes, width))
+
+    def mirrored(boxes: Tensor) -> Tensor:
+        x1, y1, x2, y2 = boxes.unbind(-1)
+        return torch.stack((sample.size[1] - x2, y1, sample.size[1] - x1, y2), dim=-1)
+
+    return _map_boxes(sample._replace(image=sample.image.flip(-1)), mirrored)
 
 
 def collate(samples: Sequence[Sample], settings: ImageSettings) -> Batch:
@@ -294,8 +298,3 @@ def _clear_padding(images: Tensor, sizes: Sequence[Size]) -> None:
     for image, (h, w) in zip(images, sizes, strict=True):
         image[:, :h, w:] = 0
         image[:, h:] = 0
-
-
-def _flip(boxes: Tensor, width: int) -> Tensor:
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack((width - x2, y1, width - x1, y2), dim=-1)

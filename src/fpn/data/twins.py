@@ -6,7 +6,7 @@ photo and its copy turned or mirrored, compressed anew and darkened to 0.3, or h
 14 apart at most; brightened by 1.4, with what is white lost, or with a gamma of 1.8, 36.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from fpn.console import tracked
-from fpn.devices import cpu_cores
+from fpn.data.image_files import of_each
 from fpn.errors import InputError
 
 MAX_DISTANCE = 48
@@ -41,15 +39,13 @@ def twins(paths: Sequence[Path], num_workers: int | None = None) -> list[list[in
     Raises:
         InputError: imagehash is not installed.
     """
-    hash_of = _hash_function()
-    loader: Iterable[list[NDArray[np.uint64]]] = DataLoader(
-        [str(path) for path in paths],  # type: ignore[arg-type]
-        batch_size=32,
-        num_workers=cpu_cores() if num_workers is None else num_workers,
-        collate_fn=partial(_hash_some, hash_of=hash_of),
-    )
-    hashes = [one for some in tracked(loader, "twins") for one in some]
-    return alike(np.array(hashes, dtype=np.uint64).reshape(-1, 8, _SIDE * _SIDE // 64))
+    try:
+        from imagehash import phash
+    except ImportError as error:
+        raise InputError("the search for twins needs imagehash: pip install 'fpn[audit]'") from error
+    hashes = partial(_hashes, hash_of=partial(phash, hash_size=_SIDE))
+    found = of_each([str(path) for path in paths], hashes, num_workers, "twins")
+    return alike(np.array(found, dtype=np.uint64).reshape(-1, 8, _SIDE * _SIDE // 64))
 
 
 def alike(hashes: NDArray[np.uint64]) -> list[list[int]]:
@@ -74,18 +70,6 @@ def alike(hashes: NDArray[np.uint64]) -> list[list[int]]:
                 leader[leader == leader[other]] = leader[row]
     groups = [known[leader == one].tolist() for one in np.flatnonzero(np.bincount(leader) > 1)]
     return sorted(groups)
-
-
-def _hash_function() -> Any:
-    try:
-        from imagehash import phash
-    except ImportError as error:
-        raise InputError("the search for twins needs imagehash: pip install 'fpn[audit]'") from error
-    return partial(phash, hash_size=_SIDE)
-
-
-def _hash_some(paths: list[str], hash_of: Any) -> list[NDArray[np.uint64]]:
-    return [_hashes(path, hash_of) for path in paths]
 
 
 def _hashes(path: str, hash_of: Any) -> NDArray[np.uint64]:

@@ -10,14 +10,14 @@ supervision 0.31 decodes every image, and neither reads `difficult` or the lists
 """
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fpn.console import tracked
-from fpn.data.converted import IMAGES, Converted, text_of
+from fpn.data.converted import IMAGES, Converted
 from fpn.errors import InputError
 from fpn.types import Size
+from fpn.words import read_text
 
 MAX_AT_ZERO = 0.001
 """Share of the boxes that may begin before pixel 1, by mistake, in a set that counts from 1."""
@@ -131,10 +131,7 @@ def _read(file: Path) -> _Read:
     except ValueError:
         width = height = 0
     size = (height, width) if width > 0 and height > 0 else None
-    return _Read((root.findtext("filename") or "").strip(), size, [*_objects(file, root)])
-
-
-def _objects(file: Path, root: ElementTree.Element) -> Iterator[_Object]:
+    objects = []
     for place, one in enumerate(root.findall("object"), 1):
         name = (one.findtext("name") or "").strip()
         if not name:
@@ -146,11 +143,12 @@ def _objects(file: Path, root: ElementTree.Element) -> Iterator[_Object]:
             raise InputError(
                 f"{file}: object {place}, {name}, has no bndbox with the numbers {sides}"
             ) from None
-        yield _Object(name, (x1, y1, x2, y2), (one.findtext("difficult") or "").strip() == "1")
+        objects.append(_Object(name, (x1, y1, x2, y2), (one.findtext("difficult") or "").strip() == "1"))
+    return _Read((root.findtext("filename") or "").strip(), size, objects)
 
 
 def _of_list(file: Path, where: Folders) -> list[Path]:
-    names = (line.split() for line in text_of(file).splitlines())
+    names = (line.split() for line in read_text(file).splitlines())
     found = [where.annotations / f"{words[0]}.xml" for words in names if words]
     missing = [path for path in found if not path.is_file()]
     if file.stem == "test" and len(missing) == len(found):

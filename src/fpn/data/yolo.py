@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fpn.console import tracked
-from fpn.data.converted import IMAGES, Converted, text_of
+from fpn.data.converted import IMAGES, Converted
 from fpn.errors import InputError
+from fpn.words import read_text, read_yaml
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _LARGEST = 2.0
@@ -84,10 +83,7 @@ def read_yolo(file: Path, images: list[Path], folder: Path) -> tuple[dict[str, A
 
 
 def _described(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text_of(file))
-    except yaml.YAMLError as error:
-        raise InputError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
+    content = read_yaml(file)
     return content if isinstance(content, dict) else {}
 
 
@@ -115,7 +111,7 @@ def _listed(file: Path, entry: Any) -> Iterator[Path]:
     if path.is_dir():
         yield from sorted(one for one in path.rglob("*") if one.suffix.lower() in IMAGES)
         return
-    for line in filter(None, map(str.strip, text_of(path).splitlines())):
+    for line in filter(None, map(str.strip, read_text(path).splitlines())):
         image = _there(line, [path.parent, *bases])
         if image is None:
             raise InputError(f"{path}: {line}: no such image; mend the list")
@@ -140,7 +136,7 @@ def _rows(
     """The class of each row, and its left, top, right and bottom as shares; of no file, none."""
     if not label.is_file():
         return
-    for number, line in enumerate(text_of(label).splitlines(), 1):
+    for number, line in enumerate(read_text(label).splitlines(), 1):
         if not line.strip():
             continue
         try:

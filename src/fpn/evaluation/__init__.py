@@ -3,36 +3,20 @@
 Besides, what lies behind them (`diagnosis`).
 """
 
-from fpn.evaluation.curves import recall_curves
-from fpn.evaluation.diagnosis import Pyramid, diagnose, diagnose_proposals
-from fpn.evaluation.engines import Engine
-from fpn.evaluation.metric import Metric, Truth
-from fpn.evaluation.metrics import BoxAP, ProposalRecall
-from fpn.evaluation.scoring import (
-    BoxScores,
-    evaluate_boxes,
-    evaluate_categories,
-    evaluate_proposals,
-    score_boxes,
-)
-from fpn.evaluation.tables import box_table, category_table, proposal_table
-
-__all__ = [
-    "BoxAP",
-    "BoxScores",
-    "Engine",
-    "Metric",
-    "ProposalRecall",
-    "Pyramid",
-    "Truth",
-    "box_table",
-    "category_table",
-    "diagnose",
-    "diagnose_proposals",
-    "evaluate_boxes",
-    "evaluate_categories",
-    "evaluate_proposals",
-    "proposal_table",
-    "recall_curves",
-    "score_boxes",
-]
+from fpn.evaluation.curves import recall_curves as recall_curves
+from fpn.evaluation.diagnosis import Pyramid as Pyramid
+from fpn.evaluation.diagnosis import diagnose as diagnose
+from fpn.evaluation.diagnosis import diagnose_proposals as diagnose_proposals
+from fpn.evaluation.engines import Engine as Engine
+from fpn.evaluation.metric import Metric as Metric
+from fpn.evaluation.metric import Truth as Truth
+from fpn.evaluation.metrics import BoxAP as BoxAP
+from fpn.evaluation.metrics import ProposalRecall as ProposalRecall
+from fpn.evaluation.scoring import BoxScores as BoxScores
+from fpn.evaluation.scoring import evaluate_boxes as evaluate_boxes
+from fpn.evaluation.scoring import evaluate_categories as evaluate_categories
+from fpn.evaluation.scoring import evaluate_proposals as evaluate_proposals
+from fpn.evaluation.scoring import score_boxes as score_boxes
+from fpn.evaluation.tables import box_table as box_table
+from fpn.evaluation.tables import category_table as category_table
+from fpn.evaluation.tables import proposal_table as proposal_table

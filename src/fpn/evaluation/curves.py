@@ -4,13 +4,14 @@ Symbols: T IoU thresholds .50:.05:.95, L limits on the proposals per image. Aver
 mean over the thresholds (paper, Sec. 5.1).
 """
 
+import math
 from typing import Any
 
 import numpy as np
 
 from fpn.evaluation.engines import AREA_RANGES
 from fpn.evaluation.inputs import GroundTruth, Results
-from fpn.evaluation.matching import IOUS, object_pairs, ranks_found
+from fpn.evaluation.matching import IOUS, object_pairs, ranks_found, recall_at
 
 LIMITS = (1, 3, 10, 30, 100, 300, 1000)
 DRAWN = (100, 1000)
@@ -34,26 +35,21 @@ def recall_curves(truth: GroundTruth, results: Results) -> dict[str, Any]:
     """
     truth, _, rank, pairs = object_pairs(truth, results, LIMITS[-1])
     sizes = [~truth.crowd & (low <= truth.areas) & (truth.areas <= high) for low, high in _octaves()]
-    groups = [~truth.crowd, *sizes]
-    recall = np.full((len(IOUS), len(groups), len(LIMITS)), -1.0)
-    for g, of in enumerate(groups):
-        if of.any():
-            ranks = ranks_found(pairs, rank, of, LIMITS[-1])
-            recall[:, g] = np.stack([(ranks < limit).mean(axis=1) for limit in LIMITS], axis=1)
-    objects = np.array([of.sum() for of in sizes])
+    found = (ranks_found(pairs, rank, of, LIMITS[-1]) for of in (~truth.crowd, *sizes))
+    recall = np.stack([recall_at(ranks, LIMITS) for ranks in found], axis=1)
     average = recall.mean(axis=0)
     drawn = {limit: LIMITS.index(limit) for limit in DRAWN}
     return {
-        "by_limit": {"limits": list(LIMITS), "AR": _known(average[0])},
+        "by_limit": {"limits": list(LIMITS), "AR": known(average[0])},
         "by_size": {
             "from": [0.0, *EDGES],
             "to": [*EDGES, None],
-            "objects": objects.tolist(),
-            **{f"AR@{limit}": _known(average[1:, index]) for limit, index in drawn.items()},
+            "objects": [int(of.sum()) for of in sizes],
+            **{f"AR@{limit}": known(average[1:, index]) for limit, index in drawn.items()},
         },
         "by_iou": {
             "thresholds": IOUS.round(2).tolist(),
-            **{f"recall@{limit}": _known(recall[:, 0, index]) for limit, index in drawn.items()},
+            **{f"recall@{limit}": known(recall[:, 0, index]) for limit, index in drawn.items()},
         },
     }
 
@@ -66,5 +62,6 @@ def _octaves() -> list[tuple[float, float]]:
     return list(zip([AREA_RANGES[0][0], *inner], upper, strict=True))
 
 
-def _known(values: np.ndarray) -> list[float | None]:
-    return [None if value < 0 else value for value in values.tolist()]
+def known(values: np.ndarray) -> list[float | None]:
+    """Numbers for JSON, None for NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]

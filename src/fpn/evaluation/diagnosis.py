@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fpn.evaluation.curves import LIMITS
+from fpn.evaluation.curves import LIMITS, known
 from fpn.evaluation.engines import AREA_RANGES
 from fpn.evaluation.inputs import GroundTruth, Results
 from fpn.evaluation.matching import (
@@ -24,6 +24,7 @@ from fpn.evaluation.matching import (
     precision_recall,
     ranked,
     ranks_found,
+    recall_at,
     verdicts,
 )
 from fpn.ops.levels import assign_levels
@@ -149,34 +150,20 @@ def diagnose_proposals(
 ) -> ProposalDiagnosis:
     """What lies behind the recall of proposals; the arguments of `diagnose`, categories not used."""
     truth, found, rank, pairs = object_pairs(truth, results, LIMITS[-1])
-    everything = Group("", "", ~truth.crowd, np.ones(len(rank), dtype=bool))
-    groups, recalls, hits = (
-        [everything, *_groups(truth, found, scales, pyramid)],
-        [],
-        np.zeros(len(truth.crowd)),
-    )
-    for group in groups:
-        ranks = ranks_found(pairs, rank, group.objects, LIMITS[-1])
-        recalls.append(np.stack([(ranks < limit).sum(axis=1) for limit in LIMITS], axis=1))
-        if group is everything:
-            hits[group.objects] = (ranks < 100).mean(axis=0)
-    objects = [int(group.objects.sum()) for group in groups]
-    # (T, L) for each group, NaN of none.
-    recalls = [one / (number or np.nan) for one, number in zip(recalls, objects, strict=True)]
+    single, hits = ~truth.crowd, np.zeros(len(truth.crowd))
+    ranks = ranks_found(pairs, rank, single, LIMITS[-1])
+    hits[single] = (ranks < 100).mean(axis=0)
+    groups = []
+    for by, name, of, _ in _groups(truth, found, scales, pyramid):
+        recalls = known(recall_at(ranks_found(pairs, rank, of, LIMITS[-1]), TOLD).mean(axis=0))
+        scores = {f"AR@{limit}": recall for limit, recall in zip(TOLD, recalls, strict=True)}
+        groups.append(OfObjects(by, name, int(of.sum()), scores))
     return ProposalDiagnosis(
         list(LIMITS),
-        [_known(value) for value in recalls[0].mean(axis=0)],
-        {limit: [_known(value) for value in recalls[0][:, LIMITS.index(limit)]] for limit in TOLD},
-        [
-            OfObjects(
-                group.by,
-                group.name,
-                number,
-                {f"AR@{limit}": _known(recall[:, LIMITS.index(limit)].mean()) for limit in TOLD},
-            )
-            for group, number, recall in zip(groups[1:], objects[1:], recalls[1:], strict=True)
-        ],
-        _shares(_by_image(truth, everything.objects, hits), _by_image(truth, everything.objects)),
+        known(recall_at(ranks, LIMITS).mean(axis=0)),
+        {limit: known(recall_at(ranks, [limit])[:, 0]) for limit in TOLD},
+        groups,
+        _shares(_by_image(truth, single, hits), _by_image(truth, single)),
     )
 
 
@@ -329,8 +316,4 @@ def _by_image(truth: GroundTruth, of: np.ndarray, weights: np.ndarray | None = N
 
 def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return [_known(value) for value in parts / wholes]
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+        return known(parts / wholes)

@@ -21,6 +21,7 @@ import pycocotools.coco
 import pycocotools.cocoeval
 
 from fpn.data.coco_file import uncollected
+from fpn.data.entries import places_in
 from fpn.errors import InputError
 from fpn.evaluation.inputs import GroundTruth, Results
 
@@ -95,16 +96,9 @@ def class_agnostic(truth: GroundTruth, results: Results) -> tuple[GroundTruth, R
     # pycocotools lists the objects of an image category by category, and that order settles equal scores and
     # equal IoUs.
     order = np.argsort(results.category_ids, kind="stable")
-    objects = np.argsort(truth.category, kind="stable")
+    objects = truth.with_objects(np.argsort(truth.category, kind="stable"))
     return (
-        truth._replace(
-            categories={1: "object"},
-            image=truth.image[objects],
-            category=np.zeros_like(objects),
-            boxes=truth.boxes[objects],
-            areas=truth.areas[objects],
-            crowd=truth.crowd[objects],
-        ),
+        objects._replace(categories={1: "object"}, category=np.zeros_like(objects.category)),
         Results(results.image_ids[order], np.ones_like(order), results.boxes[order], results.scores[order]),
     )
 
@@ -122,17 +116,13 @@ def by_images(truth: GroundTruth, results: Results, size: int) -> Iterator[tuple
 
 def numbered(truth: GroundTruth, results: Results) -> Results:
     """Results of listed images and categories alone, with their places in `truth` as ids."""
-    kept = np.ones(len(results.scores), dtype=bool)
-    places = []
-    for ids, known in (
-        (results.image_ids, truth.image_ids),
-        (results.category_ids, np.array(list(truth.categories), dtype=np.int64)),
-    ):
-        place = np.searchsorted(known, ids)
-        kept &= np.append(known, 0)[place] == ids
-        kept &= place < len(known)
-        places.append(place)
-    return Results(*(column[kept] for column in (*places, results.boxes, results.scores)))
+    categories = np.array([*truth.categories], dtype=np.int64)
+    image, category = (
+        places_in(truth.image_ids, results.image_ids),
+        places_in(categories, results.category_ids),
+    )
+    kept = (image >= 0) & (category >= 0)
+    return Results(*(column[kept] for column in (image, category, results.boxes, results.scores)))
 
 
 def _indexed(index: type[Any], truth: GroundTruth, columns: Sequence[np.ndarray]) -> Any:

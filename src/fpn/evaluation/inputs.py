@@ -90,14 +90,13 @@ class GroundTruth(NamedTuple):
         """The same ground truth with only the images of these places, ascending."""
         new = np.full(len(self.image_ids), -1)
         new[places] = np.arange(len(places))
-        image = new[self.image]
-        kept = image >= 0
+        part = self._replace(image_ids=self.image_ids[places], image=new[self.image])
+        return part.with_objects(part.image >= 0)
+
+    def with_objects(self, which: np.ndarray) -> "GroundTruth":
+        """The same images with these objects, by a mask (B,) or places."""
         names = ("image", "category", "boxes", "areas", "crowd")
-        columns = (image, self.category, self.boxes, self.areas, self.crowd)
-        return self._replace(
-            image_ids=self.image_ids[places],
-            **{name: column[kept] for name, column in zip(names, columns, strict=True)},
-        )
+        return self._replace(**{name: getattr(self, name)[which] for name in names})
 
 
 def read_truth(

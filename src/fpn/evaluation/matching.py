@@ -8,7 +8,7 @@ thresholds 0:.01:1.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -137,6 +137,12 @@ def ranks_found(pairs: Pairs, rank: np.ndarray, of: np.ndarray, most: int) -> np
         chosen = close.where(match(close.result, close.object, close.result))
         found[chosen.object] = rank[chosen.result]
     return at[:, of]
+
+
+def recall_at(ranks: np.ndarray, limits: Sequence[int]) -> np.ndarray:
+    """(10, L) the shares of objects, of `ranks_found`, that so many results find; NaN of no objects."""
+    found = ranks < np.array(limits)[:, None, None]
+    return found.sum(axis=2).T / (ranks.shape[1] or np.nan)
 
 
 class Verdicts(NamedTuple):

@@ -73,12 +73,11 @@ def precision_panels(precision: np.ndarray, categories: Sequence[str]) -> list[C
     # (101, K) of each.
     curves = {"50": known[IOU_50], "75": known[IOU_75], "50_95": known.mean(axis=0)}
     overall = {_IOUS[end]: of.mean(axis=1).tolist() for end, of in curves.items() if names}
-    panels = [("pr", "Precision over recall", overall)] + [
-        (
-            f"pr_{end}_by_category",
-            f"Precision over recall by category, {_IOUS[end]}",
+    panels = [CurvesPanel("pr", "Precision over recall", "recall", "precision", recall, overall)]
+    for end, of in curves.items():
+        title, lines = (
+            f"{panels[0].title} by category, {_IOUS[end]}",
             dict(zip(names, of.T.tolist(), strict=True)),
         )
-        for end, of in curves.items()
-    ]
-    return [CurvesPanel(name, title, "recall", "precision", recall, lines) for name, title, lines in panels]
+        panels.append(panels[0]._replace(name=f"pr_{end}_by_category", title=title, lines=lines))
+    return panels

@@ -6,7 +6,7 @@ file (of the masks, in COCO): small is below 32², large above 96² pixels; resu
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,26 +64,16 @@ def score_boxes(
     return box_scores(*_read(annotations, results, image_ids, with_categories=True), engine=engine)
 
 
-def evaluate_boxes(
-    annotations: AnnotationSource,
-    results: ResultSource,
-    *,
-    engine: Engine = "faster",
-    image_ids: Sequence[int | str] | None = None,
-) -> dict[str, float]:
-    """COCO's twelve numbers, `score_boxes(…).overall`."""
-    return score_boxes(annotations, results, engine=engine, image_ids=image_ids).overall
+def evaluate_boxes(annotations: AnnotationSource, results: ResultSource, **options: Any) -> dict[str, float]:
+    """COCO's twelve numbers, `score_boxes(…).overall`, by whose arguments."""
+    return score_boxes(annotations, results, **options).overall
 
 
 def evaluate_categories(
-    annotations: AnnotationSource,
-    results: ResultSource,
-    *,
-    engine: Engine = "faster",
-    image_ids: Sequence[int | str] | None = None,
+    annotations: AnnotationSource, results: ResultSource, **options: Any
 ) -> dict[str, dict[str, float]]:
-    """COCO's AP numbers of each category by name, `score_boxes(…).categories`."""
-    return score_boxes(annotations, results, engine=engine, image_ids=image_ids).categories
+    """COCO's AP numbers of each category by name, `score_boxes(…).categories`, by whose arguments."""
+    return score_boxes(annotations, results, **options).categories
 
 
 def evaluate_proposals(
@@ -127,30 +117,23 @@ def proposal_scores(
     ascending = sorted(set(limits))
     if not ascending or ascending[0] < 1:
         raise InputError(f"limits: {list(limits)} given; give one or more numbers of proposals, from 1 up")
-    recall = _proposal_recall(truth, results, ascending, engine)
+    lower, upper = np.array(AREA_RANGES).T
+    objects = np.zeros(len(AREA_RANGES), dtype=np.int64)
+    found = np.zeros((10, len(AREA_RANGES), len(ascending)))
+    # The engines take 1.5 kB per proposal, 7 GB for 1000 on each of 5000 images. Recall is found / objects,
+    # both of them counts, so parts of the images give exactly what all at once would.
+    for part, some in by_images(*class_agnostic(truth, results), IMAGES_AT_ONCE):
+        sizes = part.areas[~part.crowd][:, None]
+        among = ((lower <= sizes) & (sizes <= upper)).sum(axis=0)
+        found += np.rint(accumulate(part, some, ascending, engine=engine).recall[:, 0] * among[:, None])
+        objects += among
+    recall = np.where(objects[:, None] > 0, found / np.maximum(objects, 1)[:, None], -1)
     # Averaged here, because pycocotools' `summarize` gives -1 for limits other than 100.
     return {
         f"AR@{limit}{area}": _mean(recall[:, a, i])
         for i, limit in enumerate(ascending)
         for a, area in enumerate(AREAS)
     }
-
-
-def _proposal_recall(
-    truth: GroundTruth, results: Results, limits: Sequence[int], engine: Engine
-) -> np.ndarray:
-    """(T, A, L), -1 where no object is of the range of areas."""
-    lower, upper = np.array(AREA_RANGES).T
-    objects = np.zeros(len(AREA_RANGES), dtype=np.int64)
-    found = np.zeros((10, len(AREA_RANGES), len(limits)))
-    # The engines take 1.5 kB per proposal, 7 GB for 1000 on each of 5000 images. Recall is found / objects,
-    # both of them counts, so parts of the images give exactly what all at once would.
-    for part, some in by_images(*class_agnostic(truth, results), IMAGES_AT_ONCE):
-        sizes = part.areas[~part.crowd][:, None]
-        among = ((lower <= sizes) & (sizes <= upper)).sum(axis=0)
-        found += np.rint(accumulate(part, some, limits, engine=engine).recall[:, 0] * among[:, None])
-        objects += among
-    return np.where(objects[:, None] > 0, found / np.maximum(objects, 1)[:, None], -1)
 
 
 @uncollected()

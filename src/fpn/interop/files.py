@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from fpn.models.detectors import ProposalNetwork
+from fpn.models.detectors import Detector
 from fpn.models.postprocess import DetectionSelection
 from fpn.weights import check_weights, download, read_any, state_dict
 
 SCORES = "roi_head.head.shared.scores.bias"
 """Of a detector of ours: one for each class, the background's first."""
-_D = TypeVar("_D", bound=ProposalNetwork)
+_D = TypeVar("_D", bound=Detector)
 
 
 def read_weights(weights: str | Path) -> dict[str, Any]:

@@ -66,7 +66,13 @@ def from_msra(
     """
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
-        new = _rename(name)
+        new = name.replace("_", ".")
+        for theirs, end in sorted(_ENDS.items(), key=lambda item: -len(item[0])):
+            if new.endswith(f".{theirs}"):
+                new = new.removesuffix(theirs) + end
+                break
+        for pattern, replacement in _NAMES:
+            new = re.sub(pattern, replacement, new)
         if not _SURPLUS.search(new.replace("_", ".")):
             ours[new] = value
     scales = [name for name in ours if re.search(r"(bn\d|downsample\.1)\.weight$", name)]
@@ -78,14 +84,3 @@ def from_msra(
     if caffe_images and stem is not None and stem.dim() == 4 and stem.shape[1] == 3:
         ours["conv1.weight"] = stem.flip(1) * (255 * stem.new_tensor(STD))[:, None, None]
     return ours
-
-
-def _rename(name: str) -> str:
-    name = name.replace("_", ".")
-    for theirs, new in sorted(_ENDS.items(), key=lambda item: -len(item[0])):
-        if name.endswith(f".{theirs}"):
-            name = name.removesuffix(theirs) + new
-            break
-    for pattern, new in _NAMES:
-        name = re.sub(pattern, new, name)
-    return name

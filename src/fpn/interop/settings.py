@@ -69,11 +69,10 @@ def arguments_in(*names: str) -> dict[str, Any]:
         detector = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["detector"]
         for key, value in detector.get("init_args", detector).items():
             merged[key] = merged.get(key, {}) | value if isinstance(value, Mapping) else value
-    return {key: _made(_DEFAULTS[key], value) for key, value in merged.items()}
-
-
-def _made(default: Any, value: Any) -> Any:
-    """An argument of which a file gives the settings: of a part to be built, or of settings proper."""
-    if not isinstance(value, Mapping):
-        return value
-    return partial(default, **value) if isinstance(default, type) else replace(default, **value)
+    for key, value in merged.items():
+        default = _DEFAULTS[key]
+        if isinstance(value, Mapping):  # the settings of a part to be built, or settings proper
+            merged[key] = (
+                partial(default, **value) if isinstance(default, type) else replace(default, **value)
+            )
+    return merged

@@ -68,9 +68,10 @@ def audit(
         raise InputError("give the root of a data set, or --annotations, --against and --images, not both")
     sources, told, lacking = list[tuple[str, Path, Path | None]](), "", ""
     if annotations is not None:
-        sources.append(("train" if against else "", Path(annotations), _folder(images)))
+        sources.append(("train" if against else "", Path(annotations), Path(images) if images else None))
     if against is not None:
-        sources.append(("val", Path(against), _folder(against_images or images)))
+        folder = against_images or images
+        sources.append(("val", Path(against), Path(folder) if folder else None))
     if root is not None:
         splits = Splits(Path(root), {}, val_share, seed)
         sources, lacking = _sources(splits)
@@ -86,7 +87,7 @@ def audit(
         every = {name: one.as_json() for name, one in found.items()}
         if pairs is not None:
             every.get("", every)["twins"] = [
-                [f"{split}/{name}" if split else name for split, name in group] for group in pairs
+                ["/".join(filter(None, photo)) for photo in group] for group in pairs
             ]
         with replacing(Path(json)) as part:
             part.write_text(json_format.dumps(every.get("", every), indent=1, allow_nan=False))
@@ -108,10 +109,6 @@ def audit(
         sys.exit(1)
 
 
-def _folder(path: str | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
 def _twins(found: Mapping[str, Audit], num_workers: int | None) -> list[list[tuple[str, str]]]:
     """Groups of photos that are alike, each by its split and name."""
     if any(one.image_folder is None for one in found.values()):
@@ -129,13 +126,9 @@ def _alike(groups: list[list[tuple[str, str]]]) -> Iterator[Text]:
         number = sum(one == split for group in across for one, _ in group)
         yield Text(f"{number:>9,} of {split} have a twin in another split", "red")
     for group in (*across, *(one for one in groups if one not in across))[:_GROUPS]:
-        yield _line("  ".join(_named(*photo) for photo in group), "")
+        yield _line("  ".join(_plain("/".join(filter(None, photo))) for photo in group), "")
     if len(groups) > _GROUPS:
         yield Text("…; --json has them all", "dim")
-
-
-def _named(split: str, name: str) -> str:
-    return f"{split}/{_plain(name)}" if split else _plain(name)
 
 
 def _sources(splits: Splits) -> tuple[list[tuple[str, Path, Path | None]], str]:

@@ -43,6 +43,17 @@ _FUNCTIONS = {
 }
 """The commands that are a function each, whose signature and docstring are the options and the help."""
 
+_USAGE = """usage: fpn COMMAND [options]
+       fpn --version
+
+Feature Pyramid Networks for object detection.
+
+commands:
+{}
+
+fpn COMMAND --help says more of each, with examples. Every command takes besides:
+  --import MODULE  import a module of your own, whose classes a checkpoint names"""
+
 _SWITCHES = ("--proposals", "--pictures", "--decode", "--twins", "--stage_times")
 """Options that mean true where no value follows."""
 
@@ -51,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on standard error and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
-        print(_usage())  # noqa: T201
+        print(_USAGE.format("\n".join(f"  {name:9}  {text}" for name, text in COMMANDS.items())))  # noqa: T201
         return
     if words[0] == "--version":
         print(f"fpn {version('fpn')}")  # noqa: T201
@@ -157,22 +168,3 @@ def _with_files(words: Sequence[str]) -> list[str]:
         else:
             found.append(word)
     return found
-
-
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: fpn COMMAND [options]",
-            "       fpn --version",
-            "",
-            "Feature Pyramid Networks for object detection.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "fpn COMMAND --help says more of each, with examples. Every command takes besides:",
-            "  --import MODULE  import a module of your own, whose classes a checkpoint names",
-        ]
-    )

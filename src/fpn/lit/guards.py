@@ -26,7 +26,7 @@ class ToldIfCutShort(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Compare the trainer's own limits with the schedule."""
         limits = (trainer.max_steps, (trainer.max_epochs or -1) * pl_module.steps_per_epoch)
-        planned = pl_module.planned.at(pl_module.images_per_step).steps
+        planned = pl_module.planned.steps
         end = min((limit for limit in limits if limit > 0), default=planned)
         if end < planned and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(

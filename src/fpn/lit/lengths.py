@@ -1,20 +1,18 @@
 """Epochs or steps: which of them the one who starts a run means, where both are given."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from fpn.errors import InputError
+from fpn.words import options_of, value_of
 
-_SCHEDULE = "--model.schedule"
+_SCHEDULE = "model.schedule"
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:
     """The words, with what --epochs is short for in its place."""
     return [
-        f"{_SCHEDULE}.{word[2:]}" if word.partition("=")[0] == "--epochs" else str(word) for word in words
+        f"--{_SCHEDULE}.{word[2:]}" if word.partition("=")[0] == "--epochs" else str(word) for word in words
     ]
 
 
@@ -32,7 +30,7 @@ def displaced_epochs(contents: Sequence[Any], words: Sequence[str]) -> Any:
     """
     options = _options(words)
     if options.get("epochs") is not None and (others := options.keys() & {"steps", "length"}):
-        raise InputError(f"--epochs and {_SCHEDULE}.{min(others)} both say how long it trains: give one")
+        raise InputError(f"--epochs and --{_SCHEDULE}.{min(others)} both say how long it trains: give one")
     meant, epochs = "", None
     for schedule in (*map(_schedule, contents), options):
         if schedule.get("epochs") is not None:
@@ -58,18 +56,10 @@ def _schedule(content: Any) -> Mapping[str, Any]:
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
     given: dict[str, Any] = {}
-    for word, after in itertools.pairwise([*words, ""]):
-        option, equals, text = word.partition("=")
-        value = text if equals else after
-        if option == _SCHEDULE:
-            given |= _schedule({"model": {"schedule": _value(value)}})
-        elif option.startswith(f"{_SCHEDULE}."):
-            given[option.removeprefix(f"{_SCHEDULE}.")] = _value(value)
+    for name, text in options_of(words):
+        value = value_of(text or "")
+        if name == _SCHEDULE:
+            given |= _schedule({"model": {"schedule": value}})
+        elif name.startswith(f"{_SCHEDULE}."):
+            given[name.removeprefix(f"{_SCHEDULE}.")] = value
     return given
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text  # the parser tells of it

@@ -56,6 +56,7 @@ from fpn.models.detectors import FasterRCNN
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, import_named, only_installed
 from fpn.upgrade import upgraded
+from fpn.words import options_of, read_yaml, value_of
 
 _PACKAGES = {
     "TensorBoardLogger": ("tensorboard", "'fpn[tensorboard]'"),
@@ -116,7 +117,9 @@ class DetectionCLI(LightningCLI):
         if self._asked == "test":
             page = "write report.html and curves.png beside the scores"
             parser.add_argument("--report", type=bool, default=True, help=page)
-        parser.link_arguments("data", "model.classes", _number_of_classes, apply_on="instantiate")
+        parser.link_arguments(
+            "data", "model.classes", lambda data: len(data.categories.ids), apply_on="instantiate"
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, on top of what the checkpoint remembers where one is given."""
@@ -125,7 +128,9 @@ class DetectionCLI(LightningCLI):
         if subcommand == "fit":
             rest = spelled_out(rest)
         rest, contents = _read_files(rest)
-        path = _given_checkpoint(rest, contents)
+        named = [content.get("ckpt_path") for content in contents if isinstance(content, dict)]
+        named.append(dict(options_of(rest)).get("ckpt_path"))  # which has the last word
+        path = next((path for path in reversed(named) if path is not None), None)
         configs: list[dict[str, Any]] = [{"weights_only": True}]
         if subcommand != "fit":
             configs.append({"verbose": False})  # our own tables say it better
@@ -142,7 +147,9 @@ class DetectionCLI(LightningCLI):
         config = self.config[subcommand]
         root = config.trainer.default_root_dir
         if root is not None and "://" not in str(root):
-            _put_below(_loggers(config), Path(root).absolute())
+            for logger in _loggers(config):  # unless theirs is absolute
+                if (folder := logger.init_args.get("save_dir")) is not None and "://" not in str(folder):
+                    logger.init_args.save_dir = str(Path(root).absolute() / folder)
         if path is None and subcommand != "fit" and config.model.start_from is None:
             raise InputError(
                 f"fpn {subcommand} needs --ckpt_path, the checkpoint to be scored, or --model.start_from"
@@ -175,9 +182,8 @@ class DetectionCLI(LightningCLI):
             config.trainer.logger = False  # unless it is given, this is ours
         # Of an error in making one the parser makes one of no list of loggers.
         for kind in (import_object(logger.class_path) for logger in _loggers(config)):
-            for package, wanted in (
-                _PACKAGES[base.__name__] for base in kind.__mro__ if base.__name__ in _PACKAGES
-            ):
+            for base in _PACKAGES.keys() & {base.__name__ for base in kind.__mro__}:
+                package, wanted = _PACKAGES[base]
                 if find_spec(package) is None:
                     raise InputError(
                         f"{kind.__name__} needs {package}, which is not installed: pip install {wanted}"
@@ -334,14 +340,6 @@ def _loggers(config: Namespace) -> list[Namespace]:
     return [one for one in _listed(config.trainer.logger) if isinstance(one, Namespace)]
 
 
-def _put_below(loggers: Sequence[Namespace], root: Path) -> None:
-    """Have loggers write below a folder, unless theirs is absolute."""
-    for logger in loggers:
-        folder = logger.init_args.get("save_dir")
-        if folder is not None and "://" not in str(folder):
-            logger.init_args.save_dir = str(root / folder)
-
-
 def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
     """The words, with the options of earlier versions in configuration files as they are called now.
 
@@ -353,11 +351,7 @@ def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
     for number, (option, file) in enumerate(itertools.pairwise(words), 1):
         if option != "--config":
             continue
-        try:
-            content = yaml.safe_load(Path(file).read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
-            raise InputError(f"{file}: not a YAML file: {reason}") from None
+        content = read_yaml(Path(file))
         if isinstance(content, dict) and (today := upgraded(content)) != content:
             rank_zero_info(f"{file} is of an earlier version: its options are read as they are called now")
             words[number] = as_word(content := today)
@@ -376,28 +370,13 @@ def _values(words: Sequence[str]) -> Iterator[Any]:
 
     Only a name that ends as classes' do is one: the file train.json is no reason to run a train.py.
     """
-    for word, after in itertools.pairwise([*words, ""]):
-        option, equals, value = word.partition("=")
-        if option.startswith(("--model", "--data", "--trainer")):
-            with suppress(yaml.YAMLError):
-                content = yaml.safe_load(value if equals else after)
-                yield content
-                for name in content if isinstance(content, list) else [content]:
-                    if isinstance(name, str) and re.fullmatch(r"(\w+\.)+[A-Z]\w*", name):
-                        yield {"class_path": name}
-
-
-def _given_checkpoint(words: Sequence[str], contents: Sequence[Any]) -> str | None:
-    """The checkpoint named on the command line, or else in the last configuration file to name one."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--ckpt_path")
-    given, _ = finder.parse_known_args(words)
-    named = [content.get("ckpt_path") for content in contents if isinstance(content, dict)]
-    return next((path for path in (given.ckpt_path, *reversed(named)) if path is not None), None)
-
-
-def _number_of_classes(data: CocoDataModule) -> int:
-    return len(data.categories.ids)
+    for option, text in options_of(words):
+        if option.startswith(("model", "data", "trainer")):
+            content = value_of(text or "")
+            yield content
+            for name in content if isinstance(content, list) else [content]:
+                if isinstance(name, str) and re.fullmatch(r"(\w+\.)+[A-Z]\w*", name):
+                    yield {"class_path": name}
 
 
 def _description(command: str) -> str:

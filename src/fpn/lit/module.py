@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -13,17 +13,16 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from fpn import lightning_private
-from fpn.data.datamodule import CocoDataModule
+from fpn.data.datamodule import CocoDataModule, OfCheckpoint
 from fpn.data.samplers import sample_seed
-from fpn.described import Described, factory_of, made_again
+from fpn.described import factory_of
 from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, Metric, ProposalRecall, Truth
 from fpn.lit import resuming, watching
 from fpn.lit.guards import FiniteSteps, ToldIfCutShort, ToldIfUnreadable
-from fpn.lit.mean_losses import MeanLosses
 from fpn.lit.optimizer import PaperSGD, by_part, scale
 from fpn.lit.schedule import Schedule
 from fpn.lit.starting import begin_fit, begin_test
@@ -31,12 +30,11 @@ from fpn.models.detectors import Detector, FasterRCNN
 from fpn.models.optimized import CompileMode, accelerate, optimized
 from fpn.settings import PositiveFloat
 from fpn.types import Batch, Categories, Inference, precision_named
-from fpn.weights import read_checkpoint
 
 lightning_private.quiet()
 
 
-class DetectionModule(Described, LightningModule):
+class DetectionModule(OfCheckpoint, LightningModule):
     """A detector in training and testing.
 
     Args:
@@ -70,8 +68,12 @@ class DetectionModule(Described, LightningModule):
     """The losses of the last training step by name."""
     last_found: Inference
     """What the last validation or test step found."""
-    mean_losses: MeanLosses
-    """Of the images of a validation."""
+    loss_sums: dict[str, Tensor]
+    """Over the images of a validation, by name."""
+    steps_per_epoch: int
+    """Steps of the optimiser in a pass over the training images, as the trainer limits it."""
+    planned: Schedule
+    """The schedule in this run's steps, also where it counts epochs of this run's images."""
 
     def __init__(
         self,
@@ -106,8 +108,9 @@ class DetectionModule(Described, LightningModule):
         """Whether the weights to start from are loaded; a checkpoint's take their place."""
         self.optimizer, self.schedule = optimizer, schedule
         scored = [BoxAP(), ProposalRecall()] if metrics is None else metrics
-        fitting = [metric for metric in scored if self.detector.finds_objects or not metric.of_detections]
-        self._metrics = _Metrics(fitting)  # so that they are where the detector is
+        finds = self.detector.finds_objects
+        self.metrics: list[Metric] = [one for one in scored if finds or not one.of_detections]
+        """What a validation or test is scored by; no modules, for a checkpoint may be scored by others."""
         self.engine: Engine = engine
         self.val_losses = val_losses
         self.compile_mode, self.channels_last = compile, channels_last
@@ -125,33 +128,13 @@ class DetectionModule(Described, LightningModule):
         self.save_hyperparameters(told, logger=False)
 
     @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """The module of a checkpoint, trained by the command line or from Python. No code in it is run.
+    def _told(cls, checkpoint: Mapping[str, Any], path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        return resuming.made_of(cls, checkpoint, path, given)
 
-        Args:
-            checkpoint_path: the file.
-            map_location: the device to put it on; by default the CPU.
-            hparams_file: not needed, as the checkpoint tells what it was made with.
-            strict: every weight has to fit, whatever is given.
-            weights_only: only they are read, whatever is given.
-            **kwargs: take the place of the arguments it was made with.
-
-        Raises:
-            InputError: no such file, it does not fit, or does not tell one of its arguments.
-        """
-        checkpoint, path = read_checkpoint(checkpoint_path), str(checkpoint_path)
-        module: Self = made_again(cls, resuming.made_of(cls, checkpoint, path, kwargs), path, kwargs)
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"])
-        return module.to(map_location if isinstance(map_location, str | int | torch.device) else "cpu")
+    def _with_weights(self, checkpoint: dict[str, Any], device: Any) -> Self:
+        self.on_load_checkpoint(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"])
+        return self.to(device if isinstance(device, str | int | torch.device) else "cpu")
 
     def _check_parts(self, option: str, given: Sequence[str] | Mapping[str, Any]) -> None:
         parts = [name for name, _ in self.detector.named_children()]
@@ -171,11 +154,6 @@ class DetectionModule(Described, LightningModule):
         return self
 
     @property
-    def metrics(self) -> list[Metric]:
-        """What a validation or test is scored by."""
-        return cast(list[Metric], list(self._metrics))
-
-    @property
     def monitor(self) -> str | None:
         """The score by which the best checkpoint is chosen."""
         return next((f"val/{metric.best}" for metric in self.metrics if metric.best), None)
@@ -192,18 +170,6 @@ class DetectionModule(Described, LightningModule):
     def images_per_step(self) -> int:
         """Images that all processes together learn from in a step of the optimiser."""
         return self.data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of the optimiser in a pass over the training images, as the trainer limits it."""
-        batches, limit = len(self.data.train_dataloader()), self.trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return max(math.ceil(batches / self.trainer.accumulate_grad_batches), 1)
-
-    @property
-    def planned(self) -> Schedule:
-        """The schedule in steps, also where it counts epochs of this run's images."""
-        return self.schedule.lasting(self.images_per_step, self.steps_per_epoch)
 
     @cached_property
     def finder(self) -> Detector:
@@ -261,15 +227,19 @@ class DetectionModule(Described, LightningModule):
             "model.frozen_parts": sorted(self.frozen_parts),
         }
         resuming.refuse_others(self.options_before, self.options)
+        batches, limit = len(self.data.train_dataloader()), self.trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        self.steps_per_epoch = max(math.ceil(batches / self.trainer.accumulate_grad_batches), 1)
         images, name = self.images_per_step, type(optimizer).__name__
         rate = optimizer.param_groups[0]["lr"] * images / self.schedule.reference_images
         scale(optimizer, self.lr_factors)
-        schedule, scheduler = self.planned.attach(optimizer, images)
-        epochs = schedule.steps / self.steps_per_epoch
+        lasting = self.schedule.lasting(images, self.steps_per_epoch)
+        self.planned, scheduler = lasting.attach(optimizer, images)
+        epochs = self.planned.steps / self.steps_per_epoch
         times = "".join(f", times {factor:g} for {part}" for part, factor in self.lr_factors.items())
         rank_zero_info(self.detector.counted)
         rank_zero_info(
-            f"schedule: {epochs:,.4g} epochs of {self.data.train_images:,} images, which are {schedule}; "
+            f"schedule: {epochs:,.4g} epochs of {self.data.train_images:,} images, which are {self.planned}; "
             f"{name}, learning rate {rate:.4g}{times}"
         )
         if lightning_private.averaging(self.trainer):
@@ -277,7 +247,7 @@ class DetectionModule(Described, LightningModule):
                 lambda *_: lightning_private.average_from(self.trainer, self)  # until the first average
             )
         if self.trainer.max_steps == -1:
-            lightning_private.limit_steps(self.trainer, schedule.steps)
+            lightning_private.limit_steps(self.trainer, self.planned.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -320,7 +290,9 @@ class DetectionModule(Described, LightningModule):
         chance = torch.Generator(device=self.device).manual_seed(seed)
         found, losses = self.finder.find_with_losses(batch, chance)
         self._collect(batch, found)
-        self.mean_losses.add(losses, len(batch.images))
+        for name, value in losses.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + len(batch.images) * value
+        self.images_of_losses += len(batch.images)
 
     def test_step(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         """The same, of images at several sizes where the data has an image pyramid."""
@@ -337,29 +309,30 @@ class DetectionModule(Described, LightningModule):
     def on_validation_model_eval(self) -> None:
         """Load what is scored without a checkpoint, and forget the detector of an earlier validation."""
         super().on_validation_model_eval()
-        self._ready_to_find()
-
-    def on_test_model_eval(self) -> None:
-        """The same for a test."""
-        super().on_test_model_eval()
-        self._ready_to_find()
-
-    def _ready_to_find(self) -> None:
         if not self.begun and self.trainer.state.fn != TrainerFn.FITTING:
             begin_test(self)
             self.begun = self.start_from is not None
         self.__dict__.pop("finder", None)
 
+    on_test_model_eval = on_validation_model_eval
+
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier epoch found."""
-        self.mean_losses = MeanLosses()
+        self.loss_sums, self.images_of_losses = {}, 0
         for metric in self.metrics:
-            metric.reset()
+            metric.to(self.device).reset()
 
     def on_validation_epoch_end(self) -> None:
         """Score what was found."""
-        losses = self.mean_losses.over(self.trainer.strategy)
-        self.log_dict(self.scores("val") | {f"val/{name}": value for name, value in losses.items()})
+        scores: dict[str, float | Tensor] = {**self.scores("val")}
+        if self.loss_sums:
+            # Not Lightning's, which divides by the mean of the processes' numbers of images, rounded down.
+            sums = torch.stack([*self.loss_sums.values()])
+            sums = torch.cat((sums, sums.new_tensor([self.images_of_losses])))
+            *totals, images = torch.as_tensor(self.trainer.strategy.reduce(sums, reduce_op="sum"))
+            for name, value in zip((*self.loss_sums, "loss"), (*totals, sum(totals)), strict=True):
+                scores[f"val/{name}"] = value / images
+        self.log_dict(scores)
 
     def on_validation_end(self) -> None:
         """Let go of what training would leave behind."""
@@ -396,20 +369,3 @@ class DetectionModule(Described, LightningModule):
         """Refuse a checkpoint of another detector, or one trained for other categories."""
         resuming.take_up(self, checkpoint)
         self.begun = True
-
-
-class _Metrics(nn.ModuleList):
-    """Metrics, of which a checkpoint holds nothing: it may be scored by others."""
-
-    def __init__(self, metrics: Sequence[Metric]) -> None:
-        super().__init__(metrics)
-        self.register_load_state_dict_post_hook(_miss_none)
-
-    def state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Nothing of their own."""
-        return options.get("destination")
-
-
-def _miss_none(module: nn.Module, keys: Any) -> None:
-    for names in (keys.missing_keys, keys.unexpected_keys):
-        names[:] = [name for name in names if not name.startswith("_metrics.")]

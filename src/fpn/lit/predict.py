@@ -1,16 +1,15 @@
 """`fpn predict`: images in, COCO results, pictures or a proposal file out."""
 
-import signal
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing import parent_process
+from operator import itemgetter
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
+from torch.utils.data import Dataset
 from torchvision.io import write_jpeg
 
 from fpn.allocator import keep_freed_memory
@@ -33,7 +33,7 @@ from fpn.errors import InputError
 from fpn.importing import asked_for, import_asked
 from fpn.lit.to_predict import Asked, Files, Images, OfAnnotations, picture_names
 from fpn.lit.unfinished import Recorded, Recorder, own_folder
-from fpn.models.detectors import Detector, ProposalNetwork
+from fpn.models.detectors import ProposalNetwork
 from fpn.parsing import Parser
 from fpn.pictures import draw
 from fpn.predictor import Predictor
@@ -110,8 +110,7 @@ def predict(
     work = _Work(
         ckpt_path,
         source,
-        asked.batch_size,
-        asked.num_workers,
+        asked,
         _devices(device, devices),
         selection,
         scales or [],
@@ -131,7 +130,10 @@ def predict(
     }
     times = StageTimes(predictor.detector) if stage_times else None
     with own_folder(out, settings) as kept, times or nullcontext():
-        left = _left(kept, number, asked.batch_size)
+        recorded = Recorded(kept, number)
+        if recorded.done.any():
+            say(f"going on in {kept.parent}: {recorded.done.sum():,} of {number:,} images are done")
+        left = np.unique(np.flatnonzero(~recorded.done) // asked.batch_size)  # the numbers of batches
         if devices == 1:
             work.do(kept, left, predictor, _categories(trained), times)
         else:
@@ -191,24 +193,13 @@ def _data_of(ckpt_path: str) -> CocoDataModule:
     return data
 
 
-def _select(detector: Detector, selection: Literal["testing", "training"]) -> None:
-    if selection == "testing":
-        return
-    if not isinstance(detector, ProposalNetwork) or detector.finds_objects:
-        raise InputError(
-            f"selection {selection} is of a ProposalNetwork's proposals, not for a {type(detector).__name__}"
-        )
-    detector.testing_proposals = detector.training_proposals
-
-
 @dataclass(frozen=True)
 class _Work:
     """What a process has to know to look at images."""
 
     ckpt_path: str
     images: Images
-    batch_size: int
-    num_workers: int
+    asked: Asked
     devices: list[str]
     """Of each process."""
     selection: Literal["testing", "training"]
@@ -220,7 +211,12 @@ class _Work:
 
     def predictor(self, trained: Trained, device: str) -> Predictor:
         """What looks at them."""
-        _select(trained.detector, self.selection)
+        detector = trained.detector
+        if self.selection == "training":
+            if not isinstance(detector, ProposalNetwork) or detector.finds_objects:
+                name = type(detector).__name__
+                raise InputError(f"selection training is of a ProposalNetwork's proposals, not for a {name}")
+            detector.testing_proposals = detector.training_proposals
         return Predictor.of(trained, device, self.scales, self.precision)
 
     def do(
@@ -233,12 +229,13 @@ class _Work:
         title: str = "predict",
     ) -> None:
         """Keep what is found in the images of batches of these numbers; no title, no progress bar."""
+        loaded = _Batches(self.images, self.asked.batch_size, predictor.prepare)
         loader = Loader(
-            _Loading(self.images),
-            _Batches(batches, self.batch_size, len(self.images.names)),
-            partial(_prepared, predictor.prepare),
-            name=lambda place: str(self.images.names[place]),
-            workers=self.num_workers,
+            loaded,
+            [[number] for number in batches.tolist()],
+            itemgetter(0),
+            name=lambda number: ", ".join(self.images.names[[*loaded.places(number)]]),
+            workers=self.asked.num_workers,
             patience=_PATIENCE,
             on_wait=lambda seconds: _end_with_parent(),
             persistent_workers=False,
@@ -269,41 +266,26 @@ class _Work:
             write_jpeg(picture, str(path), quality=90)
 
 
-class _Loading(Dataset[tuple[int, Tensor | str]]):
-    """Images with their places; what cannot be read comes as a message."""
+@dataclass(frozen=True)
+class _Batches(Dataset[tuple[list[int], list[str], list[Batch]]]):
+    """Batches by number: always the same images make one, for one pads another, which moves its boxes."""
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
+    images: Images
+    batch_size: int
+    prepare: Callable[[Sequence[Tensor]], list[Batch]]
 
-    def __getitem__(self, place: int) -> tuple[int, Tensor | str]:
-        try:
-            return place, self.images.picture(place)
-        except InputError as error:
-            return place, str(error)
+    def places(self, number: int) -> range:
+        return range(len(self.images.names))[number * self.batch_size :][: self.batch_size]
 
-
-class _Batches(Sampler[list[int]]):
-    """The images of batches: always the same make a batch, for one pads another, which moves its boxes."""
-
-    def __init__(self, numbers: NDArray[np.int64], batch_size: int, images: int) -> None:
-        self.numbers, self.batch_size, self.images = numbers, batch_size, images
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for number in self.numbers.tolist():
-            first = number * self.batch_size
-            yield [*range(first, min(first + self.batch_size, self.images))]
-
-
-def _prepared(
-    prepare: Callable[[Sequence[Tensor]], list[Batch]], loaded: Sequence[tuple[int, Tensor | str]]
-) -> tuple[list[int], list[str], list[Batch]]:
-    """Places of images, lines on those that cannot be read, and batches of the others."""
-    images = {place: image for place, image in loaded if isinstance(image, Tensor)}
-    lines = [line for _, line in loaded if isinstance(line, str)]
-    return [*images], lines, prepare([*images.values()]) if images else []
+    def __getitem__(self, number: int) -> tuple[list[int], list[str], list[Batch]]:
+        """Places of images, lines on those that cannot be read, and batches of the others."""
+        images, lines = dict[int, Tensor](), list[str]()
+        for place in self.places(number):
+            try:
+                images[place] = self.images.picture(place)
+            except InputError as error:
+                lines.append(str(error))
+        return [*images], lines, self.prepare([*images.values()]) if images else []
 
 
 def _devices(device: str | None, number: int) -> list[str]:
@@ -318,44 +300,21 @@ def _devices(device: str | None, number: int) -> list[str]:
     return names
 
 
-def _left(kept: Path, images: int, batch_size: int) -> NDArray[np.int64]:
-    """The numbers of batches with an image that has not been looked at."""
-    recorded = Recorded(kept, images)
-    if recorded.done.any():
-        say(f"going on in {kept.parent}: {recorded.done.sum():,} of {images:,} images are done")
-    return np.unique(np.flatnonzero(~recorded.done) // batch_size)
-
-
 def _share_out(work: _Work, kept: Path, batches: NDArray[np.int64]) -> None:
     """Have processes look at the images of these batches; each tells what goes wrong in it."""
     world = len(work.devices)
-    processes = [
-        get_context("spawn").Process(target=_share, args=(work, kept, batches, i)) for i in range(world)
-    ]
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # of the others, which it ends
     try:
-        for process in processes:
-            process.start()
-        running = {process.sentinel: process for process in processes}
-        while running:
-            for sentinel in wait(list(running)):
-                process = running.pop(cast(int, sentinel))
-                process.join()
-                status = process.exitcode or 0
-                if status > 0:
-                    sys.exit(status)
-                if status < 0:
-                    name = signal.Signals(-status).name
-                    raise InputError(
-                        f"one of {world} processes was ended by {name}; the same command goes on"
-                    )
-    finally:
-        for process in processes:
-            if process.pid is not None:
-                process.terminate()
-                process.join()
+        spawn(_share, (work, kept, batches), world)
+    except ProcessExitedException as error:
+        if error.signal_name is None:
+            sys.exit(error.exit_code)
+        raise InputError(
+            f"one of {world} processes was ended by {error.signal_name}; the same command goes on"
+        ) from None
 
 
-def _share(work: _Work, kept: Path, batches: NDArray[np.int64], rank: int) -> None:
+def _share(rank: int, work: _Work, kept: Path, batches: NDArray[np.int64]) -> None:
     """What one of several processes does."""
     with mistakes("fpn"):
         keep_freed_memory()
@@ -365,7 +324,10 @@ def _share(work: _Work, kept: Path, batches: NDArray[np.int64], rank: int) -> No
         trained = load(work.ckpt_path)
         predictor = work.predictor(trained, work.devices[rank])
         title = "" if rank else f"predict, process 1 of {world}"
-        work.do(kept, batches[rank::world], predictor, _categories(trained), title=title)
+        try:
+            work.do(kept, batches[rank::world], predictor, _categories(trained), title=title)
+        except KeyboardInterrupt:
+            sys.exit(130)  # which torch would take for a good end
 
 
 def _end_with_parent() -> None:

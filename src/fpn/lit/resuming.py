@@ -99,6 +99,7 @@ def take_up(module: "DetectionModule", checkpoint: dict[str, Any]) -> None:
     # Older ones may hold something of the metrics too.
     weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("_metrics.")}
     check_weights(module.state_dict(), weights, "the checkpoint")
+    checkpoint["state_dict"] = weights
     if kept is None:
         return
     module.seed = kept.get("seed", module.seed)

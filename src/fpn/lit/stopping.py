@@ -54,14 +54,12 @@ class EndOnSignal(Callback):
         if isinstance(data, CocoDataModule):
             data.while_waiting = partial(self._end_wait, trainer)
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen from here on, and end after the first step."""
-        self._listen()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen."""
         if not self.asked:
             self._listen()
+
+    on_sanity_check_start = on_train_start  # and end after the first step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -74,15 +72,7 @@ class EndOnSignal(Callback):
         if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
             self._end_if_asked(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """End at once, where no other process waits for this one's boxes."""
         if trainer.world_size == 1 and not trainer.sanity_checking:
             self._end_if_asked(trainer)

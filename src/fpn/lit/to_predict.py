@@ -6,15 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fpn.checkpoints import Trained
 from fpn.console import say
-from fpn.data.coco import Annotations, CocoDataset, read_annotations, refuse_unreadable, tolerated
+from fpn.data.coco import CocoDataset, read_annotations, refuse_unreadable, tolerated
 from fpn.data.decoding import Exif, is_image, read_image
 from fpn.data.results import RESULTS, Listed
 from fpn.data.transforms import as_stored
@@ -33,25 +32,6 @@ class Asked(NamedTuple):
     max_unreadable: float | None = None
     """The share of the images that may be unreadable; None for none of them."""
     exif: Exif = "apply"
-
-
-class Images(Protocol):
-    """I images by their places, 0 to I - 1."""
-
-    names: NDArray[np.str_]
-    """(I,) their files, relative to one folder; an array, which processes that load images share."""
-
-    def picture(self, place: int) -> Tensor:
-        """(3, H, W) uint8; InputError if it cannot be read."""
-
-    def note(self, unreadable: Sequence[str]) -> None:
-        """Tell of images that cannot be read, a line for each; InputError if they are too many."""
-
-    def check(self, absent: Sequence[int]) -> None:
-        """Raise InputError if all these, which no process could read, are too many."""
-
-    def listed(self, place: int, size: Size | None) -> Listed | None:
-        """How results list an image; size is None if it cannot be read, and then it may be left out."""
 
 
 class Files:
@@ -73,6 +53,7 @@ class Files:
         if not any(start.is_absolute() for start in starts):
             self.folder = Path(os.path.relpath(self.folder))  # as messages name it
         self.names = np.array([path.as_posix() for path in relative], dtype=np.str_)
+        """(I,) relative to the folder; an array, which processes that load images share."""
         numbers = [int(path.stem) for path in relative if path.stem.isdecimal() and len(path.stem) < 19]
         counted = len(set(numbers)) < len(relative)
         self.ids = np.array(range(1, len(relative) + 1) if counted else numbers, dtype=np.int64)
@@ -107,9 +88,14 @@ class OfAnnotations:
 
     def __init__(self, asked: Asked, trained: Trained) -> None:
         assert asked.annotations is not None
-        folder = _one_folder(asked.images)
-        annotations = _read_listed(asked.annotations, folder, trained)
-        share = asked.max_unreadable
+        path, folder, share = asked.annotations, Path(*asked.images[:1]), asked.max_unreadable
+        if len(asked.images) != 1 or not folder.is_dir():
+            names = ", ".join(asked.images)
+            raise InputError(f"with annotations, images is the folder of their files, not {names}")
+        annotations = read_annotations(path, need_objects=False, trust_boxes=True, image_folder=folder)
+        clash = trained.categories.listed().clash(annotations.categories)
+        if clash and trained.detector.finds_objects:
+            raise InputError(f"{path} lists other categories than the checkpoint was trained for: {clash}")
         allowed = None if share is None else tolerated(share, len(annotations))
         annotations = annotations.found_in(folder, allowed, say)
         self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed, exif=asked.exif)
@@ -137,6 +123,10 @@ class OfAnnotations:
         return Listed(annotations.written_id(place), str(self.names[place]), height, width)
 
 
+Images = Files | OfAnnotations
+"""I images by their places, 0 to I - 1."""
+
+
 def picture_names(names: Sequence[str]) -> list[str]:
     """Names of JPEG files, each another, after those of images: a/b.jpg, or a/b.png.jpg of a/b.png."""
     own = {name for name in names if _is_jpeg(name)}  # which come first, and keep theirs
@@ -156,20 +146,6 @@ def _is_jpeg(name: str) -> bool:
     return name.lower().endswith((".jpg", ".jpeg"))
 
 
-def _read_listed(path: Path, folder: Path, trained: Trained) -> Annotations:
-    annotations = read_annotations(path, need_objects=False, trust_boxes=True, image_folder=folder)
-    known = trained.categories.listed()
-    if trained.detector.finds_objects and (difference := known.clash(annotations.categories)):
-        raise InputError(f"{path} lists other categories than the checkpoint was trained for: {difference}")
-    return annotations
-
-
-def _one_folder(names: Sequence[str]) -> Path:
-    if len(names) != 1 or not Path(names[0]).is_dir():
-        raise InputError(f"with annotations, images is the folder of their files, not {', '.join(names)}")
-    return Path(names[0])
-
-
 def _image_files(names: Sequence[str]) -> list[Path]:
     """The files of these names, and the images in folders of these names."""
     files: list[Path] = []
@@ -179,10 +155,13 @@ def _image_files(names: Sequence[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(_below(path))
             images = [file for file in inside if not file.name.startswith(".") and is_image(file)]
-            passed += Counter(_kind(file) for file in {*inside}.difference(images))
+            for file in {*inside}.difference(images):
+                hidden = file.name.startswith(".")
+                passed["hidden" if hidden else file.suffix.lower() or "without an ending"] += 1
             files += images
         else:
-            _refuse_no_image(name)
+            if reason := _refusal(name):
+                raise InputError(f"{name} is {reason}")
             files.append(path)
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in passed.most_common())
     if not files:
@@ -192,21 +171,17 @@ def _image_files(names: Sequence[str]) -> list[Path]:
     return files
 
 
-def _refuse_no_image(name: str) -> None:
-    """Raise InputError for what is neither a folder nor an image, nor a broken one."""
+def _refusal(name: str) -> str:
+    """What is wrong with what is neither a folder nor an image, nor a broken one; empty for an image."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
-        raise InputError(f"{name} is an address: fpn predict reads files, so download it and name the file")
+        return "an address: fpn predict reads files, so download it and name the file"
     if not Path(name).is_file():
-        raise InputError(f"{name} is neither an image nor a folder")
+        return "neither an image nor a folder"
     if is_image(Path(name)):
-        return
-    kind = (mimetypes.guess_type(name)[0] or "").partition("/")[0]
-    if kind == "video":
-        raise InputError(
-            f"{name} is a video: make images of it, as by `ffmpeg -i {name} frames/%06d.jpg`, and name their"
-            " folder"
-        )
-    raise InputError(f"{name} is no image: name image files, or a folder of them")
+        return ""
+    if (mimetypes.guess_type(name)[0] or "").startswith("video/"):
+        return f"a video: make images of it, as by `ffmpeg -i {name} frames/%06d.jpg`, and name their folder"
+    return "no image: name image files, or a folder of them"
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -222,7 +197,3 @@ def _below(folder: Path) -> Iterator[Path]:
             if "pictures" in drawn:
                 say(f"passed over: {Path(place, 'pictures')}, which a prediction has drawn")
         yield from (Path(place, name) for name in names)
-
-
-def _kind(file: Path) -> str:
-    return "hidden" if file.name.startswith(".") else file.suffix.lower() or "without an ending"

@@ -12,9 +12,8 @@ import json
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 from uuid import uuid4
 
@@ -33,16 +32,13 @@ _ALL = (*RESULTS, "proposals.safetensors", "pictures", "images.json")
 """What a finished prediction may have; earlier versions wrote the last."""
 
 
-class Recorder:
+class Recorder(AbstractContextManager["Recorder"]):
     """Keeps what is found, batch by batch, in a new file of its own."""
 
     def __init__(self, folder: Path) -> None:
         self._file: IO[bytes] = (folder / f"{uuid4().hex}.found").open("wb")
 
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def add(self, entries: Iterable[tuple[int, Size, Detections]]) -> None:
@@ -79,11 +75,6 @@ class Recorded:
                 if begin <= end:
                     self._where[place] = number, begin - count * _BOX
                     self.sizes[place], self.counts[place] = (height, width), count
-
-    def close(self) -> None:
-        """Read no more."""
-        for file in self._files:
-            file.close()
 
     @property
     def done(self) -> NDArray[np.bool_]:

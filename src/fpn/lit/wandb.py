@@ -94,20 +94,13 @@ class Dashboard(Board, WandbLogger):
     def show_pictures(self, name: str, pictures: Sequence[Picture], step: int | None) -> None:
         """With both layers of boxes, of which W&B shows either."""
         height, width = (max(picture.image.shape[axis] for picture in pictures) for axis in (1, 2))
-        # W&B takes all images of a name to be of one size.
-        images = [
-            wandb.Image(
-                F.pad(one.image, (0, width - one.image.shape[2], 0, height - one.image.shape[1]), value=255)
-                .permute(1, 2, 0)
-                .numpy(),
-                boxes={
-                    "predictions": _layer(one.found, one.found_categories),
-                    "truth": _layer(one.truth, one.categories),
-                },
-                caption=one.name,
-            )
-            for one in pictures
-        ]
+        images = []
+        for one in pictures:  # W&B takes all images of a name to be of one size
+            right, below = width - one.image.shape[2], height - one.image.shape[1]
+            pixels = F.pad(one.image, (0, right, 0, below), value=255).permute(1, 2, 0).numpy()
+            found, truth = _layer(one.found, one.found_categories), _layer(one.truth, one.categories)
+            boxes = {"predictions": found, "truth": truth}
+            images.append(wandb.Image(pixels, boxes=boxes, caption=one.name))
         self._log({name: images}, step)
 
     def show_table(self, name: str, table: TablePanel, step: int | None) -> None:
@@ -162,23 +155,14 @@ def _table(columns: Sequence[str], rows: Rows) -> wandb.Table:
 def _layer(found: Detections, categories: Categories) -> dict[str, Any]:
     names = dict(enumerate(categories.names, start=1))
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    return {
-        "class_labels": names,
-        "box_data": [
-            {
-                "position": dict(zip(("minX", "minY", "maxX", "maxY"), box, strict=True)),
-                "domain": "pixel",
-                "class_id": label,
-            }
-            # A true box has no score.
-            | ({"box_caption": names[label]} if score != score else _scored(names[label], score))
-            for box, score, label in rows
-        ],
-    }
-
-
-def _scored(name: str, score: float) -> dict[str, Any]:
-    return {"box_caption": f"{name} {score:.2f}", "scores": {"score": score}}
+    boxes = []
+    for box, score, label in rows:
+        position = dict(zip(("minX", "minY", "maxX", "maxY"), box, strict=True))
+        one = {"position": position, "domain": "pixel", "class_id": label, "box_caption": names[label]}
+        if score == score:  # a true box has none
+            one |= {"box_caption": f"{names[label]} {score:.2f}", "scores": {"score": score}}
+        boxes.append(one)
+    return {"class_labels": names, "box_data": boxes}
 
 
 def _grouped(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, Trainer
@@ -67,19 +68,13 @@ def keep_nan_out(trainer: Trainer) -> None:
     """Have no checkpoint be the best whose score is NaN; Lightning's own takes the first for it."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.save_top_k != -1:
-            vars(callback)["check_monitor_top_k"] = _Numbers(callback)
+            vars(callback)["check_monitor_top_k"] = partial(_is_better, callback)
 
 
-class _Numbers:
+def _is_better(callback: ModelCheckpoint, trainer: Trainer, current: Tensor | None = None) -> bool:
     """A `check_monitor_top_k` that asks the callback's own about numbers only."""
-
-    def __init__(self, callback: ModelCheckpoint) -> None:
-        self.callback = callback
-
-    def __call__(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        if current is None or current.isnan():
-            return False
-        return type(self.callback).check_monitor_top_k(self.callback, trainer, current)
+    number = current is not None and not current.isnan()
+    return number and type(callback).check_monitor_top_k(callback, trainer, current)
 
 
 def _watched(trainer: Trainer) -> Iterator[tuple[Callback, str, str]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import encode_jpeg
 
+from fpn.data.coco_file import corners
 from fpn.evaluation.inputs import GroundTruth, Results
 from fpn.pictures import beside, draw
 from fpn.pictures import truth as true_boxes
@@ -29,9 +30,22 @@ class Example(NamedTuple):
     """In base64."""
 
 
+class Shown(NamedTuple):
+    """Images of which some are shown."""
+
+    truth: GroundTruth
+    results: Results
+    by_image: Sequence[float | None]
+    """The score of each."""
+    least: float
+    """Results with a lower score are left out."""
+    most: int
+    """Of an image's results, the best."""
+
+
 def extremes(truth: GroundTruth, by_image: Sequence[float | None]) -> tuple[list[int], list[int]]:
     """Places of the best and the worst images, as many of either; of equals, those with more objects."""
-    scores = np.array([np.nan if value is None else value for value in by_image], dtype=np.float64)
+    scores = np.array(by_image, dtype=np.float64)  # NaN for None
     objects = np.bincount(truth.image[~truth.crowd], minlength=len(scores))
     known = np.flatnonzero(~np.isnan(scores) & (objects > 0))
     number = min(SHOWN, len(known) // 2)
@@ -40,29 +54,13 @@ def extremes(truth: GroundTruth, by_image: Sequence[float | None]) -> tuple[list
     return best.tolist(), worst[~np.isin(worst, best)][:number].tolist()
 
 
-def example(
-    truth: GroundTruth,
-    results: Results,
-    place: int,
-    score: float,
-    read: Callable[[], Tensor],
-    least: float,
-    most: int,
-) -> Example:
-    """Draws an image.
-
-    Args:
-        truth: all objects.
-        results: all that was found.
-        place: of the image.
-        score: of the image.
-        read: reads it to (3, H, W) uint8 RGB, in the frame of its boxes.
-        least: results with a lower score are left out.
-        most: of results, the best.
+def example(shown: Shown, place: int, read: Callable[[], Tensor]) -> Example:
+    """Draws the image of a place, which `read` reads to (3, H, W) uint8 RGB, in the frame of its boxes.
 
     Raises:
         InputError: the file cannot be read.
     """
+    truth, results, by_image, least, most = shown
     image = read()
     factor = _LONG_SIDE / max(image.shape[-2:])
     image = interpolate(image[None].float(), scale_factor=factor, mode="bilinear", antialias=True)[0]
@@ -76,29 +74,13 @@ def example(
     own = own[np.argsort(-results.scores[own], kind="stable")][:most]
     labels = np.searchsorted(np.array(categories.ids), results.category_ids[own]) + 1
     there = (truth.image == place) & ~truth.crowd
-    sides = (
-        draw(
-            image,
-            true_boxes(_corners(truth.boxes[there], factor), torch.from_numpy(truth.category[there] + 1)),
-            categories,
-        ),
-        draw(
-            image,
-            Detections(
-                _corners(results.boxes[own], factor),
-                torch.from_numpy(results.scores[own]),
-                torch.from_numpy(labels),
-            ),
-            categories,
-        ),
+    boxes, found = (
+        torch.from_numpy(factor * corners(of)).float() for of in (truth.boxes[there], results.boxes[own])
     )
-    picture = encode_jpeg(beside([sides[0]], [sides[1]]), quality=_QUALITY)
+    scores = torch.from_numpy(results.scores[own])
+    left = draw(image, true_boxes(boxes, torch.from_numpy(truth.category[there] + 1)), categories)
+    right = draw(image, Detections(found, scores, torch.from_numpy(labels)), categories)
+    picture = encode_jpeg(beside([left], [right]), quality=_QUALITY)
     jpeg = base64.b64encode(picture.numpy().tobytes()).decode()
     number = int(truth.image_ids[place])
-    return Example(truth.images_as_written.get(number, number), score, jpeg)
-
-
-def _corners(boxes: np.ndarray, factor: float) -> Tensor:
-    return torch.from_numpy(
-        factor * np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    ).float()
+    return Example(truth.images_as_written.get(number, number), float(by_image[place] or 0), jpeg)

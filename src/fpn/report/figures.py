@@ -5,6 +5,7 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,80 +35,60 @@ _POINTS = 150
 """Of a curve over training, beyond which neighbours are averaged."""
 
 
-def precision_by_iou(scores: BoxScores) -> Panel:
+def precision_by_iou(scores: BoxScores, axes: Axes) -> None:
     """Precision over recall at each IoU, the mean of all categories that have objects."""
-
-    def draw(axes: Axes) -> None:
-        there = scores.precision[0, 0] > -1
-        for t, (iou, curve) in enumerate(zip(IOUS, scores.precision[..., there], strict=True)):
-            colour = colormaps["viridis"](0.3 + 0.55 * t / len(IOUS))
-            label = f"IoU {iou:.2f}: AP {100 * curve.mean():.1f}" if there.any() else f"IoU {iou:.2f}"
-            mean = 100 * curve.mean(axis=1) if there.any() else np.full(len(RECALLS), np.nan)
-            axes.plot(100 * RECALLS, mean, color=colour, linestyle=_LINES[t % len(_LINES)], label=label)
-        _label(axes, "precision over recall, mean of categories (%)", "recall (%)")
-
-    return draw
+    there = scores.precision[0, 0] > -1
+    for t, (iou, curve) in enumerate(zip(IOUS, scores.precision[..., there], strict=True)):
+        colour = colormaps["viridis"](0.3 + 0.55 * t / len(IOUS))
+        label = f"IoU {iou:.2f}: AP {100 * curve.mean():.1f}" if there.any() else f"IoU {iou:.2f}"
+        mean = 100 * curve.mean(axis=1) if there.any() else np.full(len(RECALLS), np.nan)
+        axes.plot(100 * RECALLS, mean, color=colour, linestyle=_LINES[t % len(_LINES)], label=label)
+    _label(axes, "precision over recall, mean of categories (%)", "recall (%)")
 
 
-def precision_by_category(scores: BoxScores) -> Panel:
+def precision_by_category(scores: BoxScores, axes: Axes) -> None:
     """Precision over recall at an IoU of .5: of many categories, seven from the best to the worst."""
-
-    def draw(axes: Axes) -> None:
-        known = [(one["AP50"], k, name) for k, (name, one) in enumerate(scores.categories.items())]
-        known = sorted((one for one in known if one[0] == one[0]), reverse=True)
-        places = np.linspace(0, len(known) - 1, min(len(known), len(_COLOURS))).round().astype(int)
-        shown = [known[place] for place in places]
-        for number, (average, k, name) in enumerate(shown):
-            _line(axes, number, 100 * RECALLS, scores.precision[0, :, k], f"{100 * average:.1f} {name}", 10)
-        few = "" if len(shown) == len(known) else ", from the best to the worst"
-        _label(axes, f"by category at IoU .5{few} (%)", "recall (%)")
-
-    return draw
+    known = [(one["AP50"], k, name) for k, (name, one) in enumerate(scores.categories.items())]
+    known = sorted((one for one in known if one[0] == one[0]), reverse=True)
+    places = np.linspace(0, len(known) - 1, min(len(known), len(_COLOURS))).round().astype(int)
+    shown = [known[place] for place in places]
+    for number, (average, k, name) in enumerate(shown):
+        _line(axes, number, 100 * RECALLS, scores.precision[0, :, k], f"{100 * average:.1f} {name}", 10)
+    few = "" if len(shown) == len(known) else ", from the best to the worst"
+    _label(axes, f"by category at IoU .5{few} (%)", "recall (%)")
 
 
-def recall_by_limit(found: ProposalDiagnosis) -> Panel:
+def recall_by_limit(found: ProposalDiagnosis, axes: Axes) -> None:
     """Average recall over the number of proposals."""
-
-    def draw(axes: Axes) -> None:
-        axes.set_xscale("log")
-        _line(axes, 0, found.limits, found.average, "average recall", 1)
-        axes.set_xticks(found.limits, [str(limit) for limit in found.limits])
-        axes.minorticks_off()
-        _label(axes, "average recall (%)", "proposals per image")
-
-    return draw
+    axes.set_xscale("log")
+    _line(axes, 0, found.limits, found.average, "average recall", 1)
+    axes.set_xticks(found.limits, [str(limit) for limit in found.limits])
+    axes.minorticks_off()
+    _label(axes, "average recall (%)", "proposals per image")
 
 
-def recall_by_iou(found: ProposalDiagnosis) -> Panel:
+def recall_by_iou(found: ProposalDiagnosis, axes: Axes) -> None:
     """Recall over the IoU from which an object counts as found."""
-
-    def draw(axes: Axes) -> None:
-        for number, (limit, recall) in enumerate(found.by_iou.items()):
-            _line(axes, number, IOUS, recall, f"{limit} proposals", 1)
-        _label(axes, "recall (%)", "IoU")
-
-    return draw
+    for number, (limit, recall) in enumerate(found.by_iou.items()):
+        _line(axes, number, IOUS, recall, f"{limit} proposals", 1)
+    _label(axes, "recall (%)", "IoU")
 
 
-def by_objects(groups: Sequence[OfObjects], title: str) -> Panel:
+def by_objects(groups: Sequence[OfObjects], title: str, axes: Axes) -> None:
     """Scores by the size of objects and by their level."""
-
-    def draw(axes: Axes) -> None:
-        for number, score in enumerate(groups[0].scores):
-            for by in dict.fromkeys(group.by for group in groups):
-                own = [(place, group) for place, group in enumerate(groups) if group.by == by]
-                label = score if by == groups[0].by else ""
-                _line(axes, number, [p for p, _ in own], [g.scores[score] for _, g in own], label, 1)
-        axes.set_xticks(range(len(groups)), [group.name for group in groups], rotation=30)
-        _label(axes, title, " | ".join(dict.fromkeys(_BY[group.by] for group in groups)))
-
-    return draw
+    for number, score in enumerate(groups[0].scores):
+        for by in dict.fromkeys(group.by for group in groups):
+            own = [(place, group) for place, group in enumerate(groups) if group.by == by]
+            label = score if by == groups[0].by else ""
+            _line(axes, number, [p for p, _ in own], [g.scores[score] for _, g in own], label, 1)
+    axes.set_xticks(range(len(groups)), [group.name for group in groups], rotation=30)
+    _label(axes, title, " | ".join(dict.fromkeys(_BY[group.by] for group in groups)))
 
 
 _BY = {"image": "size in the image", "input": "at the input", "level": "level"}
 
 
-def training(path: Path) -> dict[str, Panel]:
+def training(path: Path) -> list[Panel]:
     """The losses and the scores over a run's steps, of those that its metrics.csv has."""
     columns: dict[str, list[tuple[float, float]]] = defaultdict(list)
     with path.open(newline="") as file:
@@ -122,19 +103,18 @@ def training(path: Path) -> dict[str, Panel]:
         losses["loss in validation"] = columns["val/loss"]
     wanted = ("val/AP", "val/AP50", "val/AP75", "val/proposal_AR@100", "val/proposal_AR@1000")
     scores = {name.removeprefix("val/"): columns[name] for name in wanted if name in columns}
-    panels = {"loss": _history(losses, "losses", 1), "score": _history(scores, "validation (%)", 100)}
-    return {name: panels[name] for name, some in (("loss", losses), ("score", scores)) if some}
+    told = ((losses, "losses", 1), (scores, "validation (%)", 100))
+    return [partial(_history, *curves) for curves in told if curves[0]]
 
 
-def _history(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, factor: float) -> Panel:
-    def draw(axes: Axes) -> None:
-        for number, (name, points) in enumerate(curves.items()):
-            parts = np.array_split(np.array(points), min(len(points), _POINTS))
-            steps, values = np.array([part.mean(axis=0) for part in parts]).T
-            _line(axes, number, steps, factor / 100 * values, name, max(len(parts) // 8, 1))
-        _label(axes, title, "step", top=None)
-
-    return draw
+def _history(
+    curves: Mapping[str, Sequence[tuple[float, float]]], title: str, factor: float, axes: Axes
+) -> None:
+    for number, (name, points) in enumerate(curves.items()):
+        parts = np.array_split(np.array(points), min(len(points), _POINTS))
+        steps, values = np.array([part.mean(axis=0) for part in parts]).T
+        _line(axes, number, steps, factor / 100 * values, name, max(len(parts) // 8, 1))
+    _label(axes, title, "step", top=None)
 
 
 def svg(panel: Panel) -> str:
@@ -182,20 +162,11 @@ def _line(
     label: str,
     every: int,
 ) -> None:
-    values = [np.nan if value is None else 100 * value for value in y]
-    axes.plot(
-        x,
-        values,
-        label=label or None,
-        color=_COLOURS[number % len(_COLOURS)],
-        marker=_MARKERS[number % len(_MARKERS)],
-        linestyle=_LINES[number // len(_COLOURS) % len(_LINES)]
-        if number >= len(_COLOURS)
-        else _LINES[number % 4],
-        markevery=every,
-        markersize=4,
-        linewidth=1.5,
-    )
+    values = 100 * np.array(y, dtype=np.float64)  # NaN for None
+    round_, place = divmod(number, len(_COLOURS))
+    style: Any = {"color": _COLOURS[place], "marker": _MARKERS[number % len(_MARKERS)]}
+    style |= {"markevery": every, "markersize": 4, "linewidth": 1.5}
+    axes.plot(x, values, label=label or None, linestyle=_LINES[(round_ or place) % len(_LINES)], **style)
 
 
 def _label(axes: Axes, title: str, below: str, top: float | None = 102) -> None:

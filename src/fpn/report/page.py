@@ -5,6 +5,7 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +27,11 @@ from fpn.evaluation.diagnosis import (
 )
 from fpn.evaluation.engines import class_agnostic
 from fpn.evaluation.inputs import GroundTruth, Results
-from fpn.evaluation.scoring import AREAS, BoxScores
+from fpn.evaluation.scoring import BoxScores
+from fpn.evaluation.tables import OF_CATEGORY, box_rows, percent
 from fpn.files import replacing
 from fpn.report import figures
-from fpn.report.examples import Example, example, extremes
+from fpn.report.examples import Example, Shown, example, extremes
 
 _SHOWN = 100
 """The most categories of a confusion matrix."""
@@ -77,37 +79,33 @@ def write_report(tested: Reported, page: Path, curves: Path) -> None:
     sections: list[str] = []
     panels: list[figures.Panel] = []
     about = tested.truth, tested.scales, tested.pyramid
-    shown: tuple[GroundTruth, Results, Sequence[float | None], float, int] | None = None
+    shown: Shown | None = None
     if tested.detections is not None and tested.scores is not None:
         found = diagnose(about[0], tested.detections, *about[1:], tested.score)
-        shown = (tested.truth, tested.detections, found.by_image, tested.score, _DETECTIONS_DRAWN)
+        shown = Shown(tested.truth, tested.detections, found.by_image, tested.score, _DETECTIONS_DRAWN)
         drawn = [
-            figures.precision_by_iou(tested.scores),
-            figures.precision_by_category(tested.scores),
-            figures.by_objects(found.groups, "detections by size and level (%)"),
+            partial(figures.precision_by_iou, tested.scores),
+            partial(figures.precision_by_category, tested.scores),
+            partial(figures.by_objects, found.groups, "detections by size and level (%)"),
         ]
         panels += drawn
         sections += _detections(tested, tested.scores, found, drawn)
     if tested.proposals is not None:
         proposed = diagnose_proposals(about[0], tested.proposals, *about[1:])
         if shown is None:
-            shown = (
-                *class_agnostic(tested.truth, tested.proposals),
-                proposed.by_image,
-                -math.inf,
-                _PROPOSALS_DRAWN,
-            )
+            agnostic = class_agnostic(tested.truth, tested.proposals)
+            shown = Shown(*agnostic, proposed.by_image, -math.inf, _PROPOSALS_DRAWN)
         drawn = [
-            figures.recall_by_limit(proposed),
-            figures.recall_by_iou(proposed),
-            figures.by_objects(proposed.groups, "proposals by size and level (%)"),
+            partial(figures.recall_by_limit, proposed),
+            partial(figures.recall_by_iou, proposed),
+            partial(figures.by_objects, proposed.groups, "proposals by size and level (%)"),
         ]
         panels += drawn
         sections.append(_proposals(proposed, drawn))
     if tested.pictures and shown is not None:
-        sections.append(_examples(tested, *shown))
+        sections.append(_examples(tested, shown))
     if tested.history is not None and tested.history.is_file() and (told := figures.training(tested.history)):
-        sections.append(_section("Training", "From the run's metrics.csv.", *map(figures.svg, told.values())))
+        sections.append(_section("Training", "From the run's metrics.csv.", *map(figures.svg, told)))
     sections.append(_settings(tested))
     if panels:
         figures.write_png(panels, curves)
@@ -118,58 +116,25 @@ def write_report(tested: Reported, page: Path, curves: Path) -> None:
 def _detections(
     tested: Reported, scores: BoxScores, found: DetectionDiagnosis, drawn: Sequence[figures.Panel]
 ) -> Iterable[str]:
-    truth, overall = tested.truth, scores.overall
+    truth = tested.truth
     single = truth.category[~truth.crowd]
-    names = ("AP", "AP50", "AP75", "AR@1", "AR@10", "AR@100")
     yield _section(
         "Scores",
         f"{len(truth.image_ids):,} images, {len(single):,} objects, {int(truth.crowd.sum()):,} crowd regions,"
         f" {len(truth.categories):,} categories. COCO's twelve numbers (cocodataset.org/#detection-eval) in"
         " percent: AP is the mean over ten IoUs from .5 to .95, recalls and categories; AR is at 1, 10 and"
         " 100 detections of an image and category. Small is below 32², large above 96² pixels of area.",
-        _table(
-            ("", "all", "small", "medium", "large"),
-            (
-                [
-                    name,
-                    *(
-                        _percent(overall.get(("AR" if name == "AR@100" and area else name) + area))
-                        for area in AREAS
-                    ),
-                ]
-                for name in names
-            ),
-        ),
+        _table(("", "all", "small", "medium", "large"), box_rows(scores.overall)),
     )
-    counts = np.bincount(single, minlength=len(truth.categories))
-    keys = ("AP", "AP50", "AP75", *(f"AP{area}" for area in AREAS if area))
+    counts, rows = np.bincount(single, minlength=len(truth.categories)), []
+    for k, (name, one) in enumerate(scores.categories.items()):
+        numbers = (percent(one[key]) for key in OF_CATEGORY)
+        rows.append([name, f"{counts[k]:,}", *numbers, _Raw(_spark(scores.precision[:, :, k]))])
     yield _section(
         "Categories",
         "AP in percent. Precision over recall at an IoU of .5 (solid), .75 (dashed) and .9 (dotted)."
         " A heading sorts.",
-        _table(
-            (
-                "category",
-                "objects",
-                "AP",
-                "AP50",
-                "AP75",
-                "small",
-                "medium",
-                "large",
-                "precision over recall",
-            ),
-            (
-                [
-                    name,
-                    f"{counts[k]:,}",
-                    *(_percent(one[key]) for key in keys),
-                    _Raw(_spark(scores.precision[:, :, k])),
-                ]
-                for k, (name, one) in enumerate(scores.categories.items())
-            ),
-            sortable=True,
-        ),
+        _table(("category", "objects", *OF_CATEGORY.values(), "precision over recall"), rows, sortable=True),
     )
     yield _section("Precision and recall", "As COCO interpolates it.", *map(figures.svg, drawn[:2]))
     yield _errors(found.errors)
@@ -197,19 +162,11 @@ _WHERE = {"all": "all", "image": "size in the image", "input": "size at the inpu
 
 
 def _groups(groups: Sequence[OfObjects], overall: OfObjects | None = None) -> str:
-    rows = ([overall] if overall else []) + list(groups)
-    return _table(
-        ("by", "", "objects", *groups[0].scores),
-        (
-            [
-                _WHERE[one.by],
-                one.name,
-                f"{one.objects:,}" if one is not overall else "",
-                *map(_percent, one.scores.values()),
-            ]
-            for one in rows
-        ),
-    )
+    rows = []
+    for one in [*([overall] if overall else []), *groups]:
+        objects = f"{one.objects:,}" if one is not overall else ""
+        rows.append([_WHERE[one.by], one.name, objects, *map(percent, one.scores.values())])
+    return _table(("by", "", "objects", *groups[0].scores), rows)
 
 
 _MEANING = {
@@ -225,24 +182,16 @@ _MEANING = {
 
 
 def _errors(errors: Errors) -> str:
-    most = max(errors.points.values(), default=0) or 1
+    most, rows = max(errors.points.values(), default=0) or 1, []
+    for kind, points in errors.points.items():
+        number = f"{errors.counts[kind]:,}" if kind in errors.counts else ""
+        bar = _Raw(f'<i class="bar" style="width:{max(points, 0) / most * 8:.2f}em"></i>')
+        rows.append([kind, number, percent(points), bar, _MEANING[kind]])
     return _section(
         "Errors",
-        f"AP at an IoU of .5 is {_percent(errors.AP50)}. dAP is by how many points it would rise if all"
+        f"AP at an IoU of .5 is {percent(errors.AP50)}. dAP is by how many points it would rise if all"
         " errors of a kind were mended and no other: TIDE (Bolya et al., ECCV 2020). They do not add up.",
-        _table(
-            ("error", "number", "dAP", "", "what it is"),
-            (
-                [
-                    kind,
-                    f"{errors.counts[kind]:,}" if kind in errors.counts else "",
-                    _percent(points),
-                    _Raw(f'<i class="bar" style="width:{max(points, 0) / most * 8:.2f}em"></i>'),
-                    _MEANING[kind],
-                ]
-                for kind, points in errors.points.items()
-            ),
-        ),
+        _table(("error", "number", "dAP", "", "what it is"), rows),
     )
 
 
@@ -256,15 +205,14 @@ def _confusion(confusion: Confusion, names: Sequence[str]) -> str:
     every = [*names, "background"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     head = "".join(f"<th><span>{escape(every[k])}</span>" for k in shown)
-    rows = "".join(
-        f"<tr><th>{escape(every[i])}"
-        + "".join(
-            f"<td class=s{10 * shares[i, k]:.0f}>{counts[i, k]}" if counts[i, k] else "<td>" for k in shown
-        )
-        for i in shown
-    )
+    rows = ""
+    for i in shown:
+        rows += f"<tr><th>{escape(every[i])}"
+        for k in shown:
+            rows += f"<td class=s{10 * shares[i, k]:.0f}>{counts[i, k]}" if counts[i, k] else "<td>"
     worst = np.argsort(-wrong[:-1, :-1], axis=None, kind="stable")[:10]
-    pairs = [(i, k) for i, k in (divmod(int(place), len(names)) for place in worst) if wrong[i, k]]
+    pairs = (divmod(int(place), len(names)) for place in worst)
+    mistaken = [[names[i], names[k], str(wrong[i, k])] for i, k in pairs if wrong[i, k]]
     left_out = f" The {_SHOWN} categories with most errors of {len(names):,}." if len(names) > _SHOWN else ""
     return _section(
         "Confusion",
@@ -273,38 +221,27 @@ def _confusion(confusion: Confusion, names: Sequence[str]) -> str:
         " then by IoU."
         f" Shades are shares of a row.{left_out}",
         f'<div class="wide"><table class="confusion"><tr><th>{head}{rows}</table></div>',
-        _table(("is", "found as", "times"), ([names[i], names[k], str(wrong[i, k])] for i, k in pairs))
-        if pairs
-        else "",
+        _table(("is", "found as", "times"), mistaken) if mistaken else "",
     )
 
 
-def _examples(
-    tested: Reported,
-    truth: GroundTruth,
-    results: Results,
-    by_image: Sequence[float | None],
-    least: float,
-    most: int,
-) -> str:
+def _examples(tested: Reported, shown: Shown) -> str:
     pictures = []
-    for kind, places in zip(("Best", "Worst"), extremes(truth, by_image), strict=True):
-        made = []
-        for place in places:
-            picture = tested.pictures[int(truth.image_ids[place])]
-            made.append(example(truth, results, place, float(by_image[place] or 0), picture, least, most))
+    for kind, places in zip(("Best", "Worst"), extremes(shown.truth, shown.by_image), strict=True):
+        reads = (tested.pictures[int(shown.truth.image_ids[place])] for place in places)
+        made = [example(shown, place, read) for place, read in zip(places, reads, strict=True)]
         pictures.append(f"<h3>{kind}</h3>" + "".join(map(_figure, made)))
     told = (
-        f"By panoptic quality of the boxes with scores from {least:g} on: the IoUs of right ones, over right"
-        " ones plus half of the wrong and the missed (Kirillov et al., CVPR 2019, Eq. 1)."
+        f"By panoptic quality of the boxes with scores from {shown.least:g} on: the IoUs of right ones, over"
+        " right ones plus half of the wrong and the missed (Kirillov et al., CVPR 2019, Eq. 1)."
         if tested.detections is not None
-        else f"By average recall of 100 proposals; the best {most} are drawn."
+        else f"By average recall of 100 proposals; the best {shown.most} are drawn."
     )
     return _section("Images", f"{told} Left what is there, right what was found.", *pictures)
 
 
 def _figure(one: Example) -> str:
-    about = f"image {escape(str(one.image_id))}: {_percent(one.score)}"
+    about = f"image {escape(str(one.image_id))}: {percent(one.score)}"
     return (
         f'<figure><img alt="{about}, truth and findings" src="data:image/jpeg;base64,{one.jpeg}">'
         f"<figcaption>{about}</figcaption></figure>"
@@ -349,12 +286,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], sortable: bool = 
 
 def _cells(tag: str, kinds: Sequence[str], contents: Iterable[str]) -> str:
     return "".join(f"<{tag}{kind}>{content}" for kind, content in zip(kinds, contents, strict=True))
-
-
-def _percent(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _spark(precision: np.ndarray) -> str:

@@ -26,12 +26,14 @@ class PaperTable(NamedTuple):
     """By the paper's letters, or a short key where it has none, in the paper's order."""
 
 
+@cache
 def paper_table(name: str) -> PaperTable:
     """One of the paper's tables: table1 … table6, or running_time.
 
     Raises InputError for any other name.
     """
-    tables = _tables()
+    path = Path(__file__).with_name("paper_results.yaml")
+    tables: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     if name not in tables:
         raise InputError(f"the paper has no table {name!r}; use one of {', '.join(tables)}")
     title, columns, rows = (tables[name][key] for key in ("title", "columns", "rows"))
@@ -40,11 +42,3 @@ def paper_table(name: str) -> PaperTable:
         for key, row in rows.items()
     }
     return PaperTable(title, tuple(columns), values)
-
-
-@cache
-def _tables() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(
-        Path(__file__).with_name("paper_results.yaml").read_text(encoding="utf-8")
-    )
-    return content

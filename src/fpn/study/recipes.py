@@ -6,7 +6,6 @@ A row's file says what the detector is, the files of a family (`paper`, `modern`
 """
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -15,17 +14,9 @@ from typing import Any, NamedTuple
 
 from fpn.errors import InputError
 from fpn.shipped import config_file
-from fpn.study.settings import Settings, result_settings, settings_of, told
+from fpn.study.settings import result_settings, settings_of, told
 from fpn.study.tasks import Step, Task
 from fpn.types import precision_named
-
-
-class Recipe(ABC):
-    """A way to make a row."""
-
-    @abstractmethod
-    def tasks(self, making: "Making") -> list[Task]:
-        """The tasks that make it, those first that others need, its own last."""
 
 
 class Row(NamedTuple):
@@ -34,8 +25,8 @@ class Row(NamedTuple):
     name: str
     file: str
     """Below configs/, or a file of the user's."""
-    recipe: Recipe
-    modern: Recipe | None = None
+    recipe: "Recipe"
+    modern: "Recipe | None" = None
     """The modern family's, where it is another."""
     shipped: bool = True
     """Whether the file is one of this project."""
@@ -70,38 +61,28 @@ class Study(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RPN(Recipe):
-    """An RPN, trained alone."""
+class OneStep:
+    """One training."""
+
+    protocols: tuple[str, ...]
+    """How, names of the family's files."""
+    proposals: str | None = None
+    """The row whose RPN's proposals it is trained on, as table1/c."""
 
     def tasks(self, making: "Making") -> list[Task]:
-        return [making.fit("rpn", proposes=making.proposes)]
+        others = making.study.tasks(self.proposals, making.seed, proposes=True) if self.proposals else []
+        proposals = others[-1] if others else None
+        return [*others, making.fit(*self.protocols, proposals=proposals, proposes=making.proposes)]
+
+
+RPN = OneStep(("rpn",))
+"""An RPN, trained alone."""
+JOINTLY = OneStep(("faster_rcnn",))
+"""RPN and Fast R-CNN at once."""
 
 
 @dataclass(frozen=True)
-class OnProposals(Recipe):
-    """A Fast R-CNN on the proposals of another row's RPN."""
-
-    proposals: str
-    """That row, as table1/c."""
-
-    def tasks(self, making: "Making") -> list[Task]:
-        others = making.study.tasks(self.proposals, making.seed, proposes=True)
-        return [*others, making.fit("fast_rcnn", proposals=others[-1])]
-
-
-@dataclass(frozen=True)
-class Jointly(Recipe):
-    """RPN and Fast R-CNN at once."""
-
-    more: tuple[str, ...] = ()
-    """Further files of the family."""
-
-    def tasks(self, making: "Making") -> list[Task]:
-        return [making.fit("faster_rcnn", *self.more)]
-
-
-@dataclass(frozen=True)
-class TwoSteps(Recipe):
+class TwoSteps:
     """An RPN, and then a Fast R-CNN on its proposals, with features of its own."""
 
     def tasks(self, making: "Making") -> list[Task]:
@@ -110,7 +91,7 @@ class TwoSteps(Recipe):
 
 
 @dataclass(frozen=True)
-class FourSteps(Recipe):
+class FourSteps:
     """Two steps, and then once more with the features of the second, which both share (Sec. 5.2.2)."""
 
     begin: str
@@ -126,7 +107,7 @@ class FourSteps(Recipe):
 
 
 @dataclass(frozen=True)
-class DetectorOf(Recipe):
+class DetectorOf:
     """Another row's detector, tested."""
 
     row: str
@@ -138,6 +119,10 @@ class DetectorOf(Recipe):
         files = [config_file(making.row.file)] if self.by_own_file else []
         test = making.test(last_of(others[-1]), files=files, go_on=False)
         return [*others, making.task([test], others[-1])]
+
+
+Recipe = OneStep | TwoSteps | FourSteps | DetectorOf
+"""A way to make a row: its tasks are those first that others need, its own last."""
 
 
 class Making(NamedTuple):
@@ -239,12 +224,6 @@ class Making(NamedTuple):
             loggers.append({"class_path": "fpn.lit.wandb.Dashboard", "init_args": arguments})
         return loggers
 
-    def _detector(self) -> Settings:
-        """What the row's file sets of the detector, and what was given."""
-        settings = settings_of(["--config", str(config_file(self.row.file)), *self.study.given])
-        start = "model.detector."
-        return {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}
-
     def _about(self) -> dict[str, Any]:
         """What a report has to know; no report may pass over what makes another row than the paper's."""
         study, (table, key) = self.study, self.row_name.split("/")
@@ -253,8 +232,10 @@ class Making(NamedTuple):
         about = {"table": table, "row": key, "name": self.row.name, "seed": self.seed}
         about |= {"family": study.family, "data": data}
         others = study.scale or any(".rpn.sizes" in name or ".rpn.ratios" in name for name in altered)
-        if isinstance(self.row.recipe, RPN) and self.row.shipped and not others:
-            given = {name: areas for name, areas in self._detector().items() if name.startswith("rpn.sizes.")}
+        if self.row.recipe == RPN and self.row.shipped and not others:
+            settings = settings_of(["--config", str(config_file(self.row.file)), *study.given])
+            start = "model.detector.rpn.sizes."
+            given = {name: areas for name, areas in settings.items() if name.startswith(start)}
             sizes = given or {str(level): [0] for level in range(2, 7)}
             # Of three ratios, on the paper's input of 800 × 1000 pixels.
             strides = [(2 ** int(name.rpartition(".")[2]), len(areas)) for name, areas in sizes.items()]

@@ -112,8 +112,7 @@ def _lines(section: Section, row: Compared) -> list[list[str]]:
 def _ours(section: Section, row: Compared, column: str) -> str:
     if not row.runs:
         return "no run"
-    values = section.values(row, column)
-    known = [value for value in values if not math.isnan(value)]
+    values, known = section.values(row, column), section.known(row, column)
     if column == "anchors":  # a property of the network, the same for all seeds
         return _number(known[0] if known else None, column)
     if not row.finished:
@@ -144,14 +143,11 @@ def _remarks(section: Section, shown: Sequence[Compared]) -> list[str]:
         if order.rows < 2:
             continue
         tau = "undefined, as all rows are equal" if math.isnan(order.tau) else f"{order.tau:.2f}"
-        pairs = [
-            f"{what}: {', '.join(f'{one} {sign} {other}' for one, other in found)}"
-            for what, sign, found in (
-                ("inverted against the paper", "<", order.inverted),
-                ("equal in ours alone", "=", order.tied),
-            )
-            if found
-        ]
+        inverted, tied = ("inverted against the paper", "<"), ("equal in ours alone", "=")
+        pairs = []
+        for (what, sign), found in ((inverted, order.inverted), (tied, order.tied)):
+            if found:
+                pairs.append(f"{what}: {', '.join(f'{one} {sign} {other}' for one, other in found)}")
         ending = "; ".join(pairs) or "no pair inverted"
         lines.append(f"Order by {column}, {order.rows} rows: Kendall's tau {tau}; {ending}.")
     return lines
@@ -193,12 +189,10 @@ def _draw(section: Section, folder: Path, taken: Sequence[str]) -> Path | None:
     slug = _slug(section)
     path = folder / f"{slug}{f'_{taken.count(slug) + 1}' if slug in taken else ''}.png"
     names = [row.name for row in section.rows]
-    by_row = {
-        row.name if names.count(row.name) == 1 else f"{row.name} ({row.key})": [
-            curves[run.folder] for run in row.runs if run.folder in curves
-        ]
-        for row in section.rows
-    }
+    by_row = {}
+    for row in section.rows:
+        name = row.name if names.count(row.name) == 1 else f"{row.name} ({row.key})"
+        by_row[name] = [curves[run.folder] for run in row.runs if run.folder in curves]
     draw_curves(by_row, section.heading, path)
     return path
 

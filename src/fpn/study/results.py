@@ -58,6 +58,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             runs are of the same row and seed.
     """
     found: dict[Path, Run] = {}
+    seen: dict[tuple[str, str, str, str, int], Path] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give folders of runs")
@@ -69,7 +70,13 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             raise InputError(f"{folder}: no run.json in it or below it; give folders of runs")
         for path in paths:
             found.setdefault(path.parent.resolve(), _from_folder(path.parent))
-    _refuse_doubles(found.values())
+    for run in found.values():
+        key = (run.table, run.row, run.family, run.data, run.seed)
+        if seen.setdefault(key, run.folder) != run.folder:
+            raise InputError(
+                f"{seen[key]} and {run.folder}: both are {run.table}, row {run.row}, seed {run.seed} "
+                f"({run.family}, {run.data}); leave one of them out"
+            )
     return list(found.values())
 
 
@@ -152,15 +159,3 @@ def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, objec
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _refuse_doubles(runs: Iterable[Run]) -> None:
-    seen: dict[tuple[str, str, str, str, int], Path] = {}
-    for run in runs:
-        key = (run.table, run.row, run.family, run.data, run.seed)
-        if key in seen:
-            raise InputError(
-                f"{seen[key]} and {run.folder}: both are {run.table}, row {run.row}, seed {run.seed} "
-                f"({run.family}, {run.data}); leave one of them out"
-            )
-        seen[key] = run.folder

@@ -6,7 +6,7 @@ from pathlib import Path
 from fpn.console import say
 from fpn.errors import InputError
 from fpn.shipped import config_file
-from fpn.study.recipes import RPN, DetectorOf, FourSteps, Jointly, OnProposals, Recipe, Row, Study, TwoSteps
+from fpn.study.recipes import JOINTLY, RPN, DetectorOf, FourSteps, OneStep, Recipe, Row, Study, TwoSteps
 from fpn.study.settings import refuse_own, settings_of
 from fpn.study.tasks import Task
 
@@ -16,25 +16,25 @@ def _table5(depth: int) -> dict[str, Row]:
     return {
         f"{net}_unshared": Row(f"ResNet-{depth}, unshared", file, TwoSteps()),
         f"{net}_shared": Row(f"ResNet-{depth}, shared", file, FourSteps(f"table5/{net}_unshared")),
-        f"{net}_joint": Row(f"ResNet-{depth}, joint", file, Jointly()),
+        f"{net}_joint": Row(f"ResNet-{depth}, joint", file, JOINTLY),
     }
 
 
-_ON_FPNS = OnProposals("table1/c")
+_ON_FPNS = OneStep(("fast_rcnn",), "table1/c")
 TABLES: dict[str, dict[str, Row]] = {
     "table1": {
-        "a": Row("baseline on conv4", "table1/a_conv4.yaml", RPN()),
-        "b": Row("baseline on conv5", "table1/b_conv5.yaml", RPN()),
-        "c": Row("FPN", "table1/c_fpn.yaml", RPN()),
-        "d": Row("bottom-up pyramid", "table1/d_bottom_up_pyramid.yaml", RPN()),
-        "e": Row("top-down pyramid, without lateral", "table1/e_no_lateral.yaml", RPN()),
-        "f": Row("only finest level", "table1/f_finest_level.yaml", RPN()),
-        "c_unshared": Row("FPN, one head a level", "table1/c_unshared.yaml", RPN()),
-        "d_unshared": Row("bottom-up pyramid, one head a level", "table1/d_unshared.yaml", RPN()),
-        "c_no_border_anchors": Row("FPN, no border anchors", "table1/c_no_border_anchors.yaml", RPN()),
-        "c_nonlinearity": Row("FPN, ReLU in the neck", "table1/c_nonlinearity.yaml", RPN()),
-        "c_no_smoothing": Row("FPN, no 3×3 smoothing", "table1/c_no_smoothing.yaml", RPN()),
-        "a_multi_scale": Row("conv4 at five sizes", "table1/a_multi_scale.yaml", RPN()),
+        "a": Row("baseline on conv4", "table1/a_conv4.yaml", RPN),
+        "b": Row("baseline on conv5", "table1/b_conv5.yaml", RPN),
+        "c": Row("FPN", "table1/c_fpn.yaml", RPN),
+        "d": Row("bottom-up pyramid", "table1/d_bottom_up_pyramid.yaml", RPN),
+        "e": Row("top-down pyramid, without lateral", "table1/e_no_lateral.yaml", RPN),
+        "f": Row("only finest level", "table1/f_finest_level.yaml", RPN),
+        "c_unshared": Row("FPN, one head a level", "table1/c_unshared.yaml", RPN),
+        "d_unshared": Row("bottom-up pyramid, one head a level", "table1/d_unshared.yaml", RPN),
+        "c_no_border_anchors": Row("FPN, no border anchors", "table1/c_no_border_anchors.yaml", RPN),
+        "c_nonlinearity": Row("FPN, ReLU in the neck", "table1/c_nonlinearity.yaml", RPN),
+        "c_no_smoothing": Row("FPN, no 3×3 smoothing", "table1/c_no_smoothing.yaml", RPN),
+        "a_multi_scale": Row("conv4 at five sizes", "table1/a_multi_scale.yaml", RPN),
         "a_image_pyramid": Row(
             "conv4 at five sizes, on a pyramid of images",
             "fig1/a_image_pyramid.yaml",
@@ -51,25 +51,27 @@ TABLES: dict[str, dict[str, Row]] = {
         "c_no_smoothing": Row("FPN, no 3×3 smoothing", "table2/c_no_smoothing.yaml", _ON_FPNS),
     },
     "table3": {
-        "star": Row("baseline of He et al. 2016", "table3/star_he_et_al.yaml", TwoSteps(), Jointly()),
-        "a": Row("baseline on conv4", "table3/a_conv4.yaml", OnProposals("table1/a"), Jointly()),
-        "b": Row("baseline on conv5", "table3/b_conv5.yaml", OnProposals("table1/b"), Jointly()),
+        "star": Row("baseline of He et al. 2016", "table3/star_he_et_al.yaml", TwoSteps(), JOINTLY),
+        "a": Row("baseline on conv4", "table3/a_conv4.yaml", OneStep(("fast_rcnn",), "table1/a"), JOINTLY),
+        "b": Row("baseline on conv5", "table3/b_conv5.yaml", OneStep(("fast_rcnn",), "table1/b"), JOINTLY),
         # FPN on proposals of its own kind is Table 2 (c), and has its numbers in the paper.
-        "c": Row("FPN", "table3/c_fpn.yaml", DetectorOf("table2/c"), Jointly()),
+        "c": Row("FPN", "table3/c_fpn.yaml", DetectorOf("table2/c"), JOINTLY),
     },
     "table4": {
         "resnet101": Row(
-            "ResNet-101, doubled schedule", "table4/resnet101.yaml", Jointly(("double_schedule",))
+            "ResNet-101, doubled schedule",
+            "table4/resnet101.yaml",
+            OneStep(("faster_rcnn", "double_schedule")),
         )
     },
     "table5": _table5(50) | _table5(101),
 }
 
 OF_FILES: dict[str, tuple[Recipe, Recipe | None]] = {
-    "table1": (RPN(), None),
+    "table1": (RPN, None),
     "table2": (_ON_FPNS, None),
-    "table3": (TwoSteps(), Jointly()),
-    "table4": (Jointly(("double_schedule",)), None),
+    "table3": (TwoSteps(), JOINTLY),
+    "table4": (OneStep(("faster_rcnn", "double_schedule")), None),
 }
 """The recipes, the paper's and the modern one, by which a user's file makes a row of a table."""
 

@@ -162,13 +162,19 @@ class Section(NamedTuple):
         if column == "anchors":
             return [float(run.anchors) for run in row.runs if run.anchors is not None]
         key, factor = (self.layout.prefix + column, 100) if is_percentage(column) else (column, 1)
-        scores = [_curve_scores(run) | (run.scores or {}) for run in row.finished]
+        # Recall of another number of proposals than scores.json has, under the name that it would have there.
+        curves = [run.curves["by_limit"].values() if run.curves else ((), ()) for run in row.finished]
+        more = [{f"proposal_AR@{limit:g}": r for limit, r in zip(*curve, strict=True)} for curve in curves]
+        scores = [one | (run.scores or {}) for one, run in zip(more, row.finished, strict=True)]
         return [factor * its[key] for its in scores if key in its]
+
+    def known(self, row: Compared, column: str) -> list[float]:
+        """The same without NaN."""
+        return [value for value in self.values(row, column) if not math.isnan(value)]
 
     def means(self, row: Compared) -> dict[str, float]:
         """The means over the runs, of the columns that have any."""
-        known = {c: [x for x in self.values(row, c) if not math.isnan(x)] for c in self.columns}
-        return {column: mean(values) for column, values in known.items() if values}
+        return {column: mean(known) for column in self.columns if (known := self.known(row, column))}
 
     def numbers(self) -> tuple[list[str], list[list[str | float | None]]]:
         """Columns and rows of what is shown, as numbers, the paper's beside ours: mean and sd over n seeds.
@@ -181,7 +187,7 @@ class Section(NamedTuple):
         for row in self.rows:
             cells: list[str | float | None] = [row.key, row.name, len(row.finished)]
             for column in self.columns:
-                known = [value for value in self.values(row, column) if not math.isnan(value)]
+                known = self.known(row, column)
                 cells += [row.paper.get(column)] if self.layout.papers else []
                 cells += [mean(known) if known else None, stdev(known) if len(known) > 1 else None]
             rows.append(cells)
@@ -192,12 +198,6 @@ class Section(NamedTuple):
         theirs = {row.key: row.paper.get(column) for row in self.rows}
         ours = {row.key: means[column] for row in self.rows if column in (means := self.means(row))}
         return compare_order({key: x for key, x in theirs.items() if x is not None}, ours)
-
-
-def _curve_scores(run: Run) -> dict[str, float]:
-    """Recall of another number of proposals than scores.json has, under the name that it would have there."""
-    limits, recalls = run.curves["by_limit"].values() if run.curves else ((), ())
-    return {f"proposal_AR@{limit:g}": recall for limit, recall in zip(limits, recalls, strict=True)}
 
 
 def sections_of(runs: Iterable[Run]) -> list[Section]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 from fpn.errors import InputError
 from fpn.shipped import config_file
 from fpn.upgrade import upgraded
+from fpn.words import options_of, read_yaml, value_of
 
 Settings = Mapping[str, Any]
 """Values by their names on the command line, as model.detector.neck.lateral, without init_args."""
@@ -43,25 +43,18 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
         InputError: a configuration file cannot be read.
     """
     settings: dict[str, Any] = {}
-    for name, text in _options(words):
+    for name, given in options_of(words):
+        text = "true" if given is None else given
         if name in ("config", "c"):
-            for inner, value in _flat(_content(config_file(text))):
-                if inner.endswith("+"):
-                    _add(settings, inner, value)
-                else:
-                    settings[inner] = value
-        elif name.endswith("+"):
-            _add(settings, name, _value(text))
+            pairs = _flat(upgraded(read_yaml(config_file(text)) or {}))
         else:
-            settings |= dict(_flat(_value(text), name.replace(".init_args", "")))
+            pairs = _flat(value_of(text), name.replace(".init_args", ""))
+        for inner, value in pairs:
+            if inner.endswith("+"):  # which adds to a list
+                lists = (settings.get(inner[:-1]) or [], value)
+                value = [one for of in lists for one in (of if isinstance(of, list) else [of])]
+            settings[inner.removesuffix("+")] = value
     return settings
-
-
-def _add(settings: dict[str, Any], name: str, value: Any) -> None:
-    """Add to a list, as an option whose name ends in + does."""
-    before = settings.get(name[:-1]) or []
-    lists = (one if isinstance(one, list) else [one] for one in (before, value))
-    settings[name[:-1]] = [one for of in lists for one in of]
 
 
 def refuse_own(settings: Settings) -> None:
@@ -101,32 +94,6 @@ def _counts(name: str, value: Any) -> bool:
 
 def _is_of(name: str, known: Sequence[str]) -> bool:
     return any(f"{name}.".startswith(f"{one}.") for one in known)
-
-
-def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names, without their dashes, and values; true where none follows."""
-    for word, after in zip_longest(words, words[1:], fillvalue="-"):
-        if _is_option(word):
-            name, equals, value = word.lstrip("-").partition("=")
-            yield name, value if equals else "true" if _is_option(after) else after
-
-
-def _is_option(word: str) -> bool:
-    return word.startswith("-") and not word[1:2].isdigit()
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        return upgraded(yaml.safe_load(path.read_text()) or {})
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -68,9 +68,15 @@ class Task:
                 no longer there.
         """
         for step in self.steps:
-            record = self._record(step)
-            if record:
-                self._refuse_another(step, record)
+            if record := self._record(step):
+                now = self._made_from(step)
+                reason = difference(record["settings"], now["settings"])
+                gone = [name for name, when in record["needs"].items() if now["needs"].get(name) != when]
+                if gone:
+                    reason = reason or f"it was made from a result of {gone[0]} that is no longer there"
+                if reason:
+                    remedy = "remove the folder or choose another --out"
+                    raise InputError(f"{self.folder}: of its {step.name}, {reason}; {remedy}")
             if "finished" not in record:
                 return step
         return None
@@ -146,16 +152,6 @@ class Task:
         """What the result of a step depends on, as things stand now."""
         needs = {need.name: need._record(need.steps[-1]).get("finished") for need in self.needs}
         return {"settings": result_settings(settings_of(step.words)), "needs": needs}
-
-    def _refuse_another(self, step: Step, record: Mapping[str, Any]) -> None:
-        now = self._made_from(step)
-        reason = difference(record["settings"], now["settings"])
-        if gone := [name for name, when in record["needs"].items() if now["needs"].get(name) != when]:
-            reason = reason or f"it was made from a result of {gone[0]} that is no longer there"
-        if reason:
-            raise InputError(
-                f"{self.folder}: of its {step.name}, {reason}; remove the folder or choose another --out"
-            )
 
 
 def _read(path: Path) -> dict[str, Any]:

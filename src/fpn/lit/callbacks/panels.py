@@ -1,7 +1,6 @@
 """What dashboards show besides numbers."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +11,7 @@ from fpn.evaluation.panels import TablePanel
 from fpn.lit.boards import Picture, boards_of
 from fpn.lit.module import DetectionModule
 from fpn.ops.boxes import rescale_boxes
-from fpn.types import Batch, Categories, Detections
+from fpn.types import Categories, Detections
 
 _OBJECTS = Categories((1,), ("object",))
 """What proposals find."""
@@ -42,18 +41,11 @@ class Panels(Callback):
     on_test_start = on_validation_start
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch | Sequence[Batch],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Keep the first images."""
         if isinstance(batch, list):  # of an image pyramid
             batch = batch[0]
-        assert isinstance(batch, Batch)
         wanted = self.number - len(self.pictures)
         if trainer.sanity_checking or wanted <= 0 or batch.targets is None or not _shown(trainer, pl_module):
             return

@@ -59,13 +59,7 @@ class _Progress(ProgressBar):
         self._first, self._start = trainer.global_step, time.perf_counter()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         """Show it in the first process, unless it is Lightning's trial before a training."""
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -123,9 +117,7 @@ class Bar(_Progress):
         self._progress.start()
         _log_to_stderr()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Draw it, unless that was done just now."""
         if self._due():
             self._draw_training(trainer)

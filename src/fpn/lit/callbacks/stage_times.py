@@ -8,7 +8,6 @@ from rich import get_console
 
 from fpn.lit.module import DetectionModule
 from fpn.stage_times import Stage, StageTimes
-from fpn.types import Batch
 
 
 class PrintStageTimes(Callback):
@@ -23,17 +22,10 @@ class PrintStageTimes(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._start(pl_module)
+        if isinstance(pl_module, DetectionModule):
+            self.times = self._clock.enter_context(StageTimes(pl_module.finder))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         """The next batch is waited for."""
         self._begin("load")
 
@@ -43,7 +35,10 @@ class PrintStageTimes(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""
-        self._print(trainer)
+        self._clock.close()
+        if self.times is not None and trainer.is_global_zero:
+            of = f" of the first of {trainer.world_size} processes" if trainer.world_size > 1 else ""
+            get_console().print(self.times.table(of))
 
     # A test is timed as a validation is.
     on_test_start = on_validation_start
@@ -55,16 +50,6 @@ class PrintStageTimes(Callback):
         """Leave the detector as it was."""
         self._clock.close()
 
-    def _start(self, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, DetectionModule):
-            self.times = self._clock.enter_context(StageTimes(pl_module.finder))
-
     def _begin(self, stage: Stage) -> None:
         if self.times is not None:
             self.times.begin(stage)
-
-    def _print(self, trainer: Trainer) -> None:
-        self._clock.close()
-        if self.times is not None and trainer.is_global_zero:
-            of = f" of the first of {trainer.world_size} processes" if trainer.world_size > 1 else ""
-            get_console().print(self.times.table(of))
