@@ -162,6 +162,14 @@ def test_a_degenerate_true_box_is_named(kind: type[Detector], bad: list[float]) 
         small(kind).losses(data)
 
 
+def test_the_backgrounds_label_is_no_objects() -> None:
+    """Labels that count from 0 would train a class as background."""
+    truth = targets(3)
+    truth.labels[2] = 0
+    with pytest.raises(InputError, match="has the label 0, which is the background's"):
+        small().losses(batch([targets(2), truth]))
+
+
 def test_bfloat16_network_keeps_boxes_in_float32() -> None:
     detector = small()
     data = batch([targets(3), targets(1)])

@@ -72,7 +72,7 @@ class GroundTruth(NamedTuple):
     boxes: Tensor
     """(N, G, 4) in pixels of the network's input."""
     labels: Tensor
-    """(N, G) int64 in 1…K; 0 where an image has fewer objects."""
+    """(N, G) int64 in 1…K; -1 where an image has fewer objects."""
     crowds: Tensor
     """(N, ·, 4); NaN where an image has fewer."""
 
@@ -80,13 +80,19 @@ class GroundTruth(NamedTuple):
     def of(cls, targets: Sequence[Targets]) -> "GroundTruth":
         """That of each image in one."""
         boxes, labels, crowds = (list(part) for part in zip(*targets, strict=True))
-        return cls(padded(boxes, 0, least=1), padded(labels, 0, least=1), padded(crowds, torch.nan))
+        return cls(padded(boxes, 0, least=1), padded(labels, -1, least=1), padded(crowds, torch.nan))
+
+    @property
+    def there(self) -> Tensor:
+        """(N, G) which places are taken."""
+        return self.labels >= 0
 
     @property
     def unfit(self) -> Tensor:
-        """(N, G) objects without width or height, or not of finite numbers."""
+        """(N, G) objects without width or height, not of finite numbers, or labelled as background."""
         sides = self.boxes[..., 2:] - self.boxes[..., :2]
-        return (self.labels > 0) & ~((sides > 0) & (sides < torch.inf)).all(dim=-1)
+        fit = ((sides > 0) & (sides < torch.inf)).all(dim=-1) & (self.labels != 0)
+        return self.there & ~fit
 
 
 class Sample(NamedTuple):
@@ -160,7 +166,7 @@ def sample_anchors(
         sampling.foreground_iou,
         sampling.background_iou,
         rescue=True,
-        there=truth.labels > 0,
+        there=truth.there,
         eligible=eligible,
     )
     match = _ignore_crowds(match, anchors, truth.crowds, sampling.crowd_overlap)
@@ -184,14 +190,14 @@ def sample_rois(
     candidates, there = proposals.boxes, proposals.there
     if sampling.include_ground_truth:
         candidates = torch.cat((candidates, truth.boxes), dim=1)
-        there = torch.cat((there, truth.labels > 0), dim=1)
+        there = torch.cat((there, truth.there), dim=1)
     match = match_boxes(
         truth.boxes,
         candidates,
         sampling.foreground_iou,
         sampling.background_iou,
         rescue=False,
-        there=truth.labels > 0,
+        there=truth.there,
         eligible=there,
     )
     match = _ignore_crowds(match, candidates, truth.crowds, sampling.crowd_overlap)
