@@ -70,41 +70,45 @@ class FiniteSteps(Callback):
     ) -> None:
         """Remember which images the step learns from."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._image_ids: list[list[int]] = []
-        self._image_ids.append(batch.image_ids)
+            self._batches: list[tuple[list[int], dict[str, Tensor]]] = []
+        self._image_ids = batch.image_ids
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
-        """See that the losses are finite in all processes.
-
-        Raises:
-            NonFiniteError: one of them is not.
-        """
+        """Remember the losses: not the one given here, which 16-mixed has scaled."""
         losses: dict[str, Tensor] = pl_module.last_losses
-        # Not the loss given here, which 16-mixed has scaled.
-        fault = ~torch.stack(list(losses.values())).sum().isfinite()
-        if total(trainer, fault):
-            wrong = [f"{name} = {value.item():g}" for name, value in losses.items() if not value.isfinite()]
-            what = ", ".join(wrong or ["the sum of the losses = inf"])
-            own = (what, self._image_ids[-1]) if fault else None
-            raise _error(trainer, *next(found for found in gathered(trainer, own) if found is not None))
+        self._batches.append((self._image_ids, {name: value.detach() for name, value in losses.items()}))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """See that the gradients are finite, as long as the weights are unharmed.
+        """See that losses and gradients are finite in all processes, as long as the weights are unharmed.
 
-        Not with 16-mixed, whose scaler leaves out steps with other gradients, and tells nobody.
+        One look at the device. Gradients are not looked at with 16-mixed, whose scaler leaves out steps with
+        others, and tells nobody.
 
         Raises:
             NonFiniteError: one of them is not.
         """
+        sums = torch.stack([torch.stack(list(losses.values())).sum() for _, losses in self._batches])
+        gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            gradients = {}
+        faults = ~torch.stack([sums.isfinite().all(), _all_finite(gradients.values(), sums.device)])
+        if not total(trainer, faults.any()):
             return
-        gradients = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
-        name = first_non_finite(gradients)
-        if name is not None:
-            images = [image for own in gathered(trainer, self._image_ids) for batch in own for image in batch]
-            raise _error(trainer, f"the gradient of {name} is not finite", images)
+        own = None
+        for images, losses in self._batches:
+            if not torch.stack(list(losses.values())).sum().isfinite():
+                wrong = [
+                    f"{name} = {value.item():g}" for name, value in losses.items() if not value.isfinite()
+                ]
+                own = own or (", ".join(wrong or ["the sum of the losses = inf"]), images)
+        if told := next((one for one in gathered(trainer, own) if one is not None), None):
+            raise _error(trainer, *told)
+        # Averaged over the processes, so that all have the same.
+        every = [image for part in gathered(trainer, self._batches) for images, _ in part for image in images]
+        name = first_non_finite(gradients.items())
+        raise _error(trainer, f"the gradient of {name} is not finite", every)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -122,10 +126,14 @@ class FiniteSteps(Callback):
 def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first floating-point tensor that is not finite; None if all are."""
     tensors = {name: value for name, value in named if value.is_floating_point() and value.numel()}
-    # The greatest absolute value, which no sum of squares overflows: one look at the device for all of them.
-    if torch.isfinite(get_total_norm(tensors.values(), math.inf)):
+    if not tensors or _all_finite(tensors.values(), next(iter(tensors.values())).device):
         return None
     return next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
+
+
+def _all_finite(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Whether all are, in few launches: by the greatest absolute value, which overflows no sum of squares."""
+    return torch.isfinite(get_total_norm(tensors, math.inf)).to(device)
 
 
 def _error(trainer: Trainer, what: str, images: list[int]) -> NonFiniteError:
