@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from math import ceil
@@ -24,6 +24,16 @@ from fpn.errors import InputError
 from fpn.lit.cli import main
 from fpn.lit.module import DetectionModule
 from fpn.models.detectors import Inference, ProposalNetwork
+from fpn.models.necks import (
+    NASFPN,
+    PAFPN,
+    BalancedFeaturePyramid,
+    BiFPN,
+    CarafePyramid,
+    FaPN,
+    FeaturePyramid,
+    Neck,
+)
 from fpn.models.roi_head import Conv5Head, TwoFCHead
 from fpn.shipped import CONFIGS
 from fpn.study.paper import paper_table
@@ -101,6 +111,11 @@ def two_fc(channels: int) -> int:
     return (49 * channels + 1) * 1024 + 1025 * 1024 + predictor(1024)
 
 
+def _neck_size(make: Callable[[dict[int, int]], Neck]) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in make(WIDTHS).parameters())
+
+
 CONV5 = C5 + predictor(2048)
 FPN = C3 + C4 + C5 + laterals(2, 3, 4, 5) + 4 * SMOOTH
 TOP_ONLY = C3 + C4 + C5 + laterals(5) + 4 * SMOOTH
@@ -144,6 +159,19 @@ PARAMETERS = {
             ("joint", rpn(256) + two_fc(256)),
         )
     },
+    # What each neck has besides FPN's is worked out in tests/models/test_later_necks.py.
+    **{
+        f"necks/{key}": C3 + C4 + C5 + _neck_size(make) + rpn(256) + two_fc(256)
+        for key, make in {
+            "fpn": FeaturePyramid,
+            "pafpn": PAFPN,
+            "bifpn": BiFPN,
+            "balanced": BalancedFeaturePyramid,
+            "carafe": CarafePyramid,
+            "fapn": FaPN,
+            "nas_fpn": NASFPN,
+        }.items()
+    },
 }
 # The paper's Table 1, on an input of 800 × 1000.
 ANCHORS = {"a": 47_250, "b": 12_000, "c": 199_974, "d": 199_974, "e": 199_974, "f": 750_000}
@@ -175,7 +203,9 @@ def test_rows_at_the_papers_settings(name: str) -> None:
     assert detector.bottom_up.name == ("resnet101" if "resnet101" in key else "resnet50")
 
     neck = config["model"]["detector"]["init_args"]["neck"]
-    if key in ("a", "b", "star", "a_multi_scale"):
+    if table == "necks" and key != "fpn":
+        assert detector.neck.channels == 256
+    elif key in ("a", "b", "star", "a_multi_scale"):
         assert neck["init_args"] == {"level": 5 if key == "b" else 4}
     else:
         toggles = {"lateral": True, "top_down": True, "smooth": True, "nonlinearity": False, "channels": 256}
@@ -250,7 +280,7 @@ def test_modern_rows() -> None:
         milestones = [120_000, 160_000] if row.startswith("table4") else [60_000, 80_000]
         assert (schedule["steps"], schedule["milestones"]) == (times * 90_000, milestones)
         detector = built(config)
-        joint = row.startswith(("table3", "table4"))
+        joint = row.startswith(("table3", "table4", "necks"))
         assert type(detector).__name__ == ("FasterRCNN" if joint else "ProposalNetwork")
         expected = PARAMETERS[row]
         if row.startswith("table3"):
@@ -286,6 +316,27 @@ def test_rows_at_pocket_scale() -> None:
             assert parts["roi_head"]["init_args"]["canonical_size"] == 56
 
 
+def test_necks_differ_in_the_neck_alone() -> None:
+    """At pocket scale as wide as FPN's, and headed by a command, whichever the data."""
+    for data in ("coco", "shapes"):
+        configs = {
+            task.name.split("/")[1]: resolved(task.steps[0].words) for task in plan(["necks"], data=data)
+        }
+        parts = {key: config["model"]["detector"]["init_args"] for key, config in configs.items()}
+        necks = {key: part.pop("neck") for key, part in parts.items()}
+        assert len({neck["class_path"] for neck in necks.values()}) == len(TABLES["necks"]) == 7
+        assert {neck["init_args"]["channels"] for neck in necks.values()} == {256 if data == "coco" else 32}
+        # P6 of NAS-FPN is for the RPN.
+        assert parts["nas_fpn"]["roi_head"]["init_args"].pop("levels") == [2, 3, 4, 5]
+        assert parts["fpn"]["roi_head"]["init_args"].pop("levels") is None
+        for key, config in configs.items():
+            parts[key]["roi_head"]["init_args"].pop("levels", None)
+            config.pop("trainer")  # which names the folder of the run
+            assert config == configs["fpn"], key
+    for path in (CONFIGS / "necks").glob("*.yaml"):
+        assert f"--config configs/necks/{path.name}" in path.read_text()
+
+
 def test_the_framed_rows_are_the_pocket_rows_on_other_images() -> None:
     plain, framed = fits("shapes"), fits("framed")
     assert set(plain) == set(framed)
@@ -298,6 +349,8 @@ def test_the_framed_rows_are_the_pocket_rows_on_other_images() -> None:
 
 def test_headers_state_the_papers_numbers_and_a_command() -> None:
     for name, rows in TABLES.items():
+        if name == "necks":
+            continue
         numbers = {k: list(r.values.values()) for k, r in paper_table(name).rows.items()}
         for key, row in rows.items():
             if not row.file.startswith("table"):
@@ -347,10 +400,19 @@ TRAINED = [
     "table3/star",
     "table5/resnet50_shared",
     "table5/resnet50_joint",
+    *(f"necks/{key}" for key in TABLES["necks"] if key != "fpn"),
 ]
 
 
-SHORTLY = ("table1/a", "table1/c", "table1/e", "table2/a", "table3/star", "table5/resnet50_joint")
+SHORTLY = (
+    "table1/a",
+    "table1/c",
+    "table1/e",
+    "table2/a",
+    "table3/star",
+    "table5/resnet50_joint",
+    "necks/bifpn",
+)
 """What every change is tried with: the others differ from one of these in a setting."""
 
 

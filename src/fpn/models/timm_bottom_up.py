@@ -125,16 +125,18 @@ def _parts(
         )
     try:
         network = _extractor(name, options | given)
-        strides = network.feature_info.reduction()
-        # The deepest map of each stride.
-        index = {math.log2(stride): i for i, stride in enumerate(strides)}
+        info = network.feature_info
+        strides = info.reduction()
+        # The deepest map of each stride, by timm's number: a transformer lists its last three blocks alone.
+        index = {math.log2(stride): i for i, stride in zip(info.out_indices, strides, strict=True)}
         levels = levels or [int(k) for k in index if k >= 2]
         if not levels or not set(levels) <= index.keys():
             raise InputError(
                 f"bottom_up.levels {list(levels)}: the maps of {name} have strides of {strides} pixels, "
                 "and level k is one of 2**k"
             )
-        channels = {k: network.feature_info.channels()[index[k]] for k in levels}
+        widths = dict(zip(info.out_indices, info.channels(), strict=True))
+        channels = {k: widths[index[k]] for k in levels}
         if not isinstance(network, timm.models.FeatureListNet) or _channels_last(network):
             network = _extractor(name, options | given | {"out_indices": [index[k] for k in levels]})
             return {max(channels): {"body": network}}, channels

@@ -24,6 +24,8 @@ examples:
     fpn ablate table1 table2 table3 --data shapes
   some rows, three times each, beside one of your own; only say what would be done
     fpn ablate table1 --rows c d ./c_panet.yaml --seeds 0 1 2 --dry-run
+  the necks that came after FPN, on images drawn here
+    fpn ablate necks --data framed
   8 GPUs for each run, COCO elsewhere than in datasets/coco
     fpn ablate table3 --devices_per_run 8 -- --data.root /data/coco
   on a SLURM cluster, a job for each training, which starts when what it needs is there
@@ -145,7 +147,7 @@ def _ablate_parser() -> argparse.ArgumentParser:
     parser = _parser("ablate", _ABLATE)
     parser.usage = "%(prog)s TABLE [TABLE ...] [options] [-- arguments of `fpn fit`]"
     add = parser.add_argument
-    add("tables", nargs="+", metavar="TABLE", help=f"which of the paper's experiments: {', '.join(TABLES)}")
+    add("tables", nargs="+", metavar="TABLE", help=f"which of the experiments: {', '.join(TABLES)}")
     own = "a configuration file of your own is a row too, named by its first comment line"
     add("--rows", nargs="+", default=[], metavar="ROW", help=f"only these of one table; {own}")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="a run for each; by default 0")

@@ -3,6 +3,8 @@
 A row's file says what the detector is, the files of a family (`paper`, `modern`) how it is trained:
 
     configs/base.yaml, [configs/scale/….yaml,] configs/TABLE/ROW.yaml, configs/FAMILY/….yaml
+
+A row that puts another class in a part's place comes before the scale, which says how wide the part is.
 """
 
 import json
@@ -30,6 +32,8 @@ class Row(NamedTuple):
     """The modern family's, where it is another."""
     shipped: bool = True
     """Whether the file is one of this project."""
+    early: bool = False
+    """Whether it comes before the files of the data, since it gives a part another class."""
 
 
 class Study(NamedTuple):
@@ -167,7 +171,9 @@ class Making(NamedTuple):
         row = [config_file(self.row.file)]
         files = [config_file(f"{study.family}/{name}") for name in protocols]
         # The last word on a row of the user's own is the user's.
-        files = [config_file("base"), *study.scale, *(row + files if self.row.shipped else files + row)]
+        row_files = row + files if self.row.shipped else files + row
+        scaled = [*row, *study.scale, *files] if self.row.early else [*study.scale, *row_files]
+        files = [config_file("base"), *scaled]
         words = ["fit", *_config_words(files)]
         words += ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
         words += ["--trainer.logger", json.dumps(self._loggers(stage))]

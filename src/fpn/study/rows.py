@@ -1,4 +1,4 @@
-"""The rows of the paper's tables: which configuration file makes each, by which recipe."""
+"""The rows of the paper's tables and of `necks`: which configuration file makes each, by which recipe."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +65,15 @@ TABLES: dict[str, dict[str, Row]] = {
         )
     },
     "table5": _table5(50) | _table5(101),
+    "necks": {
+        "fpn": Row("FPN", "table3/c_fpn.yaml", JOINTLY),
+        "pafpn": Row("PAFPN (PANet)", "necks/pafpn.yaml", JOINTLY, early=True),
+        "bifpn": Row("BiFPN, 3 layers", "necks/bifpn.yaml", JOINTLY, early=True),
+        "balanced": Row("balanced pyramid (Libra R-CNN)", "necks/balanced.yaml", JOINTLY, early=True),
+        "carafe": Row("FPN, CARAFE as upsampling", "necks/carafe.yaml", JOINTLY, early=True),
+        "fapn": Row("FaPN", "necks/fapn.yaml", JOINTLY, early=True),
+        "nas_fpn": Row("NAS-FPN, 7 times", "necks/nas_fpn.yaml", JOINTLY, early=True),
+    },
 }
 
 OF_FILES: dict[str, tuple[Recipe, Recipe | None]] = {
@@ -72,6 +81,7 @@ OF_FILES: dict[str, tuple[Recipe, Recipe | None]] = {
     "table2": (_ON_FPNS, None),
     "table3": (TwoSteps(), JOINTLY),
     "table4": (OneStep(("faster_rcnn", "double_schedule")), None),
+    "necks": (JOINTLY, None),
 }
 """The recipes, the paper's and the modern one, by which a user's file makes a row of a table."""
 
