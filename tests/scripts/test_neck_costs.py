@@ -3,9 +3,9 @@
 from functools import partial
 
 import pytest
-from neck_costs import cost
 
 from fpn.models.necks import FaPN, FeaturePyramid
+from neck_costs import cost
 
 
 def test_operations_are_those_counted_by_hand() -> None:
