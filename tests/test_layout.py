@@ -69,6 +69,8 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": GROUND | {"ops", "models", "data", "interop"},
     "prediction": GROUND | {"data", "pictures"},
     "predictor": GROUND | {"ops", "models", "data", "checkpoints", "prediction"},
+    "deploy": GROUND | {"ops", "models", "data", "checkpoints", "deploy"},
+    "deploy.onnx_predictor": {"errors"},
     "": {""},  # lit and the package itself see all
 }
 ONLY_IN = {

@@ -1,9 +1,13 @@
-"""All that is used of PyTorch's inner parts, with its reason: nothing public goes on waiting for a worker."""
+"""All that is used of PyTorch's inner parts, with its reason.
 
-from collections.abc import Callable
+Nothing public goes on waiting for a worker, and nothing public exports a size that may also be 1.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakMethod
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -31,3 +35,11 @@ class WatchedIterator(_MultiProcessingDataLoaderIter):
         if not found[0] and (ask := self._on_wait()) is not None:
             ask()
         return found
+
+
+def of_any_size(example: Tensor, dims: Sequence[int]) -> None:
+    """Have `torch.export.export` assume nothing of an example's dimensions, not even that they exceed 1."""
+    from torch._dynamo.decorators import mark_unbacked  # takes a second to import
+
+    for dim in dims:
+        mark_unbacked(example, dim)

@@ -128,7 +128,7 @@ def test_commands_are_commands(
         assert re.search(r"sbatch|fpn fit", capsys.readouterr().out)
     elif command in _FUNCTIONS:
         module, _, name = _FUNCTIONS[command].rpartition(".")
-        positional = command in ("shapes", "proposals", "join")
+        positional = command in ("shapes", "proposals", "join", "export")
         parser = auto_parser(getattr(import_module(module), name), as_positional=positional)
         given = ["--root", *options] if command == "audit" and options[0][0] != "-" else options
         parser.parse_args(_with_values(given))

@@ -22,6 +22,7 @@ COMMANDS = {
     "validate": "score a checkpoint on the validation images",
     "test": "score a checkpoint on the test images: all tables, results in COCO's format",
     "predict": "find objects in images with a checkpoint: COCO results and pictures",
+    "export": "write a checkpoint's detector as an ONNX file, or as torch.export's",
     "evaluate": "score a saved COCO results file",
     "audit": "look at a COCO data set: what is wrong or odd, and whether training would take it",
     "proposals": "convert COCO results to a proposal file, which Fast R-CNN reads, or back",
@@ -34,6 +35,7 @@ COMMANDS = {
 
 _FUNCTIONS = {
     "predict": "fpn.lit.predict.predict",
+    "export": "fpn.deploy.export.export",
     "evaluate": "fpn.lit.results.evaluate",
     "audit": "fpn.lit.audit.audit",
     "proposals": "fpn.lit.results.proposals",
@@ -107,8 +109,8 @@ def _call(command: str, words: Sequence[str]) -> None:
     auto_cli(
         function,
         args=list(words),
-        # What these three take is plain; the others have more that is better named.
-        as_positional=command in ("shapes", "proposals", "join"),
+        # What these take is plain; the others have more that is better named.
+        as_positional=command in ("shapes", "proposals", "join", "export"),
         prog=f"fpn {command}",
         description=(getdoc(function) or "").partition("\n\nArgs:")[0],
         formatter_class=of_options(),

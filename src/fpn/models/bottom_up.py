@@ -12,6 +12,7 @@ class Plain(fpn.BottomUp):
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -216,6 +217,8 @@ def checked(x: Tensor, level: int, images: Tensor) -> Tensor:
     Raises:
         InputError: it has another.
     """
+    if torch.compiler.is_exporting():  # where sizes are symbols
+        return x
     # Without padding, a map may lack a cell at its end.
     sizes = tuple(x.shape[-2:]), tuple(images.shape[-2:])
     if any(abs(cells - pixels / 2**level) > 1.5 for cells, pixels in zip(*sizes, strict=True)):

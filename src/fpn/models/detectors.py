@@ -221,8 +221,17 @@ class ProposalNetwork(_OnPyramid):
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals only."""
+        return _handed_over(batch, *self.found(batch, size_table(batch)))
+
+    def found(self, batch: Batch, sizes: Tensor) -> tuple[Found, ...]:
+        """What each stage finds, in fixed shapes and in pixels of the network's input.
+
+        Args:
+            batch: of which only the images are looked at.
+            sizes: (N, 2) of these, without padding.
+        """
         _, output = self._outputs(batch)
-        return _handed_over(batch, self._propose(output, size_table(batch)))
+        return (self._propose(output, sizes),)
 
     def over_scales(self, batches: Sequence[Batch]) -> Inference:
         """Proposals only, as many as at one size."""
@@ -303,10 +312,13 @@ class FasterRCNN(ProposalNetwork):
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals and the detections made of them."""
+        return _handed_over(batch, *self.found(batch, size_table(batch)))
+
+    def found(self, batch: Batch, sizes: Tensor) -> tuple[Found, ...]:
+        """Proposals and detections, as of `ProposalNetwork`."""
         p, output = self._outputs(batch)
-        sizes = size_table(batch)
         proposals = self._propose(output, sizes)
-        return _handed_over(batch, proposals, self._find_objects(p, proposals, sizes))
+        return proposals, self._find_objects(p, proposals, sizes)
 
     def over_scales(self, batches: Sequence[Batch]) -> Inference:
         """Proposals and detections, each as many as at one size."""

@@ -209,7 +209,7 @@ class RoIHead(nn.Module):
         x = self._pool(p, torch.cat(parts), numbers).unflatten(0, (len(own), -1)).sum(dim=0)
         heads = [self.head["shared"]] if self.shared else [self.head[str(k)] for k in self.levels]
         scores, deltas = heads[0](x)
-        for head, mine in zip(heads[1:], own[1:], strict=True):
+        for head, mine in zip(heads[1:], own[1 : len(heads)], strict=True):
             others = head(x)
             scores = others[0].where(mine[:, None], scores)
             deltas = others[1].where(mine[:, None, None], deltas)
