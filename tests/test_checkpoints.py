@@ -173,7 +173,7 @@ def test_what_a_training_reference_writes_beside_the_weights_is_read(tmp_path: P
 
 
 def test_a_name_of_another_detector_is_no_name_of_this_one() -> None:
-    for name in ("RetinaNet_ResNet50_FPN_Weights.COCO_V1", "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1"):
+    for name in ("RetinaNet_ResNet50_FPN_Weights.COCO_V1", "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V2"):
         with pytest.raises(InputError, match="does not exist"):
             load_torchvision(name)
 

@@ -9,6 +9,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "fpn"
 
 NETWORK = {"models.bottom_up", "models.timm_bottom_up", "models.resnet", "models.norms", "interop.msra"} | {
     "models.necks",
+    "models.mobilenet",
     "models.rpn",
     "models.roi_head",
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fpn.models.detectors import FastRCNN as FastRCNN
     from fpn.models.detectors import ProposalNetwork as ProposalNetwork
     from fpn.models.losses import BoxLoss as BoxLoss
+    from fpn.models.mobilenet import MobileNetV3 as MobileNetV3
     from fpn.models.necks import Neck as Neck
     from fpn.models.resnet import ResNet as ResNet
     from fpn.models.roi_head import HeadInput as HeadInput
@@ -45,6 +46,7 @@ _NAMES = {
     "models.bottom_up": "BottomUp",
     "models.detectors": "FasterRCNN FastRCNN ProposalNetwork",
     "models.losses": "BoxLoss",
+    "models.mobilenet": "MobileNetV3",
     "models.necks": "Neck",
     "models.resnet": "ResNet",
     "models.roi_head": "HeadInput",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.models import WeightsEnum
+from torchvision.models import WeightsEnum, get_model_weights, list_models
 
 from fpn.errors import InputError
 
@@ -122,6 +122,24 @@ def download(weights: WeightsEnum, instead: str) -> dict[str, Tensor]:
             "which is then downloaded again"
         ) from error
     return state
+
+
+def published(network: str, weights: str) -> dict[str, Tensor]:
+    """Weights of a bottom-up that torchvision publishes under a name.
+
+    Args:
+        network: torchvision's name of it, or one that it does not have.
+        weights: their name, as IMAGENET1K_V1.
+
+    Raises:
+        InputError: there are none of this name, or they cannot be had.
+    """
+    names = list(get_model_weights(network).__members__) if network in list_models() else []
+    if weights not in names:
+        there = f"there are {', '.join(names)}, or" if names else "none are published:"
+        raise InputError(f"{network} has no weights {weights!r}; {there} give a file")
+    instead = "set model.detector.bottom_up.weights to a file, or to null with norm: batch (or group) "
+    return download(get_model_weights(network)[weights], instead + "and frozen_stages: 0")
 
 
 def check_weights(

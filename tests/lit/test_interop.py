@@ -30,6 +30,7 @@ from fpn.data.coco import read_annotations
 from fpn.data.decoding import read_image
 from fpn.lit.cli import main
 from fpn.models.losses import SmoothL1
+from fpn.models.mobilenet import MobileNetV3
 from fpn.models.postprocess import DetectionSelection, ProposalSelection
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
@@ -142,8 +143,11 @@ def test_published_detectors_are_what_their_weights_are_of(name: str) -> None:
         ours = build_detector(rows, 80)
     assert isinstance(ours, ProposalNetwork)
     assert isinstance(ours, FasterRCNN) == ("rpn" not in name)
-    assert len(ours.bottom_up.layer3) == (23 if "r101" in name else 6)
-    assert (ours.rpn.grid == "stride") == (ours.bottom_up.stride_in_1x1) == bool(files)
+    if "mobilenet" in name:
+        assert isinstance(ours.bottom_up, MobileNetV3)
+    else:
+        assert len(ours.bottom_up.layer3) == (23 if "r101" in name else 6)
+        assert (ours.rpn.grid == "stride") == (ours.bottom_up.stride_in_1x1) == bool(files)
 
 
 @pytest.fixture

@@ -8,12 +8,16 @@ import pytest
 import torch
 import yaml
 from lit_runs import kept
+from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
+from fpn.checkpoints import build_detector, start_from
+from fpn.errors import InputError
 from fpn.lit.cli import main
 from fpn.lit.lengths import displaced_epochs, spelled_out
 from fpn.lit.schedule import Schedule
+from fpn.shipped import config_file
 
 RUNS = Path("runs/tiny")
 QUIET = ["--trainer.limit_val_batches", "0"]
@@ -186,3 +190,50 @@ def test_fine_tuning_begins_with_all_but_the_head(
     assert len(head) == 11
     assert "current_model_state" in checkpoint
     assert any(re.match("EarlyStopping", name) for name in checkpoint["callbacks"])
+
+
+PUBLISHED = {
+    "v2": ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"),
+    "mobilenet": ("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth"),
+    "mobilenet_320": (
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", PUBLISHED)
+def test_fine_tuning_may_begin_with_any_of_torchvisions(which: str, tmp_path: Path) -> None:
+    make, name = PUBLISHED[which]
+    theirs = getattr(detection, make)(weights=None, weights_backbone=None)
+    torch.save(theirs.state_dict(), tmp_path / name)
+    files = (config_file(file) for file in ("finetune", f"interop/torchvision_{which}"))
+    rows = [yaml.safe_load(file.read_text())["model"]["detector"] for file in files]
+    start = start_from(build_detector(rows, 3), tmp_path / name, ["bottom_up", "neck", "rpn"])
+    assert (start.copied, start.new) == (["bottom_up", "neck", "rpn"], ["roi_head"])
+    assert not start.other
+    with pytest.raises(InputError, match=r"does not fit this detector"):  # v1's
+        start_from(build_detector(rows[:1], 3), tmp_path / name, ["neck"])
+
+
+def test_a_mobilenet_is_fine_tuned_and_tested(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The two shipped files, as the documentation has them."""
+    monkeypatch.chdir(tmp_path)
+    make, name = PUBLISHED["mobilenet_320"]
+    theirs = getattr(detection, make)(weights=None, weights_backbone=None)
+    torch.save(theirs.state_dict(), name)
+    words = ["--config", "finetune", "--config", "interop/torchvision_mobilenet_320"]
+    words += ["--data.label_gaps", "false", "--data.root", str(shapes), "--model.start_from", name]
+    words += ["--trainer.num_sanity_val_steps", "0", "--trainer.accelerator", "cpu", "--epochs", "1"]
+    words += ["--data.num_workers", "0", "--trainer.limit_val_batches", "1", "--data.batch_size", "5"]
+    main(["fit", *words, "--data.images.short_side", "96"])
+    assert f"bottom_up, neck, rpn: weights of {name}; roi_head: new" in caplog.text
+    assert "other settings" not in caplog.text
+    (last,) = Path("runs").glob("*/version_0/checkpoints/last.ckpt")
+    kept = torch.load(last, weights_only=True)["state_dict"]
+    for layer, frozen in (("6.block.0.0", True), ("16.0", False)):
+        before = theirs.backbone.body.get_submodule(layer).weight
+        assert torch.equal(kept[f"detector.bottom_up.{layer}.weight"], before) == frozen
+    main(["test", "--ckpt_path", str(last), "--trainer.limit_test_batches", "1"])

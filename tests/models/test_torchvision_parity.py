@@ -13,7 +13,7 @@ from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
-from torchvision_peer import as_batch, peer, peer_targets
+from torchvision_peer import LOSSES, SIZES, as_batch, assert_same, peer, peer_targets, smooth_image
 
 from fpn import FasterRCNN, InputError, Predictor
 from fpn.interop.torchvision import from_torchvision, load_torchvision, to_torchvision
@@ -23,35 +23,16 @@ from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
-from fpn.types import Detections, Found, RoIs, Targets
+from fpn.types import Found, RoIs, Targets
 
 SHORT, LONG = 160, 267
 SMALLEST = 64, 107
-SIZES = [(150, 211), (301, 222), (97, 64), (33, 400)]
-
-
-def smooth_image(size: tuple[int, int]) -> Tensor:
-    """An image with structure at several scales, in [0, 1]."""
-    layers = [torch.rand(1, 3, -(-size[0] // s) + 1, -(-size[1] // s) + 1) for s in (4, 16, 64)]
-    return sum(F.interpolate(x, size=size, mode="bilinear") for x in layers)[0] / 3  # type: ignore[index]
 
 
 @pytest.fixture(scope="module")
 def torchvisions() -> Any:
     torch.manual_seed(0)
     return peer(min_size=SHORT, max_size=LONG)
-
-
-def assert_same(found: Detections, expected: dict[str, Tensor]) -> None:
-    """One for one; of two of nearly the same score, either may stand first."""
-    torch.testing.assert_close(found.scores, expected["scores"], atol=1e-5, rtol=0)
-    same = (
-        ((found.boxes[:, None] - expected["boxes"]).abs().amax(dim=2) < 1e-3)
-        & ((found.scores[:, None] - expected["scores"]).abs() < 1e-5)
-        & (found.labels[:, None] == expected["labels"])
-    )
-    for side in (0, 1):
-        assert torch.equal(same.sum(dim=side), torch.ones(len(same), dtype=torch.int64))
 
 
 @pytest.mark.parametrize("sizes", [[s] for s in SIZES] + [SIZES[:2], SIZES])
@@ -101,14 +82,6 @@ def crowded() -> list[Targets]:
 def empty() -> list[Targets]:
     none = torch.zeros(0, 4)
     return [Targets(none, torch.zeros(0, dtype=torch.int64), none)] * 3
-
-
-LOSSES = {
-    "loss_objectness": "rpn_objectness",
-    "loss_rpn_box_reg": "rpn_box",
-    "loss_classifier": "roi_class",
-    "loss_box_reg": "roi_box",
-}
 
 
 def both_learn(

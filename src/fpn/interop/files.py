@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models import WeightsEnum
+from torchvision.models.detection import (
+    FasterRCNN_MobileNet_V3_Large_320_FPN_Weights,
+    FasterRCNN_MobileNet_V3_Large_FPN_Weights,
+    FasterRCNN_ResNet50_FPN_V2_Weights,
+    FasterRCNN_ResNet50_FPN_Weights,
+)
 
 from fpn.models.detectors import Detector
 from fpn.models.postprocess import DetectionSelection
@@ -14,7 +20,33 @@ from fpn.weights import check_weights, download, read_any, state_dict
 
 SCORES = "roi_head.head.shared.scores.bias"
 """Of a detector of ours: one for each class, the background's first."""
+_PUBLISHED: dict[str, type[WeightsEnum]] = {
+    kind.__name__: kind
+    for kind in (
+        FasterRCNN_ResNet50_FPN_Weights,
+        FasterRCNN_ResNet50_FPN_V2_Weights,
+        FasterRCNN_MobileNet_V3_Large_FPN_Weights,
+        FasterRCNN_MobileNet_V3_Large_320_FPN_Weights,
+    )
+}
+"""torchvision's names of its detectors' weights, before the dot."""
 _D = TypeVar("_D", bound=Detector)
+
+
+def named(weights: str | Path) -> WeightsEnum | None:
+    """What torchvision publishes under a name, as FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1, or None.
+
+    A name alone, as COCO_V1, is of `fasterrcnn_resnet50_fpn`.
+    """
+    kind, _, name = str(weights).rpartition(".")
+    known = _PUBLISHED.get(kind or FasterRCNN_ResNet50_FPN_Weights.__name__)
+    return None if known is None else known.__members__.get(name)
+
+
+def published(source: str) -> WeightsEnum | None:
+    """What torchvision publishes under a name or in a file of its own name, or None."""
+    files = {Path(one.url).name: one for kind in _PUBLISHED.values() for one in kind}
+    return named(source) or files.get(Path(source).name)
 
 
 def read_weights(weights: str | Path) -> dict[str, Any]:
@@ -23,10 +55,9 @@ def read_weights(weights: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, one that is damaged or wants to run code, or weights that cannot be had.
     """
-    name = str(weights).removeprefix(f"{FasterRCNN_ResNet50_FPN_Weights.__name__}.")
-    if name in FasterRCNN_ResNet50_FPN_Weights.__members__ and not Path(weights).exists():
-        published = FasterRCNN_ResNet50_FPN_Weights[name]
-        return dict(download(published, instead="download that elsewhere and give the file"))
+    known = named(weights)
+    if known is not None and not Path(weights).exists():
+        return dict(download(known, instead="download that elsewhere and give the file"))
     return read_any(weights)
 
 

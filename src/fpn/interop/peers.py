@@ -39,9 +39,12 @@ def from_peer(content: Mapping[str, Any], source: str) -> TrainedWeights | None:
         return None
     names = [name for name in content if isinstance(name, str)]
     if any(name.startswith("backbone.body.") for name in names):
-        weights = torchvision.from_torchvision(as_tensors(content, source))
-        config = torchvision.configs_of(source)[-1]
-        return TrainedWeights(weights, torchvision.settings_of_file(source), f"configs/{config}.yaml")
+        state = as_tensors(content, source)
+        weights, config = (
+            torchvision.from_torchvision(state, source),
+            torchvision.configs_of(source, state)[-1],
+        )
+        return TrainedWeights(weights, torchvision.settings_of(source, state), f"configs/{config}.yaml")
     if any(name.startswith("backbone.bottom_up.") for name in names):
         weights = detectron2.from_detectron2(as_tensors(content, source), source)
         return TrainedWeights(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -13,7 +14,7 @@ from fpn.models.detectors import Detector, FasterRCNN, ProposalNetwork
 from fpn.shipped import CONFIGS
 
 _KEYS = {
-    "bottom_up": ("stride_in_1x1", "norm_eps"),
+    "bottom_up": ("stride_in_1x1", "norm_eps", "two_last"),
     "neck": ("top_down", "nonlinearity"),
     "rpn": ("levels", "sizes", "ratios", "rounded", "grid", "box_weights"),
     "roi_head": (
@@ -68,11 +69,17 @@ def arguments_in(*names: str) -> dict[str, Any]:
     for name in names:
         detector = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["detector"]
         for key, value in detector.get("init_args", detector).items():
-            merged[key] = merged.get(key, {}) | value if isinstance(value, Mapping) else value
-    for key, value in merged.items():
-        default = _DEFAULTS[key]
-        if isinstance(value, Mapping):  # the settings of a part to be built, or settings proper
-            merged[key] = (
-                partial(default, **value) if isinstance(default, type) else replace(default, **value)
-            )
-    return merged
+            difference = isinstance(value, Mapping) and "class_path" not in value
+            merged[key] = merged.get(key, {}) | value if difference else value
+    return {key: _made(value, _DEFAULTS[key]) for key, value in merged.items()}
+
+
+def _made(value: Any, default: Any = None) -> Any:
+    """Settings of a part to be built, or settings proper, as a detector's argument; others as they are."""
+    if not isinstance(value, Mapping) or (default is None and "class_path" not in value):
+        return value
+    if "class_path" in value:
+        module, _, name = value["class_path"].rpartition(".")
+        default, value = getattr(import_module(module), name), value["init_args"]
+    given = {key: _made(inner) for key, inner in value.items()}
+    return partial(default, **given) if isinstance(default, type) else replace(default, **given)

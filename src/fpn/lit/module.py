@@ -50,9 +50,10 @@ class DetectionModule(OfCheckpoint, LightningModule):
         val_losses: log the losses of the validation images too, as val/loss and val/roi_class, in the pass
             that finds their objects. What is sampled is the same in every validation.
         start_from: a checkpoint of any detector of ours, a file of torchvision's or Detectron2's, or
-            COCO_V1, which torchvision publishes: those of its parts (bottom_up, neck, rpn, roi_head) that
-            this detector has too start from its weights; they have to fit. Read when a training begins, not
-            when one goes on from a checkpoint.
+            COCO_V1 or FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1 and the like, which torchvision
+            publishes: those of its parts (bottom_up, neck, rpn, roi_head) that this detector has too start
+            from its weights; they have to fit. Read when a training begins, not when one goes on from a
+            checkpoint.
         start_parts: only these parts of it, as all but roi_head for other classes.
         frozen_parts: parts of the detector that are not trained.
         compile: run bottom-up, neck and RPN through torch.compile, in this mode of its own; reduce-overhead

@@ -73,6 +73,8 @@ class BottomUp(nn.Module):
         channels: of the maps, by level.
         weights: as given.
         taken: stages that were taken out and are used elsewhere, which `load_weights` fills too.
+        strides: of levels whose maps' cells are not of 2**k pixels, in pixels. Anchors of "spread" alone can
+            stand on these, and RoIs cannot be pooled from them.
 
     Raises:
         InputError: more frozen stages than there are.
@@ -95,6 +97,7 @@ class BottomUp(nn.Module):
         # What is left of null when a command line nests it this deep.
         self.weights = None if weights in ("None", "null") else weights
         self.channels = dict(sorted(channels.items()))
+        self.strides: Mapping[int, int] = {}
         self.frozen_stages, self.frozen_norms = frozen_stages, frozen_norms
         self.taken: tuple[Stages, ...] = ()
         self._ended: set[str] = set()
@@ -131,7 +134,7 @@ class BottomUp(nn.Module):
             for name in names:
                 x = getattr(self, name)(x)
             if level in self.channels:
-                features[level] = checked(x, level, images)
+                features[level] = checked(x, level, images, self.strides.get(level))
         return features
 
     def end_at(self, level: int) -> Stages:
@@ -211,7 +214,7 @@ class BottomUp(nn.Module):
         """For inference: make norms part of convolutions, in a bottom-up that says how; others stay."""
 
 
-def checked(x: Tensor, level: int, images: Tensor) -> Tensor:
+def checked(x: Tensor, level: int, images: Tensor, stride: int | None = None) -> Tensor:
     """A map that has the size of its level: anchors and RoIs are placed by strides of 2**level pixels.
 
     Raises:
@@ -221,7 +224,7 @@ def checked(x: Tensor, level: int, images: Tensor) -> Tensor:
         return x
     # Without padding, a map may lack a cell at its end.
     sizes = tuple(x.shape[-2:]), tuple(images.shape[-2:])
-    if any(abs(cells - pixels / 2**level) > 1.5 for cells, pixels in zip(*sizes, strict=True)):
+    if any(abs(cells - pixels / (stride or 2**level)) > 1.5 for cells, pixels in zip(*sizes, strict=True)):
         raise InputError(
             f"the bottom-up's map of level {level} is {sizes[0]} for an image of {sizes[1]}: "
             "a level k has a stride of 2**k pixels, so it is of another level"

@@ -209,6 +209,8 @@ class ProposalNetwork(_OnPyramid):
         if not self.finds_objects:
             self.bottom_up.end_at(max(self.neck.inputs))
             _refuse_unread(self.neck, self.rpn.levels)
+        if (odd := self.bottom_up.strides.keys() & self.rpn.levels) and self.rpn.grid == "stride":
+            raise InputError(_other_stride(self.bottom_up, min(odd), "rpn.grid stride", "take spread"))
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """`rpn_objectness` and `rpn_box`."""
@@ -400,9 +402,16 @@ def _roi_head(
     make: Callable[[Neck, int, Stages], RoIHead], neck: Neck, classes: int, bottom_up: BottomUp
 ) -> RoIHead:
     head = make(neck, classes, bottom_up.end_at(max(neck.inputs)))
+    if odd := [k for k in head.levels if k >= min(bottom_up.strides, default=k + 1)]:
+        remedy = f"leave it out of roi_head.levels {list(head.levels)}"
+        raise InputError(_other_stride(bottom_up, odd[0], "pooling of RoIs", remedy))
     # Their weights are the bottom-up's to load.
     bottom_up.taken = tuple(module for module in head.modules() if isinstance(module, Stages))
     return head
+
+
+def _other_stride(bottom_up: BottomUp, level: int, what: str, remedy: str) -> str:
+    return f"level {level} of {bottom_up.name} has no stride of {2**level} pixels, as {what} needs: {remedy}"
 
 
 def size_table(batch: Batch) -> Tensor:

@@ -1,17 +1,29 @@
 """A BatchNorm that no longer changes is a factor and a bias of the convolution before it.
 
-Reckoned with there, it costs no pass over the activations, forward or backward. All this is for the ResNet
-and torchvision's blocks, where it is known which norm follows which convolution.
+Reckoned with there, it costs no pass over the activations, forward or backward. All this is for the ResNet,
+torchvision's blocks and plain sequences, where it is known which norm follows which convolution.
 """
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
+
+Norm = Literal["frozen", "batch", "group"]
+"""BatchNorm as a fixed scale and shift, which `absorb_norms` is for; BatchNorm; GroupNorm."""
+
+
+def norm_layer(norm: Norm, eps: float = 1e-5) -> Callable[[int], nn.Module]:
+    """What makes a norm of its number of channels; a GroupNorm has 32 groups where the channels allow."""
+    if norm == "group":
+        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
+    layer = FrozenBatchNorm if norm == "frozen" else nn.BatchNorm2d
+    return lambda channels: layer(channels, eps=eps)
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
@@ -65,7 +77,7 @@ def absorb_norms(network: nn.Module) -> None:
     """Have every convolution that a FrozenBatchNorm follows apply it.
 
     Args:
-        network: a ResNet, or blocks of one; changed in place.
+        network: a ResNet, blocks of one, or sequences of convolution and norm; changed in place.
     """
     for parent, conv, norm in list(_pairs(network)):
         if isinstance(getattr(parent, norm), FrozenBatchNorm):
@@ -76,7 +88,7 @@ def fold_norms(network: nn.Module) -> None:
     """For inference: plain convolutions in place of convolutions and BatchNorms; GroupNorm stays.
 
     Args:
-        network: a ResNet, or blocks of one; changed in place.
+        network: as `absorb_norms`; changed in place.
     """
     for parent, conv, norm in list(_pairs(network)):
         setattr(parent, conv, _plain(getattr(parent, conv), getattr(parent, norm)))
@@ -113,14 +125,15 @@ def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """Where a convolution is followed by a BatchNorm: their parent, and their names there."""
     for parent in network.modules():
         # By the exact types: what derives from a block may do something else with its parts.
+        names: list[tuple[str, str]] = []
         if parent is network or type(parent) in (BasicBlock, Bottleneck):
-            pairs = [(parent, f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
-            if isinstance(downsample := getattr(parent, "downsample", None), nn.Sequential):
-                pairs.append((downsample, "0", "1"))
-            for place, conv, norm in pairs:
-                first, second = getattr(place, conv, None), getattr(place, norm, None)
-                known = isinstance(second, FrozenBatchNorm2d) or (
-                    isinstance(second, _BatchNorm) and second.track_running_stats and second.affine
-                )
-                if known and type(first) in (nn.Conv2d, NormedConv2d):
-                    yield place, conv, norm
+            names = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+        if type(parent) in (nn.Sequential, Conv2dNormActivation):
+            names.append(("0", "1"))
+        for conv, norm in names:
+            first, second = getattr(parent, conv, None), getattr(parent, norm, None)
+            known = isinstance(second, FrozenBatchNorm2d) or (
+                isinstance(second, _BatchNorm) and second.track_running_stats and second.affine
+            )
+            if known and type(first) in (nn.Conv2d, NormedConv2d):
+                yield parent, conv, norm

@@ -7,8 +7,6 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fpn.models.bottom_up import BottomUp, Stages
-
 Network = TypeVar("Network", bound=nn.Module)
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 """PyTorch's own: reduce-overhead and max-autotune record CUDA graphs on a GPU."""
@@ -20,11 +18,11 @@ def optimized(detector: Network) -> Network:
 
     It is a copy with weights of its own, which takes as much memory once more: what happens to the detector
     afterwards does not change what it finds. The BatchNorms of a ResNet are folded into its convolutions, and
-    so are those of any bottom-up that says how (`BottomUp.fold_norms`). On a CPU the weights of convolutions
-    lie with their channels last, and so do the maps they make, unless a part is of other packages than this
-    one, PyTorch and timm, which may look at how a map lies; in training, the gradients would cost more than
-    that saves. Forward hooks, as of a profiler or of who watches features, are called by both, though
-    not where a norm has gone into a convolution.
+    so are those of any part that says how by a method `fold_norms`. On a CPU the weights of convolutions lie
+    with their channels last, and so do the maps they make, unless a part is of other packages than this one,
+    PyTorch and timm, which may look at how a map lies; in training, the gradients would cost more than that
+    saves. Forward hooks, as of a profiler or of who watches features, are called by both, though not where a
+    norm has gone into a convolution.
     """
     hooks = [
         hook
@@ -38,8 +36,8 @@ def optimized(detector: Network) -> Network:
     memo |= {id(tensor): tensor.detach() for tensor in kept if not tensor.is_leaf}
     network = copy.deepcopy(detector, memo)
     for module in list(network.modules()):
-        if isinstance(module, BottomUp | Stages):
-            module.fold_norms()
+        if callable(fold := getattr(module, "fold_norms", None)):
+            fold()
     known = all(type(module).__module__.partition(".")[0] in _KNOWN for module in network.modules())
     if known and all(p.device.type == "cpu" for p in network.parameters()):
         network.to(memory_format=torch.channels_last)

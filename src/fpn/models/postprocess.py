@@ -29,12 +29,14 @@ class ProposalSelection:
         post_nms_top_n: best boxes of each image that leave it.
         nms_iou: of two boxes of one level with a larger overlap, the worse goes.
         min_size: smaller boxes go, in pixels of the network's input.
+        score_threshold: boxes with a lower score go, before non-maximum suppression.
     """
 
     pre_nms_top_n: PositiveInt = 1000
     post_nms_top_n: PositiveInt = 1000
     nms_iou: Share = 0.7
     min_size: NonNegativeFloat = 1e-3
+    score_threshold: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ def select_proposals(
     deltas = deltas.gather(1, index.flatten(1)[..., None].expand(-1, -1, 4)).view(*index.shape, 4)
     box = decode_boxes(deltas, torch.cat(list(output.anchors.values()))[index], box_weights)
     box = clip_boxes(box, sizes)
-    there = (logit > -torch.inf) & _large(box, selection.min_size)
-    found = _best(box, logit.sigmoid(), there, selection.nms_iou, selection.post_nms_top_n)
+    score = logit.sigmoid()
+    there = (logit > -torch.inf) & _large(box, selection.min_size) & (score >= selection.score_threshold)
+    found = _best(box, score, there, selection.nms_iou, selection.post_nms_top_n)
     return found._replace(labels=torch.ones_like(found.labels))
 
 

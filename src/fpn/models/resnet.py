@@ -3,23 +3,19 @@
 The blocks are torchvision's, and so are the names of the parameters: its ImageNet weights load as they are.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models import get_model_weights, list_models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fpn.errors import InputError
 from fpn.interop.msra import from_msra, is_msra
 from fpn.models.bottom_up import BottomUp
-from fpn.models.norms import FrozenBatchNorm, absorb_norms, fold_norms
+from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
 from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveInt
-from fpn.weights import download, read_any, state_dict
-
-Norm = Literal["frozen", "batch", "group"]
+from fpn.weights import published, read_any, state_dict
 
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet10": (BasicBlock, (1, 1, 1, 1)),
@@ -68,11 +64,11 @@ class ResNet(BottomUp):
         if not 1 <= stages <= 4:
             raise InputError(f"bottom_up.stages is {stages}: conv2…conv5 are 1 to 4")
         block, depths = BLOCKS[name]
-        norm_layer = _norm_layer(norm, norm_eps)
+        normed = norm_layer(norm, norm_eps)
         parts: dict[int, dict[str, nn.Module]] = {
             1: {
                 "conv1": nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
-                "bn1": norm_layer(width),
+                "bn1": normed(width),
                 "relu": nn.ReLU(inplace=True),
             },
             2: {"maxpool": nn.MaxPool2d(3, stride=2, padding=1)},
@@ -80,7 +76,7 @@ class ResNet(BottomUp):
         channels = {1: width}
         for level in range(2, stages + 2):
             planes = width * 2 ** (level - 2)
-            stage = _stage(block, channels[level - 1], planes, depths[level - 2], level > 2, norm_layer)
+            stage = _stage(block, channels[level - 1], planes, depths[level - 2], level > 2, normed)
             parts.setdefault(level, {})[f"layer{level - 1}"] = stage
             channels[level] = planes * block.expansion
         del channels[1]
@@ -123,31 +119,24 @@ class ResNet(BottomUp):
         fold_norms(self)
 
 
-def _norm_layer(norm: Norm, eps: float) -> Callable[[int], nn.Module]:
-    if norm == "group":
-        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
-    layer = FrozenBatchNorm if norm == "frozen" else nn.BatchNorm2d
-    return lambda channels: layer(channels, eps=eps)
-
-
 def _stage(
     block: type[BasicBlock] | type[Bottleneck],
     in_channels: int,
     planes: int,
     depth: int,
     halve: bool,
-    norm_layer: Callable[[int], nn.Module],
+    normed: Callable[[int], nn.Module],
 ) -> nn.Sequential:
     stride = 2 if halve else 1
     out_channels = planes * block.expansion
     downsample = None
     if halve or in_channels != out_channels:
         downsample = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm_layer(out_channels)
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), normed(out_channels)
         )
     # For a bottleneck, torchvision counts the width of the 3×3 in units of 64 channels: planes, here.
-    blocks = [block(in_channels, planes, stride, downsample, norm_layer=norm_layer)]
-    blocks += [block(out_channels, planes, norm_layer=norm_layer) for _ in range(depth - 1)]
+    blocks = [block(in_channels, planes, stride, downsample, norm_layer=normed)]
+    blocks += [block(out_channels, planes, norm_layer=normed) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
 
@@ -164,10 +153,4 @@ def _read_weights(name: str, weights: str, norm_eps: float) -> tuple[dict[str, T
         # As Detectron2's converter of torchvision's weights signs its files.
         msra = content.get("__author__") != "torchvision"
         return from_msra(state, norm_eps, caffe_images=msra), msra
-    names: Sequence[str] = list(get_model_weights(name).__members__) if name in list_models() else []
-    if weights not in names:
-        there = f"there are {', '.join(names)}, or" if names else "none are published:"
-        raise InputError(f"{name} has no weights {weights!r}; {there} give a file")
-    published = get_model_weights(name)[weights]
-    instead = "set model.detector.bottom_up.weights to a file, or to null with norm: batch (or group) "
-    return download(published, instead + "and frozen_stages: 0"), False
+    return published(name, weights), False

@@ -14,6 +14,7 @@ from torchvision.ops import roi_pool
 from fpn.errors import InputError
 from fpn.models.bottom_up import Stages
 from fpn.models.necks import Neck
+from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
 from fpn.ops.counting import counts
 from fpn.ops.levels import assign_levels
 from fpn.ops.roi_align import pool_levels
@@ -83,12 +84,58 @@ class Conv5Head(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, K + 1, 4)."""
-        if len(x):
-            x = self.conv5(x).mean(dim=(2, 3))
-        else:  # which BatchNorm could not average
-            nothing = x.sum() + 0 * sum(p.sum() for p in self.conv5.parameters())
-            x = nothing.expand(0, self.conv5.channels)
+        x = self.conv5(x).mean(dim=(2, 3)) if len(x) else _of_none(x, self.conv5, self.conv5.channels)
         return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
+
+
+class FourConvOneFC(nn.Module):
+    """Four 3×3 convolutions and a fully connected layer, with ReLU, class scores and class-specific deltas.
+
+    The head "4conv1fc" of Wu and He, Group Normalization, 2018, Sec. 4.2. Where no norm is given, the
+    convolutions have a bias.
+
+    Args:
+        input: what it is built for.
+        norm: frozen (BatchNorm as a fixed scale and shift), batch or group, after each convolution.
+        channels: of the convolutions.
+        hidden: width of the fully connected layer.
+    """
+
+    def __init__(
+        self,
+        input: HeadInput,
+        norm: Norm | None = None,
+        channels: PositiveInt = 256,
+        hidden: PositiveInt = 1024,
+    ) -> None:
+        super().__init__()
+        self.convs = nn.Sequential()
+        for i in range(4):
+            conv = nn.Conv2d(channels if i else input.channels, channels, 3, padding=1, bias=norm is None)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+            normed = [] if norm is None else [norm_layer(norm)(channels)]
+            self.convs.append(nn.Sequential(conv, *normed, nn.ReLU(inplace=True)))
+        self.fc = nn.Linear(channels * input.resolution**2, hidden)
+        self.scores, self.deltas = _predictor(hidden, input.classes)
+        absorb_norms(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, K + 1, 4)."""
+        x = self.convs(x).flatten(1) if len(x) else _of_none(x, self.convs, self.fc.in_features)
+        x = torch.relu(self.fc(x))
+        return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
+
+    def fold_norms(self) -> None:
+        """For inference: BatchNorms become part of the convolutions before them."""
+        fold_norms(self)
+
+
+def _of_none(x: Tensor, layers: nn.Module, channels: int) -> Tensor:
+    """What layers with a BatchNorm, which could not average, make of no RoIs; all have gradients of zero."""
+    nothing: Tensor = x.sum() + 0 * sum(p.sum() for p in layers.parameters())
+    return nothing.expand(0, channels)
 
 
 def _predictor(channels: int, classes: int) -> tuple[nn.Linear, nn.Linear]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fpn.errors import InputError
 from fpn.models.necks import Neck
 from fpn.ops.anchors import cell_anchors, grid_anchors
-from fpn.settings import BoxWeights, PositiveFloat
+from fpn.settings import BoxWeights, PositiveFloat, PositiveInt
 from fpn.types import Features, RPNOutput, Size
 
 ANCHOR_SIZES: dict[int, list[float]] = {2: [32], 3: [64], 4: [128], 5: [256], 6: [512]}
@@ -25,14 +25,16 @@ class RPNHead(nn.Module):
     Args:
         channels: d, of the input and of the 3×3.
         anchors: anchors at each position.
+        convolutions: of 3×3, one after the other; the paper has one.
     """
 
-    def __init__(self, channels: int, anchors: int) -> None:
+    def __init__(self, channels: int, anchors: int, convolutions: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv, *more = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convolutions))
+        self.more = nn.ModuleList(more)
         self.objectness = nn.Conv2d(channels, anchors, 1)
         self.deltas = nn.Conv2d(channels, 4 * anchors, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
+        for layer in (self.conv, *more, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
@@ -40,6 +42,8 @@ class RPNHead(nn.Module):
         """From (N, d, h, w) to logits (N, A) and deltas (N, A, 4), ordered as the A = h · w · anchors."""
         n = len(p)
         x = F.relu(self.conv(p))
+        for conv in self.more:
+            x = F.relu(conv(x))
         objectness = self.objectness(x).permute(0, 2, 3, 1).reshape(n, -1)
         deltas = self.deltas(x).permute(0, 2, 3, 1).reshape(n, -1, 4)
         return objectness, deltas
@@ -60,6 +64,7 @@ class RegionProposalNetwork(nn.Module):
             a P6 of odd size is under 64 pixels (torchvision); "stride" is always 2**k pixels (Detectron2).
         box_weights: factors of the deltas dx, dy, dw, dh.
         size_factor: multiplies all sizes, for images of another size than they are meant for.
+        convolutions: of 3×3 in the head, one after the other; the paper has one.
 
     Raises:
         InputError: levels the neck cannot give, or different numbers of anchors under a shared head.
@@ -75,6 +80,7 @@ class RegionProposalNetwork(nn.Module):
         grid: Literal["spread", "stride"] = "spread",
         box_weights: BoxWeights = (1.0, 1.0, 1.0, 1.0),
         size_factor: PositiveFloat = 1.0,
+        convolutions: PositiveInt = 1,
     ) -> None:
         super().__init__()
         self.levels = tuple(sorted(int(k) for k in sizes))
@@ -100,7 +106,7 @@ class RegionProposalNetwork(nn.Module):
         # `head` holds one module under the key "shared", or one for each level under its number.
         keys = ["shared"] if shared else [str(k) for k in self.levels]
         self.head = nn.ModuleDict(
-            {key: RPNHead(neck.channels, counts[self.levels[i]]) for i, key in enumerate(keys)}
+            {key: RPNHead(neck.channels, counts[self.levels[i]], convolutions) for i, key in enumerate(keys)}
         )
 
     def forward(self, p: Features, image_size: Size) -> RPNOutput:

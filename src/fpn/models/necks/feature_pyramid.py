@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fpn.errors import InputError
 from fpn.models.necks.base import Neck
+from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
 from fpn.settings import PositiveInt
 from fpn.types import Features, Size
 
@@ -29,6 +30,8 @@ class FeaturePyramid(Neck):
             the bottom-up pyramid of Table 1 (d).
         smooth: a 3×3 convolution on each merged map, against the aliasing of upsampling.
         nonlinearity: a ReLU after each extra convolution; the paper has none.
+        norm: frozen (BatchNorm as a fixed scale and shift), batch or group, after each extra convolution in
+            place of its bias; the paper has none.
 
     Raises:
         InputError: no lateral connections and no top-down pathway, or levels that the bottom-up lacks.
@@ -43,6 +46,7 @@ class FeaturePyramid(Neck):
         top_down: bool = True,
         smooth: bool = True,
         nonlinearity: bool = False,
+        norm: Norm | None = None,
     ) -> None:
         super().__init__()
         self.levels, self.channels = tuple(sorted(levels)), channels
@@ -67,19 +71,21 @@ class FeaturePyramid(Neck):
             k for k in sorted(in_channels, reverse=True) if k in levels or (top_down and k > min(levels))
         ]
         after = [nn.ReLU()] if nonlinearity else []
+
+        def extra(in_channels: int, side: int) -> nn.Sequential:
+            conv = nn.Conv2d(in_channels, channels, side, padding=side // 2, bias=norm is None)
+            normed = [] if norm is None else [norm_layer(norm)(channels)]
+            return nn.Sequential(conv, *normed, *after)
+
         self.inputs = tuple(k for k in self.path if lateral or k == top)
-        self.laterals = nn.ModuleDict(
-            {str(k): nn.Sequential(nn.Conv2d(in_channels[k], channels, 1), *after) for k in self.inputs}
-        )
-        self.smooths = nn.ModuleDict(
-            {str(k): nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), *after) for k in self.levels}
-            if smooth
-            else {}
-        )
+        self.laterals = nn.ModuleDict({str(k): extra(in_channels[k], 1) for k in self.inputs})
+        self.smooths = nn.ModuleDict({str(k): extra(channels, 3) for k in self.levels if smooth})
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        absorb_norms(self)
 
     def forward(self, c: Features) -> Features:
         """From {k: C_k} to {k: P_k}, each (N, channels, h_k, w_k)."""
@@ -107,3 +113,8 @@ class FeaturePyramid(Neck):
     def smooth(self, merged: Features) -> Features:
         """{k: P_k} of the pathway's maps: the 3×3 of each, where there is one."""
         return {k: self.smooths[str(k)](merged[k]) if self.smooths else merged[k] for k in self.levels}
+
+    def fold_norms(self) -> None:
+        """For inference: BatchNorms become part of the convolutions before them."""
+        fold_norms(self.laterals)
+        fold_norms(self.smooths)
