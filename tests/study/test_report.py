@@ -251,6 +251,17 @@ def test_headings_and_names_of_figures_are_short_and_a_line_below_has_all_settin
     assert all(f"]({figure})" in text for figure in figures)
 
 
+def test_necks_are_a_table_of_their_own(tmp_path: Path) -> None:
+    for row, ap in (("fpn", 0.371), ("bifpn", 0.38)):
+        run(tmp_path / row, {"AP": ap, "AP50": 0.6}, table="necks", row=row, name=row.upper())
+    tables, text = parsed(write_report([tmp_path], tmp_path / "out"))
+    rows = tables["Necks on coco"]
+    assert rows["bifpn"]["ours - ours (fpn)"]["AP"] == "+0.9"
+    assert {key: row["ours"]["AP"] for key, row in rows.items()} == {"fpn": "37.1", "bifpn": "38.0"}
+    assert "The paper's: " not in text
+    assert "paper" not in rows["bifpn"]
+
+
 def test_times_and_memory_keep_their_units(tmp_path: Path) -> None:
     cost = {"seconds": 0.0214, "peak_memory_mb": 1234.4}
     run(tmp_path / "time", cost, table="running_time", row="resnet50_fpn", setting="2 threads of a CPU")

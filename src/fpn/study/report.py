@@ -84,16 +84,15 @@ def _markdown(section: Section, shown: Sequence[Compared], figure: Path | None) 
 def _lines(section: Section, row: Compared) -> list[list[str]]:
     """The cells of a row from the third on: the paper's, ours, and how far apart they are.
 
-    That is ours from the paper's; on other data than the paper's each from its own reference row.
+    That is ours from the paper's; on other data, or in a table that it has not, each from its
+    own reference row.
     """
     columns, key = section.columns, section.layout.reference
     ours = ["ours", row.seeds, *(_ours(section, row, column) for column in columns)]
-    if not section.layout.papers:
-        return [ours]
     lines = [["paper", "", *(_number(row.paper.get(column), column) for column in columns)]]
     lines = [*(lines if row.paper else []), ours]
     pairs: list[tuple[str, Mapping[str, float | None], Mapping[str, float | None]]]
-    if section.data == "coco":
+    if section.data == "coco" and section.layout.papers:
         pairs = [("ours - paper", section.means(row), row.paper)]
     else:
         reference = next((other for other in section.rows if other.key == key != row.key), row)
