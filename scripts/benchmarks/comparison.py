@@ -107,8 +107,10 @@ class Run:
         with started(prepare, self.device, self.threads) as sides, Console(stderr=True).status(title):
             point = next(iter(points.values()))
             *others, own = (one.submit(_outputs, side, *point).result() for side, one in sides.items())
-            lines = [check(other, own) for other in others]
-            self.agreement += [f"{title}: {line}" for line in lines[:1]]
+            for side, other in zip(sides, others, strict=False):
+                line = check(other, own)
+                if not side.endswith(SAME_ALLOCATOR):
+                    self.agreement.append(f"{title}{f', {side}' * (len(others) > 2)}: {line}")
             if warm_up:
                 take_turns(sides, 1, points)
             seconds = take_turns(sides, self.rounds, points)

@@ -12,6 +12,7 @@ from fpn.models.necks import FeaturePyramid, SingleLevel
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import Conv5Head, RoIHead, TwoFCHead
 from fpn.models.rpn import RegionProposalNetwork
+from fpn.models.targets import RoISampling
 from fpn.types import Batch, Detections, Inference, Targets
 
 SIZES = {2: [8.0], 3: [16.0], 4: [32.0], 5: [64.0], 6: [128.0]}
@@ -162,12 +163,20 @@ def test_a_degenerate_true_box_is_named(kind: type[Detector], bad: list[float]) 
         small(kind).losses(data)
 
 
-def test_the_backgrounds_label_is_no_objects() -> None:
+@pytest.mark.parametrize("label", [0, -1])
+def test_the_backgrounds_label_is_no_objects(label: int) -> None:
     """Labels that count from 0 would train a class as background."""
     truth = targets(3)
-    truth.labels[2] = 0
-    with pytest.raises(InputError, match="has the label 0, which is the background's"):
+    truth.labels[2] = label
+    with pytest.raises(InputError, match=f"has the label {label}: objects have 1…K"):
         small().losses(batch([targets(2), truth]))
+
+
+def test_no_image_of_a_batch_has_a_proposal() -> None:
+    detector = small(FastRCNN, roi_sampling=RoISampling(include_ground_truth=False))
+    data = batch([targets(2), targets(0)])._replace(proposals=[torch.zeros(0, 4)] * 2)
+    assert all(loss.item() == 0 for loss in detector.losses(data).values())
+    assert [len(found.boxes) for found in detector.eval().detect(data)] == [0, 0]
 
 
 def test_bfloat16_network_keeps_boxes_in_float32() -> None:

@@ -122,9 +122,12 @@ def test_the_host_waits_where_it_counts_and_nowhere_else(
 def test_compiled_and_with_channels_last_it_learns_the_same(mode: CompileMode) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model, data = detector().cuda(), move_data_to_device(batch(), torch.device("cuda"))
-    expected = model.losses(data)["rpn_objectness"].item()
+    sum(model.losses(data).values()).backward()
+    expected = {name: 3 * p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
     accelerate(model, mode, channels_last=True)
-    for _ in range(3):  # of which the first compile, and record
-        losses = model.losses(data)
-        sum(losses.values()).backward()
-    assert losses["rpn_objectness"].item() == pytest.approx(expected, rel=1e-3)
+    for _ in range(3):  # of which the first compile, and record; gradients add up
+        sum(model.losses(data).values()).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, expected[name], rtol=1e-2, atol=1e-4)

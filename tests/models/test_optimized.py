@@ -1,3 +1,5 @@
+import copy
+import pickle
 import warnings
 from functools import partial
 from threading import Lock
@@ -352,3 +354,16 @@ def test_what_is_accelerated_learns_the_same(monkeypatch: pytest.MonkeyPatch) ->
         found = optimized(detector)(data)
         assert len(found.detections[0].boxes) > 0
     assert modes == ["reduce-overhead"] * 3
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_of_a_frozen_norm_knows_nothing_of_the_first(copied: Any) -> None:
+    network, other = (ResNet("resnet18", width=4, frozen_stages=2) for _ in range(2))
+    stir(other)
+    image = torch.rand(1, 3, 40, 50)
+    for _ in range(2):
+        network.load_state_dict(network.state_dict())
+    network(image)
+    twin = copied(network)
+    twin.load_state_dict(other.state_dict())
+    assert torch.equal(twin(image)[5], other(image)[5])

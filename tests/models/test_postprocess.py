@@ -163,3 +163,15 @@ def test_boxes_without_area_are_no_detections() -> None:
         scores, torch.zeros(1, 2, 4), [outside], [(100, 100)], ONES, DetectionSelection()
     )
     assert len(found[0].boxes) == 0
+
+
+def test_equal_scores_do_not_depend_on_the_neighbours_places() -> None:
+    """An image with few proposals beside one with many has the same detections as alone."""
+    few, many = some_boxes(40).clamp(min=0), some_boxes(150).clamp(min=0)
+    scores, deltas = torch.zeros(190, 5), torch.zeros(190, 5, 4)
+    scores[:, 1:] = (torch.randn(190, 4) * 2).round() * 20  # of which many probabilities are 1
+    selection = DetectionSelection(score_threshold=0.0, nms_iou=0.6, max_detections=25)
+    beside = select_detections(scores, deltas, [few, many], [(90, 90)] * 2, ONES, selection)[0]
+    (alone,) = select_detections(scores[:40], deltas[:40], [few], [(90, 90)], ONES, selection)
+    assert (alone.scores == 1).sum() > 5
+    assert all(map(torch.equal, alone, beside))

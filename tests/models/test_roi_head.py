@@ -71,9 +71,10 @@ def test_levels_without_rois_still_have_gradients(shared: bool, number: int) -> 
 @pytest.mark.parametrize("pooling", ["align", "pool"])
 def test_an_inverted_roi_is_pooled_as_zeros(pooling: Literal["align", "pool"]) -> None:
     head = RoIHead(FeaturePyramid(CHANNELS, 8), 5, pooling=pooling)
-    inverted = RoIs(torch.tensor([[300.0, 50, 100, 90], [80, 300, 120, 100]]), torch.tensor([0, 1]))
+    corners = [[300.0, 50, 100, 90], [80, 300, 120, 100], [torch.nan, 2, 50, 60]]  # the last as well
+    inverted = RoIs(torch.tensor(corners), torch.tensor([0, 1, 1]))
     for given, expected in zip(
-        head(pyramid(), inverted), head.head["shared"](torch.zeros(2, 8, 7, 7)), strict=True
+        head(pyramid(), inverted), head.head["shared"](torch.zeros(3, 8, 7, 7)), strict=True
     ):
         assert torch.equal(given, expected)
 

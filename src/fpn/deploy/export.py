@@ -63,7 +63,8 @@ def write(trained: Trained, path: str | Path, format: Format = "onnx", input: In
         InputError: the detector cannot be exported, or not to this format.
     """
     network = Deployed(trained.detector, trained.image, input)
-    about = json.dumps(described(trained, network), ensure_ascii=False)
+    opset = {"opset": OPSET} if format == "onnx" else {}
+    about = json.dumps(described(trained, network) | opset, ensure_ascii=False)
     program = network.program()
     written = to_onnx(program, network.outputs, about) if format == "onnx" else None
     with replacing(Path(path)) as part:
@@ -86,6 +87,5 @@ def described(trained: Trained, network: Deployed) -> dict[str, Any]:
         "input": network.input,
         "image": asdict(trained.image),
         "score_threshold": network.detector.detections.score_threshold if finds else None,
-        "opset": OPSET,
         "outputs": network.outputs,
     }

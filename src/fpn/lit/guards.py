@@ -90,7 +90,9 @@ class FiniteSteps(Callback):
             NonFiniteError: one of them is not.
         """
         sums = torch.stack([torch.stack(list(losses.values())).sum() for _, losses in self._batches])
-        gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        gradients = {
+            name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None and p.grad.numel()
+        }
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             gradients = {}
         faults = ~torch.stack([sums.isfinite().all(), _all_finite(gradients.values(), sums.device)])

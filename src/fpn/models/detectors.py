@@ -496,8 +496,11 @@ def _ground_truth(batch: Batch) -> GroundTruth:
 
 def _refuse_unfit(truth: GroundTruth, unfit: int) -> None:
     if unfit:
-        if truth.labels[truth.unfit].eq(0).any():
-            raise InputError("a true box has the label 0, which is the background's: objects have 1…K")
+        labels = truth.labels[truth.unfit]
+        if (labels < 1).any():
+            raise InputError(
+                f"a true box has the label {labels.min()}: objects have 1…K, 0 is the background"
+            )
         x1, y1, x2, y2 = truth.boxes[truth.unfit][0].tolist()
         raise InputError(
             f"a true box has no width or height, or is not finite: x1 {x1:g}, y1 {y1:g}, x2 {x2:g}, y2 {y2:g}"

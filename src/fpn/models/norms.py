@@ -35,6 +35,10 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
     _known: tuple[list[tuple[Tensor, int]], tuple[Tensor, Tensor]] | None = None
     """The buffers with their versions, and the scale and shift that were reckoned from them."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is known: the buffers of a copy count their versions anew."""
+        return {key: value for key, value in super().__getstate__().items() if key != "_known"}
+
     def forward(self, x: Tensor) -> Tensor:
         """What came out of the convolution, scaled and shifted there."""
         return x

@@ -95,7 +95,9 @@ def select_proposals(
     box = decode_boxes(deltas, torch.cat(list(output.anchors.values()))[index], box_weights)
     box = clip_boxes(box, sizes)
     score = logit.sigmoid()
-    there = (logit > -torch.inf) & _large(box, selection.min_size) & (score >= selection.score_threshold)
+    there = (logit > -torch.inf) & _large(box, selection.min_size)
+    if selection.score_threshold > 0:
+        there &= score >= selection.score_threshold
     found = _best(box, score, there, selection.nms_iou, selection.post_nms_top_n)
     return found._replace(labels=torch.ones_like(found.labels))
 
@@ -147,7 +149,10 @@ def _best(boxes: Tensor, scores: Tensor, there: Tensor, nms_iou: float, number: 
     scores = scores.where(there, -torch.inf)
     keep = suppress(boxes.flatten(0, 1), scores.flatten(0, 1), nms_iou)
     scores = scores.flatten(1).where(keep.reshape(scores.shape[0], -1), -torch.inf)
-    best, index = scores.topk(min(number, scores.shape[1]), dim=1)
+    if torch.compiler.is_exporting():
+        best, index = scores.topk(min(number, scores.shape[1]), dim=1)
+    else:  # of equal scores the same, however many places there are: those depend on an image's neighbours
+        best, index = (part[:, :number] for part in scores.sort(dim=1, descending=True, stable=True))
     there = best > -torch.inf
     box = boxes.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
     return Found(box.where(there[..., None], 0), best.where(there, 0), index // boxes.shape[2] + 1, there)

@@ -223,7 +223,7 @@ class RoIHead(nn.Module):
         An RoI of negative area, inverted in one direction, is pooled as zeros (torchvision, Detectron2).
         """
         level = self.level_of(rois.boxes) if rois.level is None else rois.level
-        boxes = torch.where(_inverted(rois.boxes)[:, None], _OUTSIDE, rois.boxes)
+        boxes = torch.where(_upright(rois.boxes)[:, None], rois.boxes, _OUTSIDE)
         if torch.compiler.is_exporting():
             return self._on_all(p, rois.image, boxes, level)
         by_level = rois.by_level or counts(*self.masks(level))
@@ -272,9 +272,9 @@ class RoIHead(nn.Module):
         return pool_levels(maps, rois, by_level, self.resolution, scales, self.sampling_ratio, self.aligned)
 
 
-def _inverted(boxes: Tensor) -> Tensor:
-    """Which boxes (R, 4) are of negative area."""
-    return (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) < 0
+def _upright(boxes: Tensor) -> Tensor:
+    """Which boxes (R, 4) are not of negative area, and of numbers."""
+    return (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) >= 0
 
 
 def _table(image: Tensor, boxes: Tensor) -> Tensor:

@@ -66,13 +66,17 @@ class RoISampling:
     crowd_overlap: Share | None = 0.7
 
 
+NOBODY = -(2**62)
+"""The label in a place without an object."""
+
+
 class GroundTruth(NamedTuple):
     """The ground truth of a batch, as many places in each image."""
 
     boxes: Tensor
     """(N, G, 4) in pixels of the network's input."""
     labels: Tensor
-    """(N, G) int64 in 1…K; -1 where an image has fewer objects."""
+    """(N, G) int64 in 1…K; NOBODY where an image has fewer objects."""
     crowds: Tensor
     """(N, ·, 4); NaN where an image has fewer."""
 
@@ -80,18 +84,18 @@ class GroundTruth(NamedTuple):
     def of(cls, targets: Sequence[Targets]) -> "GroundTruth":
         """That of each image in one."""
         boxes, labels, crowds = (list(part) for part in zip(*targets, strict=True))
-        return cls(padded(boxes, 0, least=1), padded(labels, -1, least=1), padded(crowds, torch.nan))
+        return cls(padded(boxes, 0, least=1), padded(labels, NOBODY, least=1), padded(crowds, torch.nan))
 
     @property
     def there(self) -> Tensor:
         """(N, G) which places are taken."""
-        return self.labels >= 0
+        return self.labels != NOBODY
 
     @property
     def unfit(self) -> Tensor:
-        """(N, G) objects without width or height, not of finite numbers, or labelled as background."""
+        """(N, G) objects without width or height, not of finite numbers, or with a label below 1."""
         sides = self.boxes[..., 2:] - self.boxes[..., :2]
-        fit = ((sides > 0) & (sides < torch.inf)).all(dim=-1) & (self.labels != 0)
+        fit = ((sides > 0) & (sides < torch.inf)).all(dim=-1) & (self.labels > 0)
         return self.there & ~fit
 
 
@@ -265,6 +269,7 @@ def _sample(match: Tensor, per_image: int, fg_fraction: float, generator: torch.
 
 def _rows(index: Tensor, number: int) -> Tensor:
     """(N · S,) indices into N tables of `number` rows, in one table of all."""
+    number = max(number, 1)  # where there is no row, no index is of one
     first = torch.arange(0, len(index) * number, number, device=index.device)
     return (index + first[:, None]).flatten()
 

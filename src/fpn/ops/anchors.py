@@ -39,8 +39,12 @@ def grid_anchors(cell: Tensor, map_size: tuple[int, int], stride: tuple[int, int
     Returns:
         (h · w · A, 4) float32, row by row, the anchors of one position together.
     """
+    # For an exporter a step is a symbol, which might not be positive.
+    symbols = torch.compiler.is_exporting()
     y, x = (
-        torch.arange(0, side * step, step, device=cell.device)
+        torch.arange(side, device=cell.device) * step
+        if symbols
+        else torch.arange(0, side * step, step, device=cell.device)
         for side, step in zip(map_size, stride, strict=True)
     )
     position = torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1).view(-1, 1, 1, 2)

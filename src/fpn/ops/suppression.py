@@ -5,7 +5,8 @@ finds one node (`fpn::suppress`) in place of a loop. On an NVIDIA GPU a kernel i
 groups side by side; elsewhere torchvision's suppression takes them one after the other.
 """
 
-from importlib.util import find_spec
+import warnings
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,22 @@ from torchvision.ops import nms
 
 _WIDEST = 4096
 """The largest group of boxes that the kernel holds in registers."""
+
+
+@cache
+def _kernel_works() -> bool:
+    """Whether Triton is there and can build the kernel, for which it needs a C compiler."""
+    try:
+        from fpn.ops.suppression_kernel import greedy
+
+        greedy(torch.zeros(1, 1, 4, device="cuda"), torch.zeros(1, 1, device="cuda"), 0.5)
+    except Exception as error:  # of many kinds, by Triton, the compiler or the GPU
+        reason = str(error).partition("\n")[0]
+        warnings.warn(
+            f"suppression on this GPU waits for each group: no kernel by Triton ({reason})", stacklevel=2
+        )
+        return False
+    return True
 
 
 @torch.library.custom_op("fpn::suppress", mutates_args=())
@@ -27,7 +44,7 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     Returns:
         (groups, n) bool; False where there is no box.
     """
-    if boxes.device.type == "cuda" and 0 < scores.shape[1] <= _WIDEST and find_spec("triton"):
+    if boxes.device.type == "cuda" and scores.numel() and scores.shape[1] <= _WIDEST and _kernel_works():
         from fpn.ops.suppression_kernel import greedy
 
         return greedy(boxes, scores, iou)

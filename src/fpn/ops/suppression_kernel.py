@@ -41,5 +41,6 @@ def greedy(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     numbers = (ordered > -torch.inf).sum(dim=1, dtype=torch.int32)
     keep = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
     width = triton.next_power_of_2(each)
-    _greedy[(len(scores),)](boxes, numbers, keep, iou, each, width=width, num_warps=4 if width <= 1024 else 8)
+    with torch.cuda.device_of(boxes):  # Triton launches on the current device
+        _greedy[(len(scores),)](boxes, numbers, keep, iou, each, width=width, num_warps=width // 256 or 1)
     return torch.zeros_like(keep, dtype=torch.bool).scatter(1, order, keep > 0)
