@@ -209,7 +209,7 @@ def test_rows_at_the_papers_settings(name: str) -> None:
         assert neck["init_args"] == {"level": 5 if key == "b" else 4}
     else:
         toggles = {"lateral": True, "top_down": True, "smooth": True, "nonlinearity": False, "channels": 256}
-        toggles |= {"levels": [2] if key == "f" else [2, 3, 4, 5]}
+        toggles |= {"levels": [2] if key == "f" else [2, 3, 4, 5], "norm": None}
         off = {"d": "top_down", "e": "lateral", "d_unshared": "top_down", "c_no_smoothing": "smooth"}.get(key)
         toggles |= {off: False} if off else {}
         toggles |= {"nonlinearity": True} if key == "c_nonlinearity" else {}
