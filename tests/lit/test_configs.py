@@ -39,7 +39,8 @@ def test_base_is_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
     assert parts["roi_sampling"]["per_image"] == 512
     assert parts["training_proposals"]["post_nms_top_n"] == 2000
     assert parts["testing_proposals"]["post_nms_top_n"] == 1000
-    assert config["model"]["optimizer"]["init_args"] == {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.0001}
+    optimizer = config["model"]["optimizer"]["init_args"]
+    assert optimizer == {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.0001, "fused": None}
     schedule = config["model"]["schedule"]
     assert (schedule["steps"], schedule["milestones"], schedule["reference_images"]) == (80000, [60000], 16)
     data = config["data"]["init_args"]

@@ -30,11 +30,12 @@ def export(
       a program of PyTorch's, which needs torch, torchvision and this package's `fpn.ops.suppression`
         fpn export best.ckpt --format torch_export --output street.pt2
 
-    The file takes images (N, 3, H, W), of any number and size, and their sizes (N, 2), heights and widths
-    without padding; it gives boxes (N, D, 4) in pixels of these images, scores (N, D), labels (N, D) and
-    count (N): how many of the D places of each image hold a detection. Of a ProposalNetwork there are no
-    labels. Names and ids of the categories, how images are prepared and the score threshold stand in the
-    file as JSON, under "fpn". In Python, `fpn.deploy.OnnxPredictor` runs an ONNX file.
+    The file takes images (N, 3, H, W), of any number and size, and their sizes (N, 2), heights and
+    widths without padding. It gives boxes (N, D, 4) in pixels of these images, scores (N, D), labels
+    (N, D) and count (N): how many of the D places of each image hold a detection. Of a ProposalNetwork
+    there are no labels. Names and ids of the categories, how images are prepared and the score
+    threshold stand in the file as JSON, under "fpn". In Python, `fpn.deploy.OnnxPredictor` runs an
+    ONNX file.
 
     Args:
         ckpt_path: a checkpoint written by `fpn fit`.
