@@ -164,17 +164,7 @@ def sample_anchors(
     if not sampling.include_border_anchors:
         bottom_right = anchors[:, 2:] <= sizes.flip(1)[:, None]
         eligible = ((anchors[:, :2] >= 0) & bottom_right).all(dim=-1)
-    match = match_boxes(
-        truth.boxes,
-        anchors,
-        sampling.foreground_iou,
-        sampling.background_iou,
-        rescue=True,
-        there=truth.there,
-        eligible=eligible,
-    )
-    match = _ignore_crowds(match, anchors, truth.crowds, sampling.crowd_overlap)
-    return _sample(match, sampling.per_image, sampling.fg_fraction, generator)
+    return _sample(anchors, truth, sampling, generator, eligible, rescue=True)
 
 
 def sample_rois(
@@ -195,17 +185,7 @@ def sample_rois(
     if sampling.include_ground_truth:
         candidates = torch.cat((candidates, truth.boxes), dim=1)
         there = torch.cat((there, truth.there), dim=1)
-    match = match_boxes(
-        truth.boxes,
-        candidates,
-        sampling.foreground_iou,
-        sampling.background_iou,
-        rescue=False,
-        there=truth.there,
-        eligible=there,
-    )
-    match = _ignore_crowds(match, candidates, truth.crowds, sampling.crowd_overlap)
-    return _sample(match, sampling.per_image, sampling.fg_fraction, generator), candidates
+    return _sample(candidates, truth, sampling, generator, there, rescue=False), candidates
 
 
 def anchor_targets(
@@ -261,9 +241,28 @@ def roi_targets(
     return RoITargets(RoIs(boxes, taken // sample.chosen.shape[1]), labels, some, deltas, taken)
 
 
-def _sample(match: Tensor, per_image: int, fg_fraction: float, generator: torch.Generator | None) -> Sample:
+def _sample(
+    candidates: Tensor,
+    truth: GroundTruth,
+    sampling: AnchorSampling | RoISampling,
+    generator: torch.Generator | None,
+    eligible: Tensor | None,
+    rescue: bool,
+) -> Sample:
+    match = match_boxes(
+        truth.boxes,
+        candidates,
+        sampling.foreground_iou,
+        sampling.background_iou,
+        rescue,
+        there=truth.there,
+        eligible=eligible,
+    )
+    match = _ignore_crowds(match, candidates, truth.crowds, sampling.crowd_overlap)
     # Objects, BACKGROUND and IGNORED as 1, 0 and -1.
-    index, taken = sample_balanced(match.clamp(max=0) + 1, per_image, fg_fraction, generator)
+    index, taken = sample_balanced(
+        match.clamp(max=0) + 1, sampling.per_image, sampling.fg_fraction, generator
+    )
     return Sample(index, match.gather(1, index).masked_fill(~taken, IGNORED))
 
 
