@@ -67,6 +67,8 @@ TABLES: dict[str, dict[str, Row]] = {
     "table5": _table5(50) | _table5(101),
     "necks": {
         "fpn": Row("FPN", "table3/c_fpn.yaml", JOINTLY),
+        "no_top_down": Row("FPN without top-down", "table1/d_bottom_up_pyramid.yaml", JOINTLY),
+        "no_lateral": Row("FPN without lateral", "table1/e_no_lateral.yaml", JOINTLY),
         "pafpn": Row("PAFPN (PANet)", "necks/pafpn.yaml", JOINTLY, early=True),
         "bifpn": Row("BiFPN, 3 layers", "necks/bifpn.yaml", JOINTLY, early=True),
         "balanced": Row("balanced pyramid (Libra R-CNN)", "necks/balanced.yaml", JOINTLY, early=True),
