@@ -19,7 +19,7 @@ SIZES = {2: [16], 3: [32], 4: [64], 5: [128], 6: [256]}
 _GAINS = {"objectness": 100.0, "scores": 600.0, "deltas": 20.0}
 
 
-def small(kind: type[ProposalNetwork] = FasterRCNN, **parts: Any) -> ProposalNetwork:
+def small(kind: type[ProposalNetwork] = FasterRCNN, loudness: float = 1.0, **parts: Any) -> ProposalNetwork:
     """One of five classes on a ResNet-18, an eighth as wide."""
     given: dict[str, Any] = {
         "bottom_up": partial(ResNet, "resnet18", width=8),
@@ -29,10 +29,10 @@ def small(kind: type[ProposalNetwork] = FasterRCNN, **parts: Any) -> ProposalNet
     }
     if kind is FasterRCNN:
         given["roi_head"] = partial(RoIHead, head=partial(TwoFCHead, hidden=32), canonical_size=56.0)
-    return lively(kind(5, **given | parts))
+    return lively(kind(5, **given | parts), loudness)
 
 
-def lively(detector: ProposalNetwork) -> ProposalNetwork:
+def lively(detector: ProposalNetwork, loudness: float = 1.0) -> ProposalNetwork:
     """The same with scores that are spread, a background that wins in flat pictures, and norms that count."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def lively(detector: ProposalNetwork) -> ProposalNetwork:
             last = part.rpartition(".")[2]
             if name.startswith(("rpn.", "roi_head.")) and last in _GAINS:
                 if kind == "weight":
-                    parameter.mul_(_GAINS[last])
+                    parameter.mul_(_GAINS[last] * loudness)
                 elif last == "scores":
                     parameter[0] = 8.0
     return detector.eval()

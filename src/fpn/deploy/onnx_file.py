@@ -11,7 +11,7 @@ from fpn.errors import InputError
 
 OPSET = 18
 _NO_LIMIT = 2**31 - 1
-_UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'")
+_UNKNOWN = re.compile(r"Error when translating node .*target=torch\.ops\.([\w.]+)\]")
 _BELOW_ALL_SCORES = -1.0
 """Of scores in [0, 1]; what is no box has -inf."""
 
@@ -40,7 +40,10 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str], about
                 opset_version=OPSET,
                 input_names=["images", "sizes"],
                 output_names=list(outputs),
-                custom_translation_table={torch.ops.fpn.suppress.default: _suppress},
+                custom_translation_table={
+                    torch.ops.fpn.suppress.default: _suppress,
+                    torch.ops.torchvision.roi_pool.default: _roi_pool,
+                },
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -74,3 +77,11 @@ def _suppress(boxes: Any, scores: Any, iou: float) -> Any:
     none = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))
     ones = op.Expand(op.Constant(value_float=1.0), op.Shape(places, start=0, end=1))
     return op.Cast(op.ScatterND(none, places, ones), to=9)
+
+
+def _roi_pool(x: Any, rois: Any, scale: float, height: int, width: int) -> tuple[Any, Any]:
+    """`torchvision::roi_pool`, without the places of the greatest values, which nobody reads."""
+    from onnxscript import opset18
+
+    pooled = opset18.MaxRoiPool(x, rois, pooled_shape=[height, width], spatial_scale=scale)
+    return pooled, opset18.Shape(pooled)

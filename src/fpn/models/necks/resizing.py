@@ -1,5 +1,6 @@
 """A map of one level, made of another level's."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,7 +10,10 @@ from fpn.types import Size
 
 def pooled(x: Tensor, steps: int = 1) -> Tensor:
     """A map `steps` levels coarser, of the greatest values: (N, d, ⌈h / 2**steps⌉, ⌈w / 2**steps⌉)."""
-    return F.max_pool2d(x, 2**steps, ceil_mode=True)
+    # As with ceil_mode, which torch.export refuses where sizes are not known.
+    cells = 2**steps
+    right, bottom = (-side % cells for side in (x.shape[-1], x.shape[-2]))
+    return F.max_pool2d(F.pad(x, (0, right, 0, bottom), value=-torch.inf), cells)
 
 
 def resized(x: Tensor, level: int, to: int, size: Size) -> Tensor:
