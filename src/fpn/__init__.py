@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fpn.checkpoints import load as load
+    from fpn.data.augment import Albumentations as Albumentations
     from fpn.data.datamodule import CocoDataModule as CocoDataModule
     from fpn.data.datamodule import ShapesDataModule as ShapesDataModule
     from fpn.errors import InputError as InputError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "checkpoints": "load",
+    "data.augment": "Albumentations",
     "data.datamodule": "CocoDataModule ShapesDataModule",
     "errors": "InputError",
     "evaluation.metric": "Metric",

@@ -72,8 +72,8 @@ def told(error: BaseException | None) -> str | None:
             return "; ".join([line, *getattr(error, "__notes__", [])])
         if isinstance(error, ArgumentError):
             # What the parser got is a long listing, and no news to who gave it.
-            text = str(error)
-            plain = _out_of_bounds(text) or _unknown(text)
+            text = re.sub(r"NestedArg\(key='[^']*', val='([^']*)'\)", r"\1", str(error))
+            plain = _out_of_bounds(text) or _no_number(text) or _unknown(text) or _no_class(text)
             return plain or " ".join(text.partition("Got value:")[0].split())
         if _refused_by_lightning(error):
             return " ".join(str(error).split())
@@ -95,6 +95,15 @@ def _out_of_bounds(message: str) -> str | None:
     return f"{'.'.join(keys)} is {value}: give {wanted}"
 
 
+def _no_number(message: str) -> str | None:
+    """What the parser says of words in a number's place, in one line; None of anything else."""
+    found = re.search(r"(?:for (int)\(\) with base 10|could not convert string to float): '([^']*)'", message)
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    if found is None or not keys:
+        return None
+    return f"{'.'.join(keys)} is {found[2]}: give {'a whole number' if found[1] else 'a number'}"
+
+
 def _unknown(message: str) -> str | None:
     """What the parser says of an option that a class does not have, in one line; None of anything else."""
     names = set(re.findall(r"(?:Option '|unrecognized arguments: --)([\w.]+)", message))
@@ -103,6 +112,23 @@ def _unknown(message: str) -> str | None:
         return None
     part = keys[0].partition(".")[0]
     return f"there is no option {'.'.join([*keys, *names])}: `--help {part}` lists those there are"
+
+
+def _no_class(message: str) -> str | None:
+    """What the parser says of a class that is not there, or is of another kind; None of anything else."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    other = re.search(
+        r"Import path (\S+) does not correspond to a subclass of (\w+)"
+        r"|Expected '(\S+)' to be a subclass of <class '(\w+)'>",
+        message,
+    )
+    absent = re.search(r"module '(\S+)' has no attribute '(\w+)'", message)
+    if not keys or not (other or absent):
+        return None
+    if other:
+        name, kind = filter(None, other.groups())
+        return f"{'.'.join(keys)}: {name} is no {kind}"
+    return f"{'.'.join(keys)}: there is no {'.'.join(absent.groups())}" if absent else None
 
 
 def _refused_by_lightning(error: BaseException) -> bool:

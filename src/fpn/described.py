@@ -129,12 +129,21 @@ def _arguments(cls: type, arguments: Any, named: Any) -> tuple[dict[str, Any], l
     """What a class is made of, and the names of those that cannot be told."""
     found = signature(cls.__init__).parameters.items()  # type: ignore[misc]
     defaults = {name: one.default for name, one in found if one.default is not Parameter.empty}
-    told, untold = dict[str, Any](), []
-    for name, value in (defaults | _given(cls, arguments, named)).items():
+    return _told(defaults | _given(cls, arguments, named), defaults)
+
+
+def _told(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values by name in plain values, and the names of others: `images.augment` of one within a dataclass."""
+    told, untold = dict[str, Any](), list[str]()
+    for name, value in values.items():
         try:
             told[name] = plain(value)
         except TypeError:
-            if value is not defaults.get(name):
+            if is_dataclass(value) and not isinstance(value, type):
+                inner = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+                told[name], lost = _told(inner, {})
+                untold += [f"{name}.{one}" for one in lost]
+            elif value is not defaults.get(name):
                 untold.append(name)
     return told, untold
 

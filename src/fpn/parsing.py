@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from enum import Enum
 from inspect import Parameter, signature
 from itertools import islice
+from numbers import Number
 from types import FunctionType
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
 from jsonargparse._util import import_object
+from jsonargparse.typing import register_type
 
 from fpn.errors import InputError
 
@@ -39,6 +41,16 @@ yaml.SafeDumper.add_multi_representer(int, lambda dumper, value: dumper.represen
 yaml.SafeDumper.add_multi_representer(float, lambda dumper, value: dumper.represent_float(float(value)))
 # As the default of an argument that is text, which some callbacks of Lightning's have.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Number):
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+# The type hint of some of torchvision's transforms, which jsonargparse does not know.
+register_type(Number, lambda value: value, _number)
 
 
 class Parser(ArgumentParser):

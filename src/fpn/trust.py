@@ -8,7 +8,8 @@ was trained with. A checkpoint from elsewhere could name anything, so this is pr
   or beside the program that runs, is not imported without that word: it may have come with the checkpoint.
 - It may name classes only. A function is refused, and so is a class of Python's own library.
 - A class is made only where the type hint of an argument asks for one, and only if it is of that kind: a neck
-  where a neck belongs. For an argument without a type hint none is made.
+  where a neck belongs. For an argument without a type hint none is made. Where the hint is any callable, as
+  of the transforms within torchvision's `v2.Compose`, any class that is one is of that kind.
 - A text may name a class, or a file of settings on this machine: the same holds for these. Nothing is
   fetched.
 

@@ -636,3 +636,36 @@ def test_crowds_alone_name_their_remedy(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"all 1 have iscrowd 1, .* data\.crowds to objects"):
         read_annotations(path).with_objects()
     assert len(read_annotations(path, crowds="objects").with_objects()) == 1
+
+
+def test_repeat_factors_are_lviss(tmp_path: Path) -> None:
+    """Its formula, in loops over an annotation file."""
+    rng = np.random.default_rng(0)
+    images = [{"id": 10 * i, "file_name": f"{i}.png", "height": 50, "width": 50} for i in range(60)]
+    box = {"bbox": [1, 2, 10, 10], "area": 100}
+    annotations: list[dict[str, Any]] = []
+    for image in images[1:]:  # the first has none
+        for category in rng.choice([3, 3, 3, 5, 7], rng.integers(1, 5)).tolist():
+            annotations.append(box | {"image_id": image["id"], "category_id": category, "iscrowd": 0})
+    annotations.append(box | {"image_id": 20, "category_id": 11, "iscrowd": 0})
+    annotations.append(box | {"image_id": 30, "category_id": 11, "iscrowd": 1})
+    annotations = [one | {"id": number} for number, one in enumerate(annotations)]
+    categories = [{"id": id_, "name": str(id_)} for id_ in (3, 5, 7, 9, 11)]
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    read = read_annotations(path)
+    for threshold in (0.0, 0.001, 0.1, 0.5, 1.0):
+        expected = []
+        for image in images:
+            factor = 1.0
+            for one in annotations:
+                if one["image_id"] == image["id"] and not one["iscrowd"]:
+                    of_class = {
+                        other["image_id"]
+                        for other in annotations
+                        if other["category_id"] == one["category_id"] and not other["iscrowd"]
+                    }
+                    factor = max(factor, (threshold / (len(of_class) / len(images))) ** 0.5)
+            expected.append(factor)
+        np.testing.assert_allclose(read.repeat_factors(threshold), expected, rtol=1e-12)
+        assert max(expected) > 1 or threshold < 0.1

@@ -18,9 +18,14 @@ def aspect_ratios(landscape: int, portrait: int) -> np.ndarray:
 
 
 def epoch_of(
-    ratios: np.ndarray, batch: int, world: int, seed: int = 0, epoch: int = 0
+    ratios: np.ndarray,
+    batch: int,
+    world: int,
+    seed: int = 0,
+    epoch: int = 0,
+    repeats: np.ndarray | None = None,
 ) -> list[list[list[Pick]]]:
-    ranks = [AspectRatioBatches(ratios, batch, rank, world, seed) for rank in range(world)]
+    ranks = [AspectRatioBatches(ratios, batch, rank, world, seed, repeats=repeats) for rank in range(world)]
     for sampler in ranks:
         sampler.set_epoch(epoch)
     batches = [list(sampler) for sampler in ranks]
@@ -104,6 +109,63 @@ def test_without_reshuffling_every_epoch_is_the_first() -> None:
     first = list(sampler)
     sampler.set_epoch(7)
     assert list(sampler) == first
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
+def test_repeated_images_make_as_many_batches_everywhere(
+    images: int, batch: int, world: int, epoch: int
+) -> None:
+    ratios = aspect_ratios(images - images // 3, images // 3)
+    repeats = np.random.default_rng(images).uniform(1, 4, images)
+    if int(repeats.sum()) < batch * world:
+        return
+    ranks = epoch_of(ratios, batch, world, epoch=epoch, repeats=repeats)
+    assert {len(batches) for batches in ranks} == {int(repeats.sum()) // (batch * world)}
+    picks = [pick for batches in ranks for picks in batches for pick in picks]
+    assert len(picks) == len(ranks[0]) * batch * world
+    counts = Counter(pick.image for pick in picks)
+    # Nothing comes more often than ⌈r⌉ times over all processes, and no sample twice.
+    assert all(counts[image] <= np.ceil(repeats[image]) for image in range(images))
+    assert len({pick.seed for pick in picks}) == len(picks)
+    # What comes fewer than ⌊r⌋ times has been left out, of which there is less than a step, and the one over.
+    lacking = sum(max(int(repeats[image]) - counts[image], 0) for image in range(images))
+    assert lacking <= batch * world
+
+
+def test_over_many_epochs_an_image_comes_as_often_as_it_should() -> None:
+    repeats = np.array([1.0, 1.25, 1.5, 2.0, 2.9, 1.0, 3.35])  # 13 in all
+    sampler, epochs = AspectRatioBatches(np.ones(7), 1, repeats=repeats), 3000
+    counts: Counter[int] = Counter()
+    together: Counter[int] = Counter()
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        of_epoch = Counter(pick.image for (pick,) in sampler)
+        assert sum(of_epoch.values()) == 13
+        assert all(
+            of_epoch[image] in (int(repeats[image]), int(np.ceil(repeats[image]))) for image in range(7)
+        )
+        counts.update(of_epoch)
+        together[(of_epoch[1] > 1) + 2 * (of_epoch[2] > 1)] += 1
+    for image, expected in enumerate(repeats):
+        # Four standard deviations of what is drawn for each.
+        fraction = expected % 1
+        assert (
+            abs(counts[image] / epochs - expected) <= 4 * (fraction * (1 - fraction) / epochs) ** 0.5 + 1e-9
+        )
+    assert set(together) == {0, 1, 2, 3}
+
+
+def test_an_image_that_comes_again_is_drawn_for_anew() -> None:
+    batches = epoch_of(np.ones(3), 1, 1, seed=4, epoch=2, repeats=np.full(3, 3.0))
+    seeds = {(pick.image, pick.seed) for ((pick,),) in zip(*batches, strict=True)}
+    assert seeds == {(image, sample_seed(4, 2, image, time)) for image in range(3) for time in range(3)}
+    assert sample_seed(4, 2, 1, 0) == sample_seed(4, 2, 1)
+
+
+def test_without_repeats_an_epoch_is_what_it_was() -> None:
+    ratios = aspect_ratios(20, 11)
+    assert epoch_of(ratios, 2, 2, 1, 3) == epoch_of(ratios, 2, 2, 1, 3, repeats=np.ones(31))
 
 
 @settings(deadline=None)

@@ -88,6 +88,21 @@ class Annotations:
         image_of_box = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         return np.bincount(image_of_box[~self.crowd], minlength=len(self)) > 0
 
+    def repeat_factors(self, threshold: float) -> NDArray[np.float64]:
+        """(I,) how often each image is to come in an epoch, for rare classes to be seen more often.
+
+        LVIS (Gupta et al., 2019, Appendix B.2): of class c in a share f(c) of the images, r(c) is
+        max(1, √(threshold / f(c))), and r of an image the greatest of its classes.
+        """
+        image_of_box = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        classes = len(self.categories.ids) + 1
+        # Of an image and a class, one however many objects.
+        image, label = np.divmod(np.unique((image_of_box * classes + self.labels)[~self.crowd]), classes)
+        frequency = np.bincount(label, minlength=classes) / len(self)
+        factors = np.ones(len(self))
+        np.maximum.at(factors, image, np.sqrt(threshold / frequency[label]))
+        return factors
+
     def with_objects(self) -> "Annotations":
         """Only the images with a box to learn from.
 

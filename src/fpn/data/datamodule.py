@@ -4,6 +4,7 @@ The samplers shard by themselves and the loaders are never rebuilt, so the Train
 `use_distributed_sampler=False`; two processes that both saw all images would otherwise go unnoticed.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -11,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from fpn.data.coco import (
@@ -112,6 +115,8 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
             broken, or of another size than stated. Another image takes the place of each, which is
             named in a warning; a file more ends the run, as does the first where the share is below
             one image. A resumed run counts anew. Images to score must all be readable.
+        repeat_threshold: Images of classes that fewer than this share of the training images have come
+            several times in an epoch, the more often the rarer (LVIS's repeat factors); 0 repeats none.
         label_gaps: Number the classes by category id, with classes of no object in the gaps, as
             torchvision's references do: 90 for COCO's 80.
         trust_boxes: Take boxes as they are written also where so many are empty, smaller than a pixel or
@@ -140,6 +145,7 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
         load_timeout: NonNegativeInt = 600,
         keep_empty_images: bool = False,
         max_unreadable: Share = 0.001,
+        repeat_threshold: Share = 0.0,
         label_gaps: bool = False,
         trust_boxes: bool = False,
         crowds: Crowds = "regions",
@@ -153,6 +159,7 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.load_timeout = load_timeout
         self.keep_empty_images, self.label_gaps = keep_empty_images, label_gaps
+        self.repeat_threshold = repeat_threshold
         self.max_unreadable, self.trust_boxes = max_unreadable, trust_boxes
         self.crowds: Crowds = crowds
         self._given = {"train": train, "val": val, "test": test}
@@ -165,7 +172,7 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
     def _told(cls, checkpoint: Mapping[str, Any], path: str, given: Mapping[str, Any]) -> dict[str, Any]:
         kept = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
         untold = checkpoint.get("fpn", {}).get("untold_of_data", ())
-        if kept is None or (untold := [name for name in untold if name not in given]):
+        if kept is None or (untold := [name for name in untold if name.partition(".")[0] not in given]):
             raise InputError(
                 f"{path} does not tell {', '.join(untold) or 'anything'} of its data: give it here"
             )
@@ -198,7 +205,11 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
     @property
     def train_images(self) -> int:
         """How many images a pass over the training images has, once they are read."""
-        return len(self._datasets["train"])
+        return math.floor(self._repeats.sum() + 1e-6)
+
+    @property
+    def _repeats(self) -> NDArray[np.float64]:
+        return self._datasets["train"].annotations.repeat_factors(self.repeat_threshold)
 
     def setup(self, stage: str) -> None:
         """Read what a stage needs: "fit", "validate" or "test".
@@ -251,7 +262,12 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
         overfits = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
         try:
             batches = AspectRatioBatches(
-                widths / heights, self.batch_size, *self._place(), seed=self.seed, reshuffle=not overfits
+                widths / heights,
+                self.batch_size,
+                *self._place(),
+                seed=self.seed,
+                reshuffle=not overfits,
+                repeats=self._repeats,
             )
         except ValueError as error:
             raise InputError(f"{dataset.annotations.path}: {error}; lower batch_size") from None
@@ -316,6 +332,10 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
             if not self.keep_empty_images:
                 annotations, fate = annotations.with_objects(), "left out"
             allowed = tolerated(self.max_unreadable, len(annotations))
+            if (most := annotations.repeat_factors(self.repeat_threshold).max()) > 1:
+                rank_zero_info(
+                    f"{split}: images of rare classes come more often, up to {most:.3g} times an epoch"
+                )
         annotations = annotations.found_in(folder, allowed, lambda line: rank_zero_info(f"{split}: {line}"))
         if line := turned_line(annotations, folder, self.exif):
             rank_zero_info(f"{split}: {line}")
@@ -368,7 +388,7 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
         """Bytes of the images that all workers of this machine together may have loaded ahead."""
         processes = self.trainer.num_devices if self.trainer is not None else 1
         images = {
-            "train": self.batch_size * max(scale.most_bytes for scale in self._images.training.scales),
+            "train": self.batch_size * max(scale.most_bytes for scale in self._images.training_scales),
             "val": self.eval_batch_size * self.image_settings.most_bytes,
             "test": self.eval_batch_size
             * sum(scale.most_bytes for scale in self._images.testing or [self.image_settings]),

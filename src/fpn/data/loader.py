@@ -235,7 +235,7 @@ class TrainLoader(Loader):
         """What the order of the images depends on besides the epoch."""
         batches = self._batches
         fixed = {key: getattr(batches, key) for key in ("seed", "batch_size", "world_size")}
-        return {"images": len(batches.landscape), **fixed}
+        return {"images": batches.picks, **fixed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Warn if a run goes on in another order than the one it stopped in."""

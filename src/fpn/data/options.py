@@ -1,9 +1,15 @@
 """The settings of a data module that belong together, as a configuration gives them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from torchvision.transforms import v2
+
+from fpn.data.augment import Augmented
 from fpn.data.decoding import Exif
-from fpn.data.transforms import ImageSettings, Rounding, TrainTransform
+from fpn.data.transforms import ImageSettings, Rounding, TrainTransform, Transform
+from fpn.errors import InputError
 from fpn.settings import PositiveFloat, PositiveInt, Share
 
 
@@ -46,6 +52,9 @@ class ImageOptions:
         std: Divides red, green and blue values once the mean is subtracted.
         exif: Whether photos are turned as their EXIF orientation says, as viewers do. One whose
             annotated size is that of the photo as stored alone is not turned in any case.
+        augment: Transforms of torchvision.transforms.v2, or fpn.Albumentations, that change training images
+            and their boxes at random, before all else. In Python, `functools.partial` of their classes, which
+            checkpoints can tell, or transforms themselves, which they cannot.
     """
 
     short_side: PositiveInt | None = None
@@ -60,6 +69,7 @@ class ImageOptions:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     exif: Exif = "apply"
+    augment: Sequence[v2.Transform] = ()
 
     @property
     def settings(self) -> ImageSettings:
@@ -70,13 +80,28 @@ class ImageOptions:
         return settings.scaled(self.scale)
 
     @property
-    def training(self) -> TrainTransform:
-        """What a training image goes through."""
+    def training_scales(self) -> list[ImageSettings]:
+        """The scales of training images; one is drawn for each."""
         base = self.settings
         scales = [base.scaled(scale) for scale in self.train_scales]
         if not self.scale_max_side:
             scales = [replace(scale, max_side=base.max_side) for scale in scales]
-        return TrainTransform(scales or [base], self.flip_probability)
+        return scales or [base]
+
+    @property
+    def training(self) -> Transform:
+        """What a training image goes through.
+
+        Raises:
+            InputError: augment has something that is no transform of torchvision's kind.
+        """
+        resized = TrainTransform(self.training_scales, self.flip_probability)
+        made = [one() if isinstance(one, partial | type) else one for one in self.augment]
+        if wrong := [one for one in made if not isinstance(one, v2.Transform)]:
+            raise InputError(
+                f"data.images.augment: {wrong[0]!r} is no transform of torchvision.transforms.v2"
+            )
+        return Augmented(made, resized) if made else resized
 
     @property
     def testing(self) -> list[ImageSettings]:

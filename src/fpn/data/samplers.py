@@ -1,11 +1,13 @@
 """Which images make which batch, for any number of processes.
 
-Symbols: I images, B images per batch and process, W processes (world size), rank 0…W-1.
+Symbols: I images, B images per batch and process, W processes (world size), rank 0…W-1, P picks in an epoch.
 
 A batch sampler here hands out picks, not indices: an image and the seed of everything random about it. What a
-sample looks like therefore depends on (seed, epoch, image) only, whatever worker or process loads it.
+sample looks like therefore depends on (seed, epoch, image) only, whatever worker or process loads it. Of an
+image that comes several times in an epoch, it also depends on which of these times it is.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -27,9 +29,13 @@ class AspectRatioBatches(Sampler[list[Pick]]):
     """Shuffled training batches of images of like orientation, which pad each other little.
 
     Each epoch shuffles the images and cuts the landscape ones (w ≥ h) and the portrait ones into batches of
-    B. What is left of both makes one mixed batch if there is enough. The ⌊I / B⌋ batches are shuffled and
-    dealt to the processes in turn, ⌊I / (B·W)⌋ to each. No image occurs twice in an epoch and fewer than B·W
-    are left out, other ones every time: the fewest that give all processes as many batches, all of them full.
+    B. What is left of both makes one mixed batch if there is enough. The ⌊P / B⌋ batches are shuffled and
+    dealt to the processes in turn, ⌊P / (B·W)⌋ to each. Without repeats P is I, no image occurs twice in an
+    epoch and fewer than B·W are left out, other ones every time: the fewest that give all processes as many
+    batches, all of them full.
+
+    An image that is to come r times comes ⌊r⌋ or ⌈r⌉ times, at random so that the mean over epochs is r. They
+    are drawn together (systematic sampling), so that every epoch has the same number of batches.
 
     Args:
         aspect_ratios: (I,) width / height.
@@ -38,9 +44,10 @@ class AspectRatioBatches(Sampler[list[Pick]]):
         world_size: W.
         seed: with the epoch, it determines every batch and pick.
         reshuffle: False repeats epoch 0 for ever, to overfit a few batches.
+        repeats: (I,) how often each image is to come in an epoch, 1 or more; None for once each.
 
     Raises:
-        ValueError: if there are fewer than B·W images.
+        ValueError: if there are fewer than B·W picks.
     """
 
     def __init__(
@@ -51,8 +58,12 @@ class AspectRatioBatches(Sampler[list[Pick]]):
         world_size: int = 1,
         seed: int = 0,
         reshuffle: bool = True,
+        repeats: NDArray[np.floating] | None = None,
     ) -> None:
-        if len(aspect_ratios) < batch_size * world_size:
+        self.repeats = np.ones(len(aspect_ratios)) if repeats is None else repeats
+        self.picks = math.floor(self.repeats.sum() + 1e-6)
+        """P."""
+        if self.picks < batch_size * world_size:
             each = f"one batch of {batch_size} for each of {world_size} processes"
             raise ValueError(f"{len(aspect_ratios)} images do not make {each}")
         self.landscape = np.asarray(aspect_ratios) >= 1
@@ -68,20 +79,37 @@ class AspectRatioBatches(Sampler[list[Pick]]):
 
     def __len__(self) -> int:
         """Batches per epoch, the same in every process."""
-        return len(self.landscape) // (self.batch_size * self.world_size)
+        return self.picks // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[Pick]]:
         epoch = self.epoch
-        batches = self._all_batches(epoch)
-        for mine in range(self.start, len(self)):
-            batch = batches[mine * self.world_size + self.rank].tolist()
-            yield [Pick(image, sample_seed(self.seed, epoch, image)) for image in batch]
-
-    def _all_batches(self, epoch: int) -> NDArray[np.int64]:
-        """(⌊I / B⌋, B) indices: the batches of all processes, in order."""
         rng = np.random.default_rng((self.seed, epoch))
-        shuffled = rng.permutation(len(self.landscape))
-        groups = [shuffled[self.landscape[shuffled]], shuffled[~self.landscape[shuffled]]]
+        counts = self._counts(rng)
+        images = np.repeat(np.arange(len(counts)), counts)
+        times = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
+        batches = self._all_batches(rng, self.landscape[images])
+        for mine in range(self.start, len(self)):
+            batch = batches[mine * self.world_size + self.rank]
+            picked = zip(images[batch].tolist(), times[batch].tolist(), strict=True)
+            yield [Pick(image, sample_seed(self.seed, epoch, image, time)) for image, time in picked]
+
+    def _counts(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(I,) how often each image comes, P or P + 1 times in all; what fills no batch is left out."""
+        counts = np.floor(self.repeats).astype(np.int64)
+        fractions = self.repeats - counts
+        if fractions.any():
+            # Marks at distances of 1 from a random start, on a line where each image takes up its fraction.
+            order = rng.permutation(len(counts))
+            ends = np.cumsum(fractions[order])
+            marks = rng.random() + np.arange(len(counts))
+            marked = np.searchsorted(ends, marks[marks < ends[-1]], side="right")
+            counts[order[marked]] += 1
+        return counts
+
+    def _all_batches(self, rng: np.random.Generator, landscape: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(⌊P / B⌋, B) places in `landscape` (P,): the batches of all processes, in order."""
+        shuffled = rng.permutation(len(landscape))
+        groups = [shuffled[landscape[shuffled]], shuffled[~landscape[shuffled]]]
         full = [group[: len(group) // self.batch_size * self.batch_size] for group in groups]
         left = np.concatenate([group[len(cut) :] for group, cut in zip(groups, full, strict=True)])
         mixed = rng.permutation(left)[: len(left) // self.batch_size * self.batch_size]
@@ -114,6 +142,14 @@ class ExactShards(Sampler[list[Pick]]):
             yield [Pick(image, 0) for image in self.share[first : first + self.batch_size]]
 
 
-def sample_seed(seed: int, epoch: int, image: int) -> int:
-    """The seed of one sample: unrelated for neighbouring epochs and images, the same on every machine."""
-    return int(np.random.SeedSequence((seed, epoch, image)).generate_state(1)[0])
+def sample_seed(seed: int, epoch: int, image: int, time: int = 0) -> int:
+    """The seed of one sample: unrelated for neighbouring epochs and images, the same on every machine.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        image: its position in the data set.
+        time: how often the image has come in this epoch before.
+    """
+    of_time = (time,) if time else ()
+    return int(np.random.SeedSequence((seed, epoch, image, *of_time)).generate_state(1)[0])

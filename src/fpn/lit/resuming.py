@@ -29,7 +29,7 @@ def record(module: "DetectionModule") -> dict[str, Any]:
     return {
         "config": config_of(module),
         "untold": [name for name in module.untold if name not in module.hparams],
-        "untold_of_data": [name for name in module.data.untold if name not in module.data.hparams],
+        "untold_of_data": [name for name in module.data.untold if not _tells(module.data.hparams, name)],
         "categories": {"ids": list(categories.ids), "names": list(categories.names)},
         "image": asdict(module.data.image_settings),
         "images_per_step": module.images_per_step,
@@ -38,6 +38,12 @@ def record(module: "DetectionModule") -> dict[str, Any]:
         "trainer_options": _trainer_options(module.trainer),
         "loggers": {type(logger).__name__: logger.version for logger in module.trainer.loggers},
     }
+
+
+def _tells(config: Any, name: str) -> bool:
+    first, _, rest = name.partition(".")
+    there = isinstance(config, Mapping) and first in config
+    return there and (not rest or _tells(config[first], rest))
 
 
 def config_of(module: "DetectionModule") -> dict[str, Any]:
@@ -121,6 +127,10 @@ def take_up(module: "DetectionModule", checkpoint: dict[str, Any]) -> None:
         rank_zero_warn(
             f"the checkpoint was trained with {name} {before}, this run goes on with {now}: no checkpoint "
             "remembers the trainer's options, so give them again"
+        )
+    if (lost := kept.get("untold_of_data")) and not module.data.untold:
+        rank_zero_warn(
+            f"the checkpoint does not tell {', '.join(lost)} of its data: see that this run is given the same"
         )
     trained = checkpoint.get("current_model_state")
     if trained is not None and not averaging(trainer):

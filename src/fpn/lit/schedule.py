@@ -1,10 +1,11 @@
-"""The paper's step schedule (Sec. 5.1, 5.2), carried over to other batch sizes.
+"""The paper's step schedule (Sec. 5.1, 5.2), or a cosine, carried over to other batch sizes.
 
 The paper's numbers hold for 16 images a step. With b images a step the learning rate is b / 16 of it and
 all counts of steps are 16 / b of it, so that the same images are seen at the same learning rate per image
 (Goyal et al., 2017).
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from torch.optim import Optimizer
@@ -15,7 +16,7 @@ from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 
 @dataclass(frozen=True)
 class Schedule:
-    """A warm-up, then a learning rate that falls by steps.
+    """A warm-up, then a learning rate that falls by steps, or by a cosine.
 
     Args:
         steps: steps of `reference_images` in all.
@@ -28,6 +29,8 @@ class Schedule:
         length: multiplies all counts of steps: 0.01 makes a hundredth of the same schedule.
         epochs: passes over the training images, in place of steps and length. The schedule is stretched to
             end with the last; milestones and the warm-up keep their shares of it.
+        cosine: from the warm-up to the end, the learning rate falls to 0 by half a cosine, in place of
+            milestones and gamma.
     """
 
     steps: PositiveInt = 80_000
@@ -38,6 +41,7 @@ class Schedule:
     reference_images: PositiveInt = 16
     length: PositiveFloat = 1.0
     epochs: PositiveInt | None = None
+    cosine: bool = False
 
     def lasting(self, images: int, steps_per_epoch: int) -> "Schedule":
         """The same schedule in steps: this one, unless it counts epochs.
@@ -77,6 +81,9 @@ class Schedule:
         warmup = 1.0
         if step < self.warmup_steps:
             warmup = self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
+        if self.cosine:
+            done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+            return warmup * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2
         return float(warmup * self.gamma ** sum(step >= milestone for milestone in self.milestones))
 
     def attach(self, optimizer: Optimizer, images: int) -> tuple["Schedule", LambdaLR]:
@@ -96,7 +103,8 @@ class Schedule:
 
     def __str__(self) -> str:
         drops = ", ".join(f"{m:,}" for m in self.milestones) or "none"
+        falls = "down to 0 by half a cosine" if self.cosine else f"times {self.gamma:g} at {drops}"
         return (
             f"{self.steps:,} steps of {self.reference_images} images, warm-up of {self.warmup_steps:,}, "
-            f"learning rate times {self.gamma:g} at {drops}"
+            f"learning rate {falls}"
         )
