@@ -48,7 +48,7 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str], about
             )
     except torch.onnx.errors.OnnxExporterError as error:
         unknown = sorted(set(_UNKNOWN.findall(f"{error} {error.__cause__}")))
-        what = f"ONNX has no operator for {', '.join(unknown)}" if unknown else str(error).splitlines()[0]
+        what = f"ONNX has nothing for {', '.join(unknown)}" if unknown else str(error).splitlines()[0]
         raise InputError(
             f"this detector cannot be exported to ONNX: {what}; try --format torch_export"
         ) from error
