@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     **{name: GROUND | {"ops"} | NETWORK for name in NETWORK},
     **{name: GROUND | {"ops"} | CRITERIA for name in CRITERIA},
     "models.detectors": GROUND | {"ops", "models"},
+    "models.cascade": GROUND | {"ops", "models"},
     "lightning_private": set(),
     "data.loader": GROUND | {"ops", "data", "allocator"},
     "data.datamodule": GROUND | {"ops", "data", "lightning_private"},

@@ -16,7 +16,8 @@ from fpn.data.shapes import generate_shapes
 from fpn.lit.callbacks import PrintStageTimes
 from fpn.lit.cli import main
 from fpn.lit.module import DetectionModule
-from fpn.models import detectors
+from fpn.models import cascade, detectors
+from fpn.models.cascade import CascadeRCNN
 from fpn.models.detectors import Detector, FasterRCNN, FastRCNN, ProposalNetwork
 from fpn.models.necks import FeaturePyramid
 from fpn.models.resnet import ResNet
@@ -50,9 +51,16 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of all that detectors do between their parts."""
     clock = Clock()
-    work = {"select_proposals": PROPOSALS, "select_detections": DETECTIONS, "merge_detections": MERGE}
+    work = {
+        "select_proposals": PROPOSALS,
+        "select_detections": DETECTIONS,
+        "merge_detections": MERGE,
+        "merge_objects": MERGE,
+    }
     for name, seconds in work.items():
         monkeypatch.setattr(detectors, name, clock.taking(seconds, getattr(detectors, name)))
+    taken = clock.taking(DETECTIONS, cascade.select_detections)
+    monkeypatch.setattr(cascade, "select_detections", taken)
     return clock
 
 
@@ -75,6 +83,8 @@ def slow(kind: type[Detector], clock: Clock) -> Detector:
         if hasattr(detector, name):
             part: Any = detector.get_submodule(name)
             part.forward = clock.taking(seconds, part.forward)
+    for later in getattr(detector, "later_heads", ()):
+        later.forward = clock.taking(HEAD, later.forward)
     return detector
 
 
@@ -97,6 +107,7 @@ FASTER = {
 }
 STAGES: dict[type[Detector], dict[str, int]] = {
     FasterRCNN: FASTER,
+    CascadeRCNN: FASTER | {"RoI head": 3 * HEAD},
     FastRCNN: {name: seconds for name, seconds in FASTER.items() if name not in ("RPN", "proposals")},
     ProposalNetwork: {
         name: seconds for name, seconds in FASTER.items() if name not in ("RoI head", "post-processing")
@@ -132,7 +143,7 @@ def test_an_image_pyramid_is_one_batch(kind: type[Detector], clock: Clock) -> No
     expected = {name: 3 * seconds for name, seconds in STAGES[kind].items()}
     expected |= {"load": LOAD, "results": RESULTS}
     # Of two images, proposals and detections are merged; those of a file need not be.
-    merges = 4 if kind is FasterRCNN else 2
+    merges = 4 if issubclass(kind, FasterRCNN) else 2
     expected["proposals" if kind is ProposalNetwork else "post-processing"] += merges * MERGE
     assert (times.batches, times.images) == (1, 2)
     assert times.seconds == expected

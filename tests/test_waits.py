@@ -7,12 +7,14 @@ import torch
 
 from benchmarks.inputs import random_targets
 from benchmarks.waits import Counted
+from fpn.models.cascade import CascadeRCNN
 from fpn.models.detectors import FasterRCNN, FastRCNN, ProposalNetwork
 from fpn.models.necks import FeaturePyramid
 from fpn.models.optimized import optimized
 from fpn.models.postprocess import DetectionSelection
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead, TwoFCHead
+from fpn.ops.suppression import soft_suppress
 from fpn.types import Batch, Targets
 
 SIZE = (96, 128)
@@ -71,6 +73,36 @@ def test_an_inference_waits_once_before_it_hands_over(kind: Kind) -> None:
             assert dict(counted.waits) == {"tolist": 1 if kind is ProposalNetwork else 2}
             lists = sum(part is not None for part in found)
             assert counted.operators < 700 + 6 * lists * images
+
+
+def test_a_cascade_waits_once_more_for_each_later_stage() -> None:
+    network, numbers = detector(CascadeRCNN).train(), set()
+    network.losses(batch(2))
+    for data in map(batch, (1, 2, 7)):
+        with Counted() as counted:
+            loss = torch.stack(list(network.losses(data).values())).sum()
+        assert dict(counted.waits) == {"tolist": 3}
+        numbers.add(counted.operators)
+        with Counted() as counted:
+            loss.backward()
+        assert not counted.waits
+    assert max(numbers) - min(numbers) <= 9
+    quick = optimized(network)
+    with torch.inference_mode():
+        quick(batch(2))
+        with Counted() as counted:
+            quick(batch(7))
+    assert dict(counted.waits) == {"tolist": 4}
+
+
+def test_soft_suppression_does_not_wait() -> None:
+    """What one operator does inside is not looked at elsewhere."""
+    boxes, scores = torch.rand(2, 3, 20, 4), torch.rand(2, 3, 20)
+    for sigma in (None, 0.5):
+        with Counted() as counted:
+            soft_suppress._init_fn(boxes, scores, 10, 0.5, sigma)
+        assert not counted.waits
+        assert counted.operators > 100
 
 
 def test_what_waits_is_counted() -> None:

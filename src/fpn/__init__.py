@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fpn.lit.module import DetectionModule as DetectionModule
     from fpn.lit.schedule import Schedule as Schedule
     from fpn.models.bottom_up import BottomUp as BottomUp
+    from fpn.models.cascade import CascadeRCNN as CascadeRCNN
     from fpn.models.detectors import FasterRCNN as FasterRCNN
     from fpn.models.detectors import FastRCNN as FastRCNN
     from fpn.models.detectors import ProposalNetwork as ProposalNetwork
@@ -46,6 +47,7 @@ _NAMES = {
     "lit.module": "DetectionModule",
     "lit.schedule": "Schedule",
     "models.bottom_up": "BottomUp",
+    "models.cascade": "CascadeRCNN",
     "models.detectors": "FasterRCNN FastRCNN ProposalNetwork",
     "models.losses": "BoxLoss",
     "models.mobilenet": "MobileNetV3",

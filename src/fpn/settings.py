@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     Share = float
 else:
     from jsonargparse.typing import ClosedUnitInterval as Share
-    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, register_type
+    from jsonargparse.typing import (
+        NonNegativeFloat,
+        NonNegativeInt,
+        PositiveFloat,
+        PositiveInt,
+        register_type,
+    )
 
     def _register(kind: type, base: type) -> None:
         # jsonargparse's own values are of these kinds, which torch.export and checkpoints do not know.

@@ -22,6 +22,7 @@ _STAGES: dict[str, tuple[Stage, ...]] = {
     "neck": ("neck",),
     "rpn": ("RPN", "proposals"),
     "roi_head": ("RoI head", "post-processing"),
+    "later_heads": ("RoI head", "post-processing"),
 }
 """Of each part of a detector: its own forward, and what is done with its output if no part takes it."""
 
@@ -71,8 +72,9 @@ class StageTimes:
             part, own = self.detector.get_submodule(name), _STAGES[name][0]
             # The next stage begins at once: the little that lies between two parts belongs to the later.
             following = stages[stages.index(own) + 1]
-            self._hooks.append(part.register_forward_pre_hook(partial(self._at, own)))
-            self._hooks.append(part.register_forward_hook(partial(self._at, following)))
+            for module in part if isinstance(part, nn.ModuleList) else [part]:
+                self._hooks.append(module.register_forward_pre_hook(partial(self._at, own)))
+                self._hooks.append(module.register_forward_hook(partial(self._at, following)))
         self._hooks.append(self.detector.register_forward_pre_hook(partial(self._at, "bottom-up")))
         self._hooks.append(self.detector.register_forward_hook(self._end))
         # Plain methods, for which there are no hooks; the detector's own are not called from them.

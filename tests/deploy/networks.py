@@ -27,7 +27,7 @@ def small(kind: type[ProposalNetwork] = FasterRCNN, loudness: float = 1.0, **par
         "rpn": partial(RegionProposalNetwork, sizes=SIZES),
         "testing_proposals": ProposalSelection(100, 100),
     }
-    if kind is FasterRCNN:
+    if issubclass(kind, FasterRCNN):
         given["roi_head"] = partial(RoIHead, head=partial(TwoFCHead, hidden=32), canonical_size=56.0)
     return lively(kind(5, **given | parts), loudness)
 
@@ -43,7 +43,7 @@ def lively(detector: ProposalNetwork, loudness: float = 1.0) -> ProposalNetwork:
         for name, parameter in detector.named_parameters():
             part, _, kind = name.rpartition(".")
             last = part.rpartition(".")[2]
-            if name.startswith(("rpn.", "roi_head.")) and last in _GAINS:
+            if name.startswith(("rpn.", "roi_head.", "later_heads.")) and last in _GAINS:
                 if kind == "weight":
                     parameter.mul_(_GAINS[last] * loudness)
                 elif last == "scores":

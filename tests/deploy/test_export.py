@@ -24,10 +24,12 @@ from fpn.checkpoints import Trained
 from fpn.deploy import OnnxPredictor
 from fpn.deploy.export import write
 from fpn.interop.detectron2 import DETECTRON2_IMAGES
+from fpn.models.cascade import CascadeRCNN
 from fpn.models.detectors import FastRCNN, ProposalNetwork
 from fpn.models.necks import FeaturePyramid, SingleLevel
+from fpn.models.postprocess import DetectionSelection
 from fpn.models.resnet import ResNet
-from fpn.models.roi_head import Conv5Head, RoIHead, TwoFCHead
+from fpn.models.roi_head import Conv5Head, FourConvOneFC, RoIHead, TwoFCHead
 from fpn.models.rpn import RegionProposalNetwork
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -235,6 +237,13 @@ def conv5() -> ProposalNetwork:
     return small(neck=SingleLevel, rpn=partial(RegionProposalNetwork, sizes={4: [16, 64]}), roi_head=head)
 
 
+def cascade(agnostic: bool) -> ProposalNetwork:
+    head = partial(TwoFCHead, hidden=32)
+    return small(
+        CascadeRCNN, roi_head=partial(RoIHead, head=head, class_agnostic=agnostic, canonical_size=56.0)
+    )
+
+
 ROWS: dict[str, Callable[[], ProposalNetwork]] = {
     "rpn": lambda: small(ProposalNetwork),
     "no_lateral": lambda: small(
@@ -250,6 +259,16 @@ ROWS: dict[str, Callable[[], ProposalNetwork]] = {
         loudness=0.5, roi_head=partial(RoIHead, head=partial(TwoFCHead, hidden=32), pooling="pool")
     ),
     "group_norm": lambda: small(bottom_up=partial(ResNet, "resnet18", norm="group", width=16)),
+    "class_agnostic": lambda: small(
+        roi_head=partial(
+            RoIHead,
+            head=partial(FourConvOneFC, norm="batch", hidden=32),
+            class_agnostic=True,
+            canonical_size=56.0,
+        )
+    ),
+    "cascade": lambda: cascade(True),
+    "cascade_by_class": lambda: cascade(False),
     "timm": lambda: small(loudness=4, bottom_up=partial(TimmBottomUp, "mobilenetv3_small_050")),
 }
 
@@ -262,6 +281,18 @@ def test_every_row(row: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     runtimes = [in_onnx_runtime, in_openvino, in_pytorch]
     check(Trained(ROWS[row](), NAMES, IMAGE), tmp_path, runtimes, least=40)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("decay", ["gaussian", "linear"])
+def test_soft_nms_is_a_program_of_pytorchs_and_not_onnx(decay: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = Trained(small(detections=DetectionSelection(suppression=decay)), NAMES, IMAGE)
+    check(trained, tmp_path, [in_pytorch])
+    with pytest.raises(
+        InputError, match=r"ONNX has nothing for fpn\.soft_suppress; try --format torch_export"
+    ):
+        write(trained, tmp_path / "a.onnx")
 
 
 @pytest.mark.long

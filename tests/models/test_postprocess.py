@@ -1,3 +1,6 @@
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +10,7 @@ from fpn.models import postprocess
 from fpn.models.postprocess import (
     DetectionSelection,
     ProposalSelection,
+    merge_objects,
     ranked,
 )
 from fpn.types import Detections, RPNOutput
@@ -156,6 +160,53 @@ def test_detections_by_loop() -> None:
         torch.testing.assert_close(found[n].boxes, wanted, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("decay", "sigma"), [("gaussian", 0.5), ("gaussian", 0.2), ("linear", 0.5)])
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_soft_detections_by_loop(decay: Any, sigma: float, threshold: float) -> None:
+    numbers, classes = [30, 0, 20], 4
+    proposals = [some_boxes(n).clamp(min=0) for n in numbers]
+    scores = torch.randn(50, classes + 1) * 2
+    deltas = torch.zeros(50, classes + 1, 4)
+    selection = DetectionSelection(threshold, nms_iou=0.4, max_detections=12, suppression=decay, sigma=sigma)
+    found = select_detections(scores, deltas, proposals, [(300, 300)] * 3, ONES, selection)
+    probability = scores.softmax(1).split(numbers)
+    for n, boxes in enumerate(proposals):
+        expected = []
+        for label in range(1, classes + 1 if len(boxes) else 1):
+            left = {i: s for i, s in enumerate(probability[n][:, label].tolist()) if s > threshold}
+            while left:
+                best = max(left, key=lambda i: left[i])
+                expected.append((left.pop(best), label, boxes[best].tolist()))
+                for i in left:
+                    overlap = box_iou(boxes[best : best + 1], boxes[i : i + 1]).item()
+                    if decay == "gaussian":
+                        left[i] *= math.exp(-(overlap**2) / sigma)
+                    elif overlap > 0.4:
+                        left[i] *= 1 - overlap
+        expected = sorted((one for one in expected if one[0] > threshold), key=lambda item: -item[0])[:12]
+        assert found[n].labels.tolist() == [label for _, label, _ in expected]
+        torch.testing.assert_close(found[n].scores, torch.tensor([s for s, _, _ in expected]))
+        wanted = torch.tensor([b for _, _, b in expected]).reshape(-1, 4)
+        torch.testing.assert_close(found[n].boxes, wanted, atol=1e-3, rtol=1e-4)
+
+
+def test_sets_of_several_sizes_are_merged_as_softly() -> None:
+    """Of two boxes of IoU 2 / 3 and one class the worse is lowered; another class's is not, nor one apart."""
+    one = Detections(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0.9]), torch.tensor([2]))
+    boxes = torch.tensor([[0.0, 2, 10, 12], [0, 2, 10, 12], [50, 50, 60, 60]])
+    other = Detections(boxes, torch.tensor([0.8, 0.7, 0.6]), torch.tensor([2, 1, 2]))
+    merged = merge_objects([one, other], DetectionSelection(max_detections=3, suppression="gaussian"))
+    assert merged.labels.tolist() == [2, 1, 2]
+    assert merged.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
+    merged = merge_objects([one, other], DetectionSelection(suppression="gaussian"))
+    assert merged.scores[3].item() == pytest.approx(0.8 * math.exp(-((2 / 3) ** 2) / 0.5))
+    assert merged.boxes[3].tolist() == [0, 2, 10, 12]
+    hard = merge_objects([one, other], DetectionSelection())
+    assert hard.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert len(merge_objects([nothing, nothing], DetectionSelection(suppression="gaussian")).boxes) == 0
+
+
 def test_boxes_without_area_are_no_detections() -> None:
     scores = torch.tensor([[0.0, 9.0]])
     outside = torch.tensor([[200.0, 200.0, 220.0, 230.0]])
@@ -165,12 +216,13 @@ def test_boxes_without_area_are_no_detections() -> None:
     assert len(found[0].boxes) == 0
 
 
-def test_equal_scores_do_not_depend_on_the_neighbours_places() -> None:
+@pytest.mark.parametrize("soft", ["hard", "gaussian"])
+def test_equal_scores_do_not_depend_on_the_neighbours_places(soft: Any) -> None:
     """An image with few proposals beside one with many has the same detections as alone."""
     few, many = some_boxes(40).clamp(min=0), some_boxes(150).clamp(min=0)
     scores, deltas = torch.zeros(190, 5), torch.zeros(190, 5, 4)
     scores[:, 1:] = (torch.randn(190, 4) * 2).round() * 20  # of which many probabilities are 1
-    selection = DetectionSelection(score_threshold=0.0, nms_iou=0.6, max_detections=25)
+    selection = DetectionSelection(score_threshold=0.0, nms_iou=0.6, max_detections=25, suppression=soft)
     beside = select_detections(scores, deltas, [few, many], [(90, 90)] * 2, ONES, selection)[0]
     (alone,) = select_detections(scores[:40], deltas[:40], [few], [(90, 90)], ONES, selection)
     assert (alone.scores == 1).sum() > 5

@@ -24,6 +24,7 @@ from fpn.errors import InputError
 from fpn.lit.cli import main
 from fpn.lit.module import DetectionModule
 from fpn.models.detectors import Inference, ProposalNetwork
+from fpn.models.losses import GIoU
 from fpn.models.necks import (
     NASFPN,
     PAFPN,
@@ -34,7 +35,7 @@ from fpn.models.necks import (
     FeaturePyramid,
     Neck,
 )
-from fpn.models.roi_head import Conv5Head, TwoFCHead
+from fpn.models.roi_head import Conv5Head, FourConvOneFC, TwoFCHead
 from fpn.shipped import CONFIGS
 from fpn.study.paper import paper_table
 from fpn.study.recipes import DetectorOf, FourSteps
@@ -121,6 +122,13 @@ FPN = C3 + C4 + C5 + laterals(2, 3, 4, 5) + 4 * SMOOTH
 TOP_ONLY = C3 + C4 + C5 + laterals(5) + 4 * SMOOTH
 FINEST = C3 + C4 + C5 + laterals(2, 3, 4, 5) + SMOOTH
 
+FOUR_CONV_HEAD = 4 * conv(256, 256, 3) - 1025 * 1024
+"""More than the head of two layers, of which it has the first and the predictor."""
+ONE_BOX = -4 * K * 1025
+"""More than with a box for each class and the background."""
+BATCH_NORMS = 2 * sum(depth * 6 * planes + 4 * planes for planes, depth in ((128, 4), (256, 6), (512, 3)))
+"""Scales and shifts of a ResNet-50's conv3 to conv5: 1, 1 and 4 times the planes, and the shortcut's."""
+
 PARAMETERS = {
     "table1/a": C3 + C4 + rpn(1024, 5),
     "table1/b": C3 + C4 + C5 + rpn(2048, 5),
@@ -172,6 +180,21 @@ PARAMETERS = {
             "nas_fpn": NASFPN,
         }.items()
     },
+    **{
+        f"recipes/{key}": FPN + rpn(256) + two_fc(256) + more
+        for key, more in {
+            "plain": 0,
+            "giou": 0,
+            # Of each 1×1 and 3×3 convolution of the neck, and of four in the head, a scale besides the bias.
+            "group_norm": 8 * 256 + FOUR_CONV_HEAD + 4 * 256,
+            # Those of the bottom-up that are not frozen: two for each channel of its norms.
+            "sync_batch_norm": 8 * 256 + BATCH_NORMS,
+            "four_conv_head": FOUR_CONV_HEAD,
+            "two_conv_rpn": conv(256, 256, 3),
+            "class_agnostic_boxes": ONE_BOX,
+            "cascade": ONE_BOX + 2 * (two_fc(256) + ONE_BOX),
+        }.items()
+    },
 }
 # The paper's Table 1, on an input of 800 × 1000.
 ANCHORS = {"a": 47_250, "b": 12_000, "c": 199_974, "d": 199_974, "e": 199_974, "f": 750_000}
@@ -203,7 +226,7 @@ def test_rows_at_the_papers_settings(name: str) -> None:
     assert detector.bottom_up.name == ("resnet101" if "resnet101" in key else "resnet50")
 
     neck = config["model"]["detector"]["init_args"]["neck"]
-    if table == "necks" and key != "fpn":
+    if (table == "necks" and key != "fpn") or key in ("group_norm", "sync_batch_norm"):
         assert detector.neck.channels == 256
     elif key in ("a", "b", "star", "a_multi_scale"):
         assert neck["init_args"] == {"level": 5 if key == "b" else 4}
@@ -234,13 +257,17 @@ def test_rows_at_the_papers_settings(name: str) -> None:
     if kind != "ProposalNetwork":
         single = key in ("a", "star")
         assert detector.roi_head.resolution == (14 if single else 7)
-        assert isinstance(detector.roi_head.head["shared"], Conv5Head if single else TwoFCHead)
+        convs = FourConvOneFC if key in ("group_norm", "four_conv_head") else TwoFCHead
+        assert isinstance(detector.roi_head.head["shared"], Conv5Head if single else convs)
         assert detector.roi_head.levels == {"a": (4,), "star": (4,), "b": (5,), "f": (2,)}.get(
             key, (2, 3, 4, 5)
         )
         assert detector.roi_sampling.per_image == (64 if key == "star" else 512)
         assert detector.detections.nms_iou == 0.3
-        assert detector.roi_box_loss.beta == 1
+        if key == "giou":
+            assert (type(detector.roi_box_loss), detector.roi_box_loss.weight) == (GIoU, 10)
+        else:
+            assert detector.roi_box_loss.beta == 1
     if kind == "FastRCNN":
         assert (detector.training_top_n, detector.testing_top_n) == (2000, 1000)
 
@@ -280,8 +307,9 @@ def test_modern_rows() -> None:
         milestones = [120_000, 160_000] if row.startswith("table4") else [60_000, 80_000]
         assert (schedule["steps"], schedule["milestones"]) == (times * 90_000, milestones)
         detector = built(config)
-        joint = row.startswith(("table3", "table4", "necks"))
-        assert type(detector).__name__ == ("FasterRCNN" if joint else "ProposalNetwork")
+        joint = row.startswith(("table3", "table4", "necks", "recipes"))
+        own = "CascadeRCNN" if row == "recipes/cascade" else "FasterRCNN"
+        assert type(detector).__name__ == (own if joint else "ProposalNetwork")
         expected = PARAMETERS[row]
         if row.startswith("table3"):
             expected += {"a": rpn(1024, 5), "star": rpn(1024, 4), "b": rpn(2048, 5), "c": rpn(256)}[row[7:]]
@@ -337,6 +365,52 @@ def test_necks_differ_in_the_neck_alone() -> None:
         assert f"--config configs/necks/{path.name}" in path.read_text()
 
 
+@pytest.mark.parametrize(
+    ("data", "family"),
+    [
+        ("coco", "paper"),
+        *(pytest.param(*two, marks=pytest.mark.long) for two in (("shapes", "paper"), ("coco", "modern"))),
+    ],
+)
+def test_recipes_differ_in_what_they_say(data: str, family: str) -> None:
+    """Whatever comes before and after: nothing of a recipe is undone, and nothing else is done."""
+    tasks = {t.name.split("/")[1]: t for t in plan(["recipes"], family=family, data=data)}
+    (tested,) = tasks.pop("soft_nms").steps
+    assert tested.words[:3] == ("test", "--config", "configs/recipes/soft_nms.yaml")
+    assert "runs/study/recipes/plain/seed_0/last.ckpt" in tested.words
+    configs = {key: _flat(resolved(task.steps[0].words)) for key, task in tasks.items()}
+    plain = configs.pop("plain")
+    for key, config in configs.items():
+        content = yaml.safe_load((CONFIGS / f"recipes/{key}.yaml").read_text())
+        said = {name.replace(".init_args", ""): value for name, value in _flat(content).items()}
+        known = {name.replace(".init_args", ""): value for name, value in config.items()}
+        before = {name.replace(".init_args", ""): value for name, value in plain.items()}
+        for name, value in said.items():
+            assert known[name] == value, (key, name)
+        parts = [name.removesuffix(".class_path") for name in said]
+        for name in known.keys() | before.keys():
+            if known.get(name) != before.get(name) and not name.startswith("trainer.logger"):
+                own = [part for part in parts if name.startswith(part)]
+                assert own or "later_ious" in name, (key, name)
+
+
+def _flat(content: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{before}{name}.") if inner else {f"{before}{name}": value}
+    return found
+
+
+def test_a_recipe_is_ten_lines_at_most_and_says_how_it_is_run() -> None:
+    for path in (CONFIGS / "recipes").glob("*.yaml"):
+        lines = path.read_text().splitlines()
+        head = [line for line in lines if line.startswith("#")]
+        assert lines[: len(head)] == head
+        assert 1 <= len(lines) - len(head) <= 10
+        assert f"--config configs/recipes/{path.name}" in "\n".join(head)
+
+
 def test_the_framed_rows_are_the_pocket_rows_on_other_images() -> None:
     plain, framed = fits("shapes"), fits("framed")
     assert set(plain) == set(framed)
@@ -349,7 +423,7 @@ def test_the_framed_rows_are_the_pocket_rows_on_other_images() -> None:
 
 def test_headers_state_the_papers_numbers_and_a_command() -> None:
     for name, rows in TABLES.items():
-        if name == "necks":
+        if name in ("necks", "recipes"):
             continue
         numbers = {k: list(r.values.values()) for k, r in paper_table(name).rows.items()}
         for key, row in rows.items():
@@ -401,6 +475,7 @@ TRAINED = [
     "table5/resnet50_shared",
     "table5/resnet50_joint",
     *(f"necks/{key}" for key in TABLES["necks"] if key != "fpn"),
+    *(f"recipes/{key}" for key in TABLES["recipes"] if key not in ("plain", "soft_nms")),
 ]
 
 
@@ -413,7 +488,8 @@ SHORTLY = (
     "table5/resnet50_joint",
     "necks/bifpn",
 )
-"""What every change is tried with: the others differ from one of these in a setting."""
+"""What every change is tried with: the others differ from one of these in a setting. Recipes are tried
+together in tests/lit/test_recipes.py."""
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,10 @@ from fpn.errors import InputError
 
 OPSET = 18
 _NO_LIMIT = 2**31 - 1
+_UNKNOWN = re.compile(
+    r"(?:No ONNX function found for <OpOverload\(op='|Error when translating node .*target=torch\.ops\.)([\w.:]+)"
+)
+_NO_LIMIT = 2**31 - 1
 _UNKNOWN = re.compile(r"Error when translating node .*target=torch\.ops\.([\w.]+)\]")
 _BELOW_ALL_SCORES = -1.0
 """Of scores in [0, 1]; what is no box has -inf."""

@@ -26,6 +26,7 @@ from fpn.lit.guards import FiniteSteps, ToldIfCutShort, ToldIfUnreadable
 from fpn.lit.optimizer import PaperSGD, by_part, scale
 from fpn.lit.schedule import Schedule
 from fpn.lit.starting import begin_fit, begin_test
+from fpn.models.cascade import CascadeRCNN as CascadeRCNN  # a short name on the command line
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.models.optimized import CompileMode, accelerate, optimized
 from fpn.settings import PositiveFloat

@@ -3,14 +3,15 @@
     images → bottom_up → C2…C5 → neck → P2…P5 → rpn → proposals → roi_head → detections
 
 `ProposalNetwork` is this line up to the proposals, `FasterRCNN` all of it, `FastRCNN` the line without
-the RPN, on proposals from a file.
+the RPN, on proposals from a file. `fpn.models.cascade` has a detector of several heads.
 
-Symbols: N images, K classes.
+Symbols: N images, K classes, R RoIs, B boxes of an RoI (K + 1, or 1 for all classes).
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from fpn.models.postprocess import (
     DetectionSelection,
     ProposalSelection,
     merge_detections,
+    merge_objects,
     ranked,
     select_detections,
     select_proposals,
@@ -35,15 +37,16 @@ from fpn.models.targets import (
     AnchorSampling,
     GroundTruth,
     RoISampling,
+    RoITargets,
     Sample,
     anchor_targets,
     roi_targets,
     sample_anchors,
     sample_rois,
 )
-from fpn.ops.counting import counts, on_device, places
+from fpn.ops.counting import counts, on_device
 from fpn.settings import NonNegativeInt, PositiveInt
-from fpn.types import Batch, Detections, Features, Found, Inference, RoIs, RPNOutput
+from fpn.types import Batch, Detections, Features, Found, Inference, RPNOutput
 
 
 class Detector(Described, nn.Module, ABC):
@@ -52,7 +55,7 @@ class Detector(Described, nn.Module, ABC):
     bottom_up: BottomUp
     finds_objects: ClassVar[bool]
     """Whether it ends in detections with a class, and not in proposals."""
-    loss_names: ClassVar[tuple[str, ...]] = ()
+    loss_names: tuple[str, ...] = ()
     """Of its losses, by which callbacks may watch them."""
     reads_proposals: ClassVar[bool] = False
     """Whether it needs `Batch.proposals`."""
@@ -149,21 +152,7 @@ class _OnPyramid(Detector):
         return p
 
     def _find_objects(self, p: Features, proposals: Found, sizes: Tensor) -> Found:
-        n, number = proposals.there.shape
-        boxes, there = proposals.boxes.flatten(0, 1), proposals.there.flatten()
-        level = self.roi_head.level_of(boxes)
-        if torch.compiler.is_exporting():  # where nobody waits, and places that are not taken are zeros
-            rows, by_level = torch.arange(n * number, device=boxes.device), None
-        else:
-            masks = self.roi_head.masks(level.masked_fill(~there, -1))
-            taken, *by_level = counts(there, *masks)
-            rows = places(there, taken)
-        rois = RoIs(boxes[rows], rows // number, level[rows], by_level)
-        outputs = self.roi_head(p, rois)
-        scores, deltas = (
-            one.new_zeros(n * number, *one.shape[1:]).index_copy(0, rows, one).unflatten(0, (n, number))
-            for one in outputs
-        )
+        scores, deltas = self.roi_head.on_places(p, proposals.boxes, proposals.there)
         return select_detections(scores, deltas, proposals, sizes, self.roi_head.box_weights, self.detections)
 
 
@@ -184,7 +173,7 @@ class ProposalNetwork(_OnPyramid):
     """
 
     finds_objects = False
-    loss_names: ClassVar[tuple[str, ...]] = ("rpn_objectness", "rpn_box")
+    loss_names: tuple[str, ...] = ("rpn_objectness", "rpn_box")
 
     def __init__(
         self,
@@ -283,7 +272,7 @@ class FasterRCNN(ProposalNetwork):
     """
 
     finds_objects = True
-    loss_names = ("rpn_objectness", "rpn_box", "roi_class", "roi_box")
+    loss_names: tuple[str, ...] = ("rpn_objectness", "rpn_box", "roi_class", "roi_box")
 
     def __init__(
         self,
@@ -295,7 +284,7 @@ class FasterRCNN(ProposalNetwork):
         **proposal_network: Any,
     ) -> None:
         super().__init__(classes, **proposal_network)
-        self.roi_head = _roi_head(roi_head, self.neck, classes, self.bottom_up)
+        self.roi_head = roi_head_on(roi_head, self.neck, classes, self.bottom_up)
         self.roi_sampling, self.detections, self.roi_box_loss = roi_sampling, detections, _made(roi_box_loss)
         _refuse_unread(self.neck, self.rpn.levels + self.roi_head.levels)
 
@@ -306,11 +295,12 @@ class FasterRCNN(ProposalNetwork):
         sizes = size_table(batch)
         anchors = self._sample_anchors(output, truth, sizes, generator)
         proposals = select_proposals(output, sizes, self.rpn.box_weights, self.training_proposals)
-        rois = _SampledRoIs(self.roi_head, proposals, truth, self.roi_sampling, generator)
+        sample = sample_rois(proposals, truth, self.roi_sampling, generator)
+        rois = SampledRoIs(self.roi_head, truth, *sample)
         unfit, foreground, background, *numbers = counts(truth.unfit, *anchors.masks, *rois.masks)
         _refuse_unfit(truth, unfit)
         losses = self._rpn_losses(output, anchors, truth, foreground, background)
-        return losses | rois.losses(p, self.roi_box_loss, numbers)
+        return losses | self._roi_losses(p, rois, numbers, sizes)
 
     def forward(self, batch: Batch) -> Inference:
         """Proposals and the detections made of them."""
@@ -328,8 +318,13 @@ class FasterRCNN(ProposalNetwork):
         selection = self.testing_proposals
         return Inference(
             _merge([f.proposals for f in found], selection.nms_iou, selection.post_nms_top_n),
-            _merge([f.detections for f in found], self.detections.nms_iou, self.detections.max_detections),
+            _merge_objects([f.detections for f in found], self.detections),
         )
+
+    def _roi_losses(
+        self, p: Features, rois: "SampledRoIs", numbers: Sequence[int], sizes: Tensor
+    ) -> dict[str, Tensor]:
+        return rois.learned(p, numbers).losses(self.roi_box_loss)
 
 
 class FastRCNN(_OnPyramid):
@@ -348,7 +343,7 @@ class FastRCNN(_OnPyramid):
     """
 
     finds_objects = True
-    loss_names = ("roi_class", "roi_box")
+    loss_names: tuple[str, ...] = ("roi_class", "roi_box")
     reads_proposals = True
 
     def __init__(
@@ -366,7 +361,7 @@ class FastRCNN(_OnPyramid):
         super().__init__()
         self.bottom_up = bottom_up()
         self.neck = neck(self.bottom_up.channels)
-        self.roi_head = _roi_head(roi_head, self.neck, classes, self.bottom_up)
+        self.roi_head = roi_head_on(roi_head, self.neck, classes, self.bottom_up)
         _refuse_unread(self.neck, self.roi_head.levels)
         self.roi_sampling, self.detections, self.roi_box_loss = roi_sampling, detections, _made(roi_box_loss)
         self.training_top_n, self.testing_top_n = training_top_n, testing_top_n
@@ -376,10 +371,11 @@ class FastRCNN(_OnPyramid):
         proposals = _given_proposals(batch, self.training_top_n)
         p = self._outputs(batch)
         truth = _ground_truth(batch)
-        rois = _SampledRoIs(self.roi_head, proposals, truth, self.roi_sampling, generator)
+        sample = sample_rois(proposals, truth, self.roi_sampling, generator)
+        rois = SampledRoIs(self.roi_head, truth, *sample)
         unfit, *numbers = counts(truth.unfit, *rois.masks)
         _refuse_unfit(truth, unfit)
-        return rois.losses(p, self.roi_box_loss, numbers)
+        return rois.learned(p, numbers).losses(self.roi_box_loss)
 
     def forward(self, batch: Batch) -> Inference:
         """The given proposals, scored by their rank, and the detections made of them."""
@@ -391,22 +387,24 @@ class FastRCNN(_OnPyramid):
     def over_scales(self, batches: Sequence[Batch]) -> Inference:
         """The given proposals, and detections, as many as at one size."""
         found = [self.forward(batch) for batch in batches]
-        selection = self.detections
-        return Inference(
-            found[0].proposals,
-            _merge([f.detections for f in found], selection.nms_iou, selection.max_detections),
-        )
+        return Inference(found[0].proposals, _merge_objects([f.detections for f in found], self.detections))
 
 
-def _roi_head(
+def roi_head_on(
     make: Callable[[Neck, int, Stages], RoIHead], neck: Neck, classes: int, bottom_up: BottomUp
 ) -> RoIHead:
-    head = make(neck, classes, bottom_up.end_at(max(neck.inputs)))
+    """A head on a neck; a further one has a copy of the bottom-up's stages that the first one took.
+
+    Raises:
+        InputError: it cannot pool from a level it reads.
+    """
+    above = copy.deepcopy(bottom_up.taken[0]) if bottom_up.taken else bottom_up.end_at(max(neck.inputs))
+    head = make(neck, classes, above)
     if odd := [k for k in head.levels if k >= min(bottom_up.strides, default=k + 1)]:
         remedy = f"leave it out of roi_head.levels {list(head.levels)}"
         raise InputError(_other_stride(bottom_up, odd[0], "pooling of RoIs", remedy))
     # Their weights are the bottom-up's to load.
-    bottom_up.taken = tuple(module for module in head.modules() if isinstance(module, Stages))
+    bottom_up.taken += tuple(module for module in head.modules() if isinstance(module, Stages))
     return head
 
 
@@ -428,25 +426,30 @@ def _given_proposals(batch: Batch, number: int) -> Found:
     return ranked([boxes[:number] for boxes in batch.proposals])
 
 
-class _SampledRoIs:
-    """The RoIs that a batch learns from, before and after the host knows how many they are."""
+class SampledRoIs:
+    """The RoIs that a head learns from, before the host knows how many they are.
 
-    def __init__(
-        self,
-        head: RoIHead,
-        proposals: Found,
-        truth: GroundTruth,
-        sampling: RoISampling,
-        generator: torch.Generator | None,
-    ) -> None:
-        self.head, self.truth = head, truth
-        self.sample, self.candidates = sample_rois(proposals, truth, sampling, generator)
-        boxes = self.candidates.gather(1, self.sample.chosen[..., None].expand(-1, -1, 4))
-        self.level = head.level_of(boxes).masked_fill(~self.sample.taken, -1)
-        self.masks = (*self.sample.masks, *head.masks(self.level))
-        """Whose numbers `losses` takes."""
+    Args:
+        head: which.
+        truth: the ground truth.
+        sample: labels and places of the RoIs …
+        candidates: … among these boxes (N, ·, 4).
+    """
 
-    def losses(self, p: Features, box_loss: BoxLoss, numbers: Sequence[int]) -> dict[str, Tensor]:
+    def __init__(self, head: RoIHead, truth: GroundTruth, sample: Sample, candidates: Tensor) -> None:
+        self.head, self.truth, self.sample, self.candidates = head, truth, sample, candidates
+        boxes = candidates.gather(1, sample.chosen[..., None].expand(-1, -1, 4))
+        self.level = head.level_of(boxes).masked_fill(~sample.taken, -1)
+        self.masks = (*sample.masks, *head.masks(self.level))
+        """Whose numbers `learned` takes."""
+
+    def learned(self, p: Features, numbers: Sequence[int]) -> "Learned":
+        """What the head says of them, and should say.
+
+        Args:
+            p: the maps.
+            numbers: how many are true in each of `masks`.
+        """
         foreground, background, *by_level = numbers
         weights = self.head.box_weights
         targets = roi_targets(
@@ -454,7 +457,24 @@ class _SampledRoIs:
         )
         rois = targets.rois._replace(level=self.level.flatten()[targets.places], by_level=by_level)
         scores, deltas = self.head(p, rois)
-        return fast_rcnn_losses(scores, deltas, targets, box_loss, weights)
+        return Learned(scores, deltas, targets, weights)
+
+
+class Learned(NamedTuple):
+    """What a head says of the RoIs it learns from."""
+
+    scores: Tensor
+    """(R, K + 1) logits."""
+    deltas: Tensor
+    """(R, B, 4)."""
+    targets: RoITargets
+    """What it should say."""
+    box_weights: Sequence[float]
+    """Factors of the deltas."""
+
+    def losses(self, box_loss: BoxLoss) -> dict[str, Tensor]:
+        """`roi_class` and `roi_box`."""
+        return fast_rcnn_losses(self.scores, self.deltas, self.targets, box_loss, self.box_weights)
 
 
 def _handed_over(batch: Batch, *found: Found) -> Inference:
@@ -472,10 +492,17 @@ def _handed_over(batch: Batch, *found: Found) -> Inference:
     return Inference(sets[0], sets[1] if len(sets) > 1 else None)
 
 
-def _merge(found: Sequence[list[Detections] | None], nms_iou: float, number: int) -> list[Detections]:
+def _merge(found: Sequence[list[Detections]], nms_iou: float, number: int) -> list[Detections]:
     """The sets of each image over all sizes, from those of each size over all images."""
+    return [merge_detections(of_image, nms_iou, number) for of_image in zip(*found, strict=True)]
+
+
+def _merge_objects(
+    found: Sequence[list[Detections] | None], selection: DetectionSelection
+) -> list[Detections]:
+    """As `_merge`, of detections."""
     sets = zip(*(of_size for of_size in found if of_size is not None), strict=True)
-    return [merge_detections(of_image, nms_iou, number) for of_image in sets]
+    return [merge_objects(of_image, selection) for of_image in sets]
 
 
 def _made(loss: Callable[[], BoxLoss] | BoxLoss) -> BoxLoss:

@@ -158,7 +158,7 @@ def fast_rcnn_losses(
 
     Args:
         scores: (R, K + 1) logits.
-        deltas: (R, K + 1, 4).
+        deltas: (R, K + 1, 4), or (R, 1, 4) where all classes have one box.
         targets: the sampled RoIs.
         box_loss: of the foreground's deltas.
         box_weights: factors of the deltas.
@@ -166,8 +166,9 @@ def fast_rcnn_losses(
     Returns:
         `roi_class` and `roi_box`, scalars.
     """
-    predicted = deltas[targets.foreground, targets.labels[targets.foreground]]
-    references = targets.rois.boxes[targets.foreground]
+    some = targets.foreground
+    predicted = deltas[some, 0] if deltas.shape[1] == 1 else deltas[some, targets.labels[some]]
+    references = targets.rois.boxes[some]
     number = max(len(scores), 1)
     return {
         "roi_class": F.cross_entropy(scores, targets.labels, reduction="sum") / number,

@@ -7,6 +7,7 @@ Symbols: N images, A_k anchors of level k, P places for proposals of an image, K
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from torchvision.ops import batched_nms
 
 from fpn.ops.boxes import clip_boxes, decode_boxes
 from fpn.ops.counting import padded
-from fpn.ops.suppression import suppress
-from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+from fpn.ops.suppression import soft_suppress, suppress
+from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
 from fpn.types import Detections, Found, RPNOutput
 
 
@@ -48,12 +49,18 @@ class DetectionSelection:
         nms_iou: of two boxes of one class with a larger overlap, the worse goes.
         max_detections: best boxes of each image that stay.
         min_size: smaller boxes go, in pixels of the network's input.
+        suppression: hard, or Soft-NMS (Bodla et al., 2017): what a better box of its class overlaps loses
+            score in place of going, and goes if it no longer passes `score_threshold`. gaussian multiplies
+            scores by exp(-IoU² / sigma); linear by 1 - IoU, at overlaps above `nms_iou`.
+        sigma: of gaussian alone.
     """
 
     score_threshold: Share = 0.05
     nms_iou: Share = 0.5
     max_detections: NonNegativeInt = 100
     min_size: NonNegativeFloat = 1e-2
+    suppression: Literal["hard", "gaussian", "linear"] = "hard"
+    sigma: PositiveFloat = 0.5
 
 
 def ranked(boxes: Sequence[Tensor]) -> Found:
@@ -114,17 +121,22 @@ def select_detections(
 
     Args:
         scores: (N, P, K + 1) logits of the proposals; of places that are not taken, anything.
-        deltas: (N, P, K + 1, 4).
+        deltas: (N, P, K + 1, 4), or (N, P, 1, 4) where all classes have one box.
         proposals: P places an image.
         sizes: (N, 2) of the images, without padding.
         box_weights: factors the deltas carry.
         selection: thresholds and numbers.
     """
     probability = scores.softmax(dim=-1)[..., 1:].transpose(1, 2)
-    box = decode_boxes(deltas[:, :, 1:].transpose(1, 2), proposals.boxes[:, None], box_weights)
+    moves = deltas if deltas.shape[2] == 1 else deltas[:, :, 1:]
+    box = decode_boxes(moves.transpose(1, 2), proposals.boxes[:, None], box_weights)
     box = clip_boxes(box, sizes)
     there = (probability > selection.score_threshold) & proposals.there[:, None]
     there &= _large(box, selection.min_size)
+    if box.shape[1] < probability.shape[1]:
+        box = box.expand(*probability.shape, 4)
+    if selection.suppression != "hard":
+        return _softened(box, probability.where(there, 0), selection)
     return _best(box, probability, there, selection.nms_iou, selection.max_detections)
 
 
@@ -156,6 +168,34 @@ def _best(boxes: Tensor, scores: Tensor, there: Tensor, nms_iou: float, number: 
     there = best > -torch.inf
     box = boxes.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
     return Found(box.where(there[..., None], 0), best.where(there, 0), index // boxes.shape[2] + 1, there)
+
+
+def _softened(boxes: Tensor, scores: Tensor, selection: DetectionSelection) -> Found:
+    """As `_best`, by Soft-NMS; scores are 0 in places that are not taken."""
+    sigma = selection.sigma if selection.suppression == "gaussian" else None
+    number = selection.max_detections
+    if not torch.compiler.is_exporting():
+        number = min(number, boxes.shape[1] * boxes.shape[2])
+    index, best = soft_suppress(boxes, scores, number, selection.nms_iou, sigma)
+    there = best > selection.score_threshold
+    box = boxes.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4))
+    return Found(box.where(there[..., None], 0), best.where(there, 0), index // boxes.shape[2] + 1, there)
+
+
+def merge_objects(found: Sequence[Detections], selection: DetectionSelection) -> Detections:
+    """As `merge_detections`, by the suppression that a selection has, and as many as it has.
+
+    Args:
+        found: in pixels of one and the same image.
+        selection: of the detections in each.
+    """
+    if selection.suppression == "hard":
+        return merge_detections(found, selection.nms_iou, selection.max_detections)
+    boxes, scores, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    classes = torch.arange(1, 2 + max(labels.tolist(), default=0), device=labels.device)
+    of_class = scores.where(labels == classes[:, None], 0)[None]
+    (merged,) = _softened(boxes.expand(*of_class.shape, 4), of_class, selection).split()
+    return merged
 
 
 def merge_detections(found: Sequence[Detections], nms_iou: float, number: int) -> Detections:

@@ -1,6 +1,7 @@
 """The Fast R-CNN detector on a pyramid: RoI pooling over levels, a head, a predictor (Sec. 4.2).
 
-Symbols: R RoIs of the whole batch, K object classes, d channels of the pyramid.
+Symbols: R RoIs of the whole batch, K object classes, B boxes of an RoI (K + 1, or 1 for all classes),
+d channels of the pyramid.
 """
 
 import copy
@@ -15,7 +16,7 @@ from fpn.errors import InputError
 from fpn.models.bottom_up import Stages
 from fpn.models.necks import Neck
 from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
-from fpn.ops.counting import counts
+from fpn.ops.counting import counts, places
 from fpn.ops.levels import assign_levels
 from fpn.ops.roi_align import pool_levels
 from fpn.settings import BoxWeights, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -36,10 +37,17 @@ class HeadInput(NamedTuple):
     """K; a head gives K + 1 scores, the background's first."""
     above: Stages
     """The bottom-up's stages above those that the neck reads, with its weights: this head's own to use."""
+    class_agnostic: bool = False
+    """Whether an RoI has one box, whatever its class, in place of one for each."""
+
+    @property
+    def boxes(self) -> int:
+        """How many boxes a head gives of each RoI: 1, or K + 1, the background's first."""
+        return 1 if self.class_agnostic else self.classes + 1
 
 
 class TwoFCHead(nn.Module):
-    """Two fully connected layers with ReLU, class scores and class-specific deltas.
+    """Two fully connected layers with ReLU, class scores and deltas.
 
     Args:
         input: what it is built for.
@@ -50,17 +58,17 @@ class TwoFCHead(nn.Module):
         super().__init__()
         self.fc6 = nn.Linear(input.channels * input.resolution**2, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
-        self.scores, self.deltas = _predictor(hidden, input.classes)
+        self.scores, self.deltas = _predictor(hidden, input)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, K + 1, 4)."""
+        """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, B, 4)."""
         x = torch.relu(self.fc6(x.flatten(1)))
         x = torch.relu(self.fc7(x))
         return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
 
 
 class Conv5Head(nn.Module):
-    """The conv5 stage on each pooled RoI, averaged, class scores and class-specific deltas.
+    """The conv5 stage on each pooled RoI, averaged, class scores and deltas.
 
     The head of the baselines on C4, whose RoIs are pooled to 14×14 cells: Table 2 (a), Table 3 (*) and (a);
     He et al., 2016. The stage is the bottom-up's own, with its weights.
@@ -80,16 +88,16 @@ class Conv5Head(nn.Module):
                 "(as SingleLevel with level 4) and bottom_up.stages be 4"
             )
         self.conv5 = input.above
-        self.scores, self.deltas = _predictor(input.above.channels, input.classes)
+        self.scores, self.deltas = _predictor(input.above.channels, input)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, K + 1, 4)."""
+        """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, B, 4)."""
         x = self.conv5(x).mean(dim=(2, 3)) if len(x) else _of_none(x, self.conv5, self.conv5.channels)
         return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
 
 
 class FourConvOneFC(nn.Module):
-    """Four 3×3 convolutions and a fully connected layer, with ReLU, class scores and class-specific deltas.
+    """Four 3×3 convolutions and a fully connected layer, with ReLU, class scores and deltas.
 
     The head "4conv1fc" of Wu and He, Group Normalization, 2018, Sec. 4.2. Where no norm is given, the
     convolutions have a bias.
@@ -97,7 +105,7 @@ class FourConvOneFC(nn.Module):
     Args:
         input: what it is built for.
         norm: frozen (BatchNorm as a fixed scale and shift), batch or group, after each convolution.
-        channels: of the convolutions.
+        channels: of the convolutions; null for as many as the pyramid has.
         hidden: width of the fully connected layer.
     """
 
@@ -105,10 +113,11 @@ class FourConvOneFC(nn.Module):
         self,
         input: HeadInput,
         norm: Norm | None = None,
-        channels: PositiveInt = 256,
+        channels: PositiveInt | None = None,
         hidden: PositiveInt = 1024,
     ) -> None:
         super().__init__()
+        channels = channels or input.channels
         self.convs = nn.Sequential()
         for i in range(4):
             conv = nn.Conv2d(channels if i else input.channels, channels, 3, padding=1, bias=norm is None)
@@ -118,11 +127,11 @@ class FourConvOneFC(nn.Module):
             normed = [] if norm is None else [norm_layer(norm)(channels)]
             self.convs.append(nn.Sequential(conv, *normed, nn.ReLU(inplace=True)))
         self.fc = nn.Linear(channels * input.resolution**2, hidden)
-        self.scores, self.deltas = _predictor(hidden, input.classes)
+        self.scores, self.deltas = _predictor(hidden, input)
         absorb_norms(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, K + 1, 4)."""
+        """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, B, 4)."""
         x = self.convs(x).flatten(1) if len(x) else _of_none(x, self.convs, self.fc.in_features)
         x = torch.relu(self.fc(x))
         return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
@@ -138,8 +147,8 @@ def _of_none(x: Tensor, layers: nn.Module, channels: int) -> Tensor:
     return nothing.expand(0, channels)
 
 
-def _predictor(channels: int, classes: int) -> tuple[nn.Linear, nn.Linear]:
-    scores, deltas = nn.Linear(channels, classes + 1), nn.Linear(channels, 4 * (classes + 1))
+def _predictor(channels: int, input: HeadInput) -> tuple[nn.Linear, nn.Linear]:
+    scores, deltas = nn.Linear(channels, input.classes + 1), nn.Linear(channels, 4 * input.boxes)
     # The FPN paper is silent; these are Fast R-CNN's (its Sec. 2.3).
     nn.init.normal_(scores.weight, std=0.01)
     nn.init.normal_(deltas.weight, std=0.001)
@@ -158,6 +167,7 @@ class RoIHead(nn.Module):
         head: what turns pooled RoIs into scores and deltas.
         levels: the P levels it reads; null for all the neck gives.
         shared: one head for all levels; false builds one for each.
+        class_agnostic: an RoI has one box, whatever its class; false gives it one for each class.
         resolution: side of the pooled RoIs, in cells.
         pooling: align (RoIAlign) or pool (Fast R-CNN's RoI max pooling).
         sampling_ratio: samples along a side of a cell of RoIAlign; 0 takes as many as the cell has pixels.
@@ -179,6 +189,7 @@ class RoIHead(nn.Module):
         head: Callable[[HeadInput], nn.Module] = TwoFCHead,
         levels: Sequence[int] | None = None,
         shared: bool = True,
+        class_agnostic: bool = False,
         resolution: PositiveInt = 7,
         pooling: Literal["align", "pool"] = "align",
         sampling_ratio: NonNegativeInt = 2,
@@ -204,7 +215,8 @@ class RoIHead(nn.Module):
                 f"roi_head.levels {list(self.levels)} leave out a level between the first and the last"
             )
         self.box_weights = tuple(box_weights)
-        self.shared, self.resolution, self.pooling = shared, resolution, pooling
+        self.shared, self.class_agnostic = shared, class_agnostic
+        self.resolution, self.pooling = resolution, pooling
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
         self.canonical_size, self.canonical_level, self.epsilon = canonical_size, canonical_level, epsilon
         self.toggles = {"shared": shared}
@@ -213,14 +225,17 @@ class RoIHead(nn.Module):
         above = Stages(channels=0) if above is None else above
         # Heads that are not shared have stages of their own.
         stages = [above, *(copy.deepcopy(above) for _ in keys[1:])]
-        inputs = [HeadInput(neck.channels, resolution, classes, own) for own in stages]
+        inputs = [HeadInput(neck.channels, resolution, classes, own, class_agnostic) for own in stages]
         self.head = nn.ModuleDict({key: head(input) for key, input in zip(keys, inputs, strict=True)})
 
     def forward(self, p: Features, rois: RoIs) -> tuple[Tensor, Tensor]:
-        """Logits (R, K + 1) and deltas (R, K + 1, 4), float32, in the order of the RoIs.
+        """Logits (R, K + 1) and deltas (R, B, 4), float32, in the order of the RoIs.
 
         A level without RoIs still runs its part, on none, so that its parameters have gradients (of zero).
         An RoI of negative area, inverted in one direction, is pooled as zeros (torchvision, Detectron2).
+
+        Raises:
+            InputError: the head gives a box for each class where one for all was asked for.
         """
         level = self.level_of(rois.boxes) if rois.level is None else rois.level
         boxes = torch.where(_upright(rois.boxes)[:, None], rois.boxes, _OUTSIDE)
@@ -231,11 +246,44 @@ class RoIHead(nn.Module):
         pooled = self._pool(p, _table(rois.image, boxes)[order], by_level)
         back = order.argsort()
         if self.shared:
-            scores, deltas = self.head["shared"](pooled[back])
-            return scores.float(), deltas.float()
-        parts = zip(self.levels, pooled.split(list(by_level)), strict=True)
-        outputs = [self.head[str(k)](x) for k, x in parts]
-        scores, deltas = (torch.cat(part)[back].float() for part in zip(*outputs, strict=True))
+            scores, deltas = (part.float() for part in self.head["shared"](pooled[back]))
+        else:
+            parts = zip(self.levels, pooled.split(list(by_level)), strict=True)
+            outputs = [self.head[str(k)](x) for k, x in parts]
+            scores, deltas = (torch.cat(part)[back].float() for part in zip(*outputs, strict=True))
+        if self.class_agnostic and deltas.shape[1] != 1:
+            kind = type(next(iter(self.head.values()))).__name__
+            raise InputError(
+                f"roi_head.class_agnostic is true, and {kind} gives {deltas.shape[1]} boxes of an RoI: "
+                "have it give as many as HeadInput.boxes says"
+            )
+        return scores, deltas
+
+    def on_places(self, p: Features, boxes: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, of RoIs in a fixed number of places an image; the host waits to learn how many.
+
+        Args:
+            p: the maps.
+            boxes: (N, P, 4).
+            there: (N, P) which of these places are taken.
+
+        Returns:
+            Logits (N, P, K + 1) and deltas (N, P, B, 4), zeros in places that are not taken.
+        """
+        n, number = there.shape
+        boxes, there = boxes.flatten(0, 1), there.flatten()
+        level = self.level_of(boxes)
+        if torch.compiler.is_exporting():  # where nobody waits, and places that are not taken are zeros
+            rows, by_level = torch.arange(n * number, device=boxes.device), None
+        else:
+            masks = self.masks(level.masked_fill(~there, -1))
+            taken, *by_level = counts(there, *masks)
+            rows = places(there, taken)
+        outputs = self(p, RoIs(boxes[rows], rows // number, level[rows], by_level))
+        scores, deltas = (
+            one.new_zeros(n * number, *one.shape[1:]).index_copy(0, rows, one).unflatten(0, (n, number))
+            for one in outputs
+        )
         return scores, deltas
 
     def level_of(self, boxes: Tensor) -> Tensor:

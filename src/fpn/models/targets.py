@@ -188,6 +188,23 @@ def sample_rois(
     return _sample(candidates, truth, sampling, generator, there, rescue=False), candidates
 
 
+def all_rois(boxes: Tensor, truth: GroundTruth, sampling: RoISampling) -> tuple[Sample, Tensor]:
+    """Label RoIs that are learned from without another choice, as of a cascade's later stages.
+
+    Args:
+        boxes: (N, S, 4); those without width or height are in places that are not taken.
+        truth: the ground truth.
+        sampling: thresholds, of which the numbers do not matter.
+
+    Returns:
+        As `sample_rois`.
+    """
+    there = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    match = _match(boxes, truth, sampling, there, rescue=False)
+    every = torch.arange(match.shape[1], device=boxes.device).expand(match.shape)
+    return Sample(every, match), boxes
+
+
 def anchor_targets(
     sample: Sample,
     anchors: Tensor,
@@ -249,6 +266,21 @@ def _sample(
     eligible: Tensor | None,
     rescue: bool,
 ) -> Sample:
+    match = _match(candidates, truth, sampling, eligible, rescue)
+    # Objects, BACKGROUND and IGNORED as 1, 0 and -1.
+    index, taken = sample_balanced(
+        match.clamp(max=0) + 1, sampling.per_image, sampling.fg_fraction, generator
+    )
+    return Sample(index, match.gather(1, index).masked_fill(~taken, IGNORED))
+
+
+def _match(
+    candidates: Tensor,
+    truth: GroundTruth,
+    sampling: AnchorSampling | RoISampling,
+    eligible: Tensor | None,
+    rescue: bool,
+) -> Tensor:
     match = match_boxes(
         truth.boxes,
         candidates,
@@ -258,12 +290,7 @@ def _sample(
         there=truth.there,
         eligible=eligible,
     )
-    match = _ignore_crowds(match, candidates, truth.crowds, sampling.crowd_overlap)
-    # Objects, BACKGROUND and IGNORED as 1, 0 and -1.
-    index, taken = sample_balanced(
-        match.clamp(max=0) + 1, sampling.per_image, sampling.fg_fraction, generator
-    )
-    return Sample(index, match.gather(1, index).masked_fill(~taken, IGNORED))
+    return _ignore_crowds(match, candidates, truth.crowds, sampling.crowd_overlap)
 
 
 def _rows(index: Tensor, number: int) -> Tensor:

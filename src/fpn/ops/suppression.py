@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from fpn.ops.boxes import box_iou
+
 _WIDEST = 4096
 """The largest group of boxes that the kernel holds in registers."""
 
@@ -68,3 +70,47 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
 @suppress.register_fake
 def _(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool)
+
+
+@torch.library.custom_op("fpn::soft_suppress", mutates_args=())
+def soft_suppress(
+    boxes: Tensor, scores: Tensor, number: int, iou: float, sigma: float | None
+) -> tuple[Tensor, Tensor]:
+    """Soft-NMS (Bodla et al., 2017) of all groups of an image at once, as far as its best boxes.
+
+    A box that is picked lowers the scores of its own group alone. So the best that are left in an image,
+    picked one after another, are the best of what group after group would give.
+
+    Args:
+        boxes: (N, groups, n, 4) float32.
+        scores: (N, groups, n) float32; 0 where there is no box.
+        number: how many to pick in each image.
+        iou: of the linear decay: only larger overlaps count, each with 1 - IoU …
+        sigma: … or of the gaussian, exp(-IoU² / sigma); None for the linear.
+
+    Returns:
+        (N, number) indices among an image's groups · n boxes, best first, and (N, number) their lowered
+        scores; a score is 0 where no box is left.
+    """
+    images, groups, each = scores.shape
+    left = scores.clone()
+    index = scores.new_zeros(images, number, dtype=torch.int64)
+    best = scores.new_zeros(images, number)
+    image = torch.arange(images, device=scores.device)
+    for i in range(min(number, groups * each)):
+        best[:, i], picked = left.flatten(1).max(dim=1)
+        index[:, i] = picked
+        group = picked // each
+        place = picked - group * each
+        others = boxes[image, group]
+        overlap = box_iou(others[image, place, None], others).squeeze(1).nan_to_num(nan=0.0)
+        kept = (1 - overlap).where(overlap > iou, 1) if sigma is None else (-(overlap**2) / sigma).exp()
+        left[image, group] *= kept
+        left[image, group, place] = 0
+    return index, best
+
+
+@soft_suppress.register_fake
+def _(boxes: Tensor, scores: Tensor, number: int, iou: float, sigma: float | None) -> tuple[Tensor, Tensor]:
+    best = scores.new_empty(scores.shape[0], number)
+    return torch.empty_like(best, dtype=torch.int64), best

@@ -26,6 +26,8 @@ examples:
     fpn ablate table1 --rows c d ./c_panet.yaml --seeds 0 1 2 --dry-run
   the necks that came after FPN, on images drawn here
     fpn ablate necks --data framed
+  what later work changes of the detector and its training, here two of them
+    fpn ablate recipes --data shapes --rows plain cascade
   8 GPUs for each run, COCO elsewhere than in datasets/coco
     fpn ablate table3 --devices_per_run 8 -- --data.root /data/coco
   on a SLURM cluster, a job for each training, which starts when what it needs is there

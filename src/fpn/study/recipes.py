@@ -4,7 +4,8 @@ A row's file says what the detector is, the files of a family (`paper`, `modern`
 
     configs/base.yaml, [configs/scale/….yaml,] configs/TABLE/ROW.yaml, configs/FAMILY/….yaml
 
-A row that puts another class in a part's place comes before the scale, which says how wide the part is.
+A row that puts another class in a part's place comes before the scale, which says how wide the part is; one
+that changes what the family's files say comes last, as does a user's own.
 """
 
 import json
@@ -34,6 +35,8 @@ class Row(NamedTuple):
     """Whether the file is one of this project."""
     early: bool = False
     """Whether it comes before the files of the data, since it gives a part another class."""
+    late: bool = False
+    """Whether it comes after the family's files, which say otherwise."""
 
 
 class Study(NamedTuple):
@@ -170,8 +173,7 @@ class Making(NamedTuple):
         study, folder = self.study, self.study.out / f"{self.name}{stage}"
         row = [config_file(self.row.file)]
         files = [config_file(f"{study.family}/{name}") for name in protocols]
-        # The last word on a row of the user's own is the user's.
-        row_files = row + files if self.row.shipped else files + row
+        row_files = files + row if self.row.late else row + files
         scaled = [*row, *study.scale, *files] if self.row.early else [*study.scale, *row_files]
         files = [config_file("base"), *scaled]
         words = ["fit", *_config_words(files)]

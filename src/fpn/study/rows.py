@@ -1,4 +1,4 @@
-"""The rows of the paper's tables and of `necks`: which configuration file makes each, by which recipe."""
+"""The rows of the paper's tables, of `necks` and `recipes`: which files make each, and how it is trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +76,17 @@ TABLES: dict[str, dict[str, Row]] = {
         "fapn": Row("FaPN", "necks/fapn.yaml", JOINTLY, early=True),
         "nas_fpn": Row("NAS-FPN, 7 times", "necks/nas_fpn.yaml", JOINTLY, early=True),
     },
+    "recipes": {
+        "plain": Row("FPN", "table3/c_fpn.yaml", JOINTLY),
+        "giou": Row("GIoU as box loss", "recipes/giou.yaml", JOINTLY, late=True),
+        "group_norm": Row("GroupNorm in neck and head", "recipes/group_norm.yaml", JOINTLY, early=True),
+        "sync_batch_norm": Row("BatchNorm over processes", "recipes/sync_batch_norm.yaml", JOINTLY),
+        "four_conv_head": Row("head of 4 convolutions", "recipes/four_conv_head.yaml", JOINTLY, early=True),
+        "two_conv_rpn": Row("RPN of 2 convolutions", "recipes/two_conv_rpn.yaml", JOINTLY),
+        "class_agnostic_boxes": Row("one box for all classes", "recipes/class_agnostic_boxes.yaml", JOINTLY),
+        "soft_nms": Row("Soft-NMS", "recipes/soft_nms.yaml", DetectorOf("recipes/plain", by_own_file=True)),
+        "cascade": Row("Cascade R-CNN", "recipes/cascade.yaml", JOINTLY),
+    },
 }
 
 OF_FILES: dict[str, tuple[Recipe, Recipe | None]] = {
@@ -84,6 +95,7 @@ OF_FILES: dict[str, tuple[Recipe, Recipe | None]] = {
     "table3": (TwoSteps(), JOINTLY),
     "table4": (OneStep(("faster_rcnn", "double_schedule")), None),
     "necks": (JOINTLY, None),
+    "recipes": (JOINTLY, None),
 }
 """The recipes, the paper's and the modern one, by which a user's file makes a row of a table."""
 
@@ -185,5 +197,5 @@ def _row(table: str, word: str) -> tuple[str, Row]:
         raise InputError(f"{table} has a row {path.stem!r} of its own: give {word} another name")
     comments = (line.lstrip("# ").strip() for line in path.read_text().splitlines() if line.startswith("#"))
     return f"{table}/{path.stem}", Row(
-        next(filter(None, comments), path.stem), word, *OF_FILES[table], shipped=False
+        next(filter(None, comments), path.stem), word, *OF_FILES[table], shipped=False, late=True
     )

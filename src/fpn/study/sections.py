@@ -71,6 +71,7 @@ LAYOUTS = {
     "table4": Layout("Table 4", BOXES),
     "table5": Layout("Table 5", BOXES[:2], ("AP",), "resnet50_unshared"),
     "necks": Layout("Necks", BOXES, reference="fpn", papers=False),
+    "recipes": Layout("Recipes", BOXES, reference="plain", papers=False),
     "fig1": Layout("Figure 1", COST, papers=False),
     "fig1_proposals": Layout("Figure 1, proposals alone", COST, papers=False),
     "running_time": Layout("Running time", COST),

@@ -11,7 +11,7 @@ class ConvHead(nn.Module):
         self.conv = nn.Conv2d(input.channels, width, 3, padding=1)
         self.hidden = nn.Linear(width * input.resolution**2, width)
         self.scores = nn.Linear(width, input.classes + 1)
-        self.deltas = nn.Linear(width, 4 * (input.classes + 1))
+        self.deltas = nn.Linear(width, 4 * input.boxes)
 
     def forward(self, x):
         x = self.hidden(self.conv(x).relu().flatten(1)).relu()
