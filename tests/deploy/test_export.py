@@ -19,14 +19,31 @@ from torch import Tensor
 from torchvision_peer import peer
 
 from benchmarks.stages import pairs
-from fpn import Categories, InputError, Predictor, TimmBottomUp, load_detectron2, load_torchvision
+from fpn import (
+    Categories,
+    InputError,
+    MobileNetV3,
+    Predictor,
+    TimmBottomUp,
+    load_detectron2,
+    load_torchvision,
+)
 from fpn.checkpoints import Trained
 from fpn.deploy import OnnxPredictor
 from fpn.deploy.export import write
 from fpn.interop.detectron2 import DETECTRON2_IMAGES
 from fpn.models.cascade import CascadeRCNN
 from fpn.models.detectors import FastRCNN, ProposalNetwork
-from fpn.models.necks import FeaturePyramid, SingleLevel
+from fpn.models.necks import (
+    NASFPN,
+    PAFPN,
+    BalancedFeaturePyramid,
+    BiFPN,
+    CarafePyramid,
+    FaPN,
+    FeaturePyramid,
+    SingleLevel,
+)
 from fpn.models.postprocess import DetectionSelection
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import Conv5Head, FourConvOneFC, RoIHead, TwoFCHead
@@ -67,7 +84,7 @@ RUNTIMES = {".onnx": [in_onnx_runtime, in_openvino], ".pt2": [in_pytorch]}
 def check(
     trained: Trained, folder: Path, runtimes: Sequence[Any], input: str = "pixels", least: int = 100
 ) -> None:
-    """Every runtime finds what `Predictor` finds, once as much as `least`, in the network's own form of input."""
+    """Every runtime finds what `Predictor` finds, once as much as `least`; input is the network's."""
     predictor = Predictor.of(trained._replace(categories=None))  # type: ignore[arg-type]  # which leaves none out
     most = 0
     for suffix, format in ((".onnx", "onnx"), (".pt2", "torch_export")):
@@ -269,6 +286,17 @@ ROWS: dict[str, Callable[[], ProposalNetwork]] = {
     ),
     "cascade": lambda: cascade(True),
     "cascade_by_class": lambda: cascade(False),
+    **{
+        neck.__name__: partial(small, loudness=2, neck=partial(neck, channels=16))
+        for neck in (PAFPN, BiFPN, BalancedFeaturePyramid, CarafePyramid)
+    },
+    "NASFPN": lambda: small(loudness=2, neck=partial(NASFPN, channels=16, repeats=1)),
+    "mobilenet": lambda: small(
+        loudness=16,
+        bottom_up=MobileNetV3,
+        neck=partial(FeaturePyramid, channels=16, levels=(4, 5)),
+        rpn=partial(RegionProposalNetwork, sizes={4: [16, 32], 5: [64, 128]}),
+    ),
     "timm": lambda: small(loudness=4, bottom_up=partial(TimmBottomUp, "mobilenetv3_small_050")),
 }
 
@@ -281,6 +309,15 @@ def test_every_row(row: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     runtimes = [in_onnx_runtime, in_openvino, in_pytorch]
     check(Trained(ROWS[row](), NAMES, IMAGE), tmp_path, runtimes, least=40)
+
+
+@pytest.mark.long
+def test_deformable_convolutions_are_a_program_of_pytorchs_and_not_onnx(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = Trained(small(loudness=2, neck=partial(FaPN, channels=16)), NAMES, IMAGE)
+    check(trained, tmp_path, [in_pytorch], least=40)
+    with pytest.raises(InputError, match=r"No Op registered for DeformConv .*; try --format torch_export"):
+        write(trained, tmp_path / "a.onnx")
 
 
 @pytest.mark.long

@@ -10,12 +10,10 @@ import torch
 from fpn.errors import InputError
 
 OPSET = 18
-_NO_LIMIT = 2**31 - 1
 _UNKNOWN = re.compile(
-    r"(?:No ONNX function found for <OpOverload\(op='|Error when translating node .*target=torch\.ops\.)([\w.:]+)"
+    r"(?:No ONNX function found for <OpOverload\(op='|translating node .*target=torch\.ops\.)([\w.:]+)"
 )
 _NO_LIMIT = 2**31 - 1
-_UNKNOWN = re.compile(r"Error when translating node .*target=torch\.ops\.([\w.]+)\]")
 _BELOW_ALL_SCORES = -1.0
 """Of scores in [0, 1]; what is no box has -inf."""
 
@@ -32,6 +30,7 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str], about
         InputError: onnx or onnxscript is not installed, or the program has an operator that ONNX has not.
     """
     try:
+        import onnx
         import onnxscript  # noqa: F401
     except ImportError:
         raise InputError("ONNX files are written by onnxscript: pip install 'fpn[onnx]'") from None
@@ -57,6 +56,13 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str], about
             f"this detector cannot be exported to ONNX: {what}; try --format torch_export"
         ) from error
     assert written is not None  # of this kind of export
+    try:
+        onnx.checker.check_model(written.model_proto)
+    except onnx.checker.ValidationError as error:
+        line = str(error).splitlines()[0]
+        raise InputError(
+            f"this detector cannot be exported to ONNX: {line}; try --format torch_export"
+        ) from error
     for node in written.model.graph.all_nodes():
         node.metadata_props.clear()  # whence it came, as paths of this machine
     written.model.metadata_props.clear()

@@ -86,6 +86,13 @@ TABLES: dict[str, dict[str, Row]] = {
         "class_agnostic_boxes": Row("one box for all classes", "recipes/class_agnostic_boxes.yaml", JOINTLY),
         "soft_nms": Row("Soft-NMS", "recipes/soft_nms.yaml", DetectorOf("recipes/plain", by_own_file=True)),
         "cascade": Row("Cascade R-CNN", "recipes/cascade.yaml", JOINTLY),
+        "multi_scale": Row("images of several sizes", "recipes/multi_scale.yaml", JOINTLY),
+        "large_scale_jitter": Row("large-scale jitter", "recipes/large_scale_jitter.yaml", JOINTLY),
+        "repeat_factor_sampling": Row("repeat factors", "recipes/repeat_factor_sampling.yaml", JOINTLY),
+        "cosine": Row("half a cosine", "recipes/cosine.yaml", JOINTLY),
+        "ema": Row("averaged weights", "recipes/ema.yaml", JOINTLY),
+        "adamw": Row("AdamW", "recipes/adamw.yaml", JOINTLY, late=True),
+        "all": Row("what goes together of these", "recipes/all.yaml", JOINTLY, late=True),
     },
 }
 

@@ -11,9 +11,8 @@ from fpn.types import Size
 def pooled(x: Tensor, steps: int = 1) -> Tensor:
     """A map `steps` levels coarser, of the greatest values: (N, d, ⌈h / 2**steps⌉, ⌈w / 2**steps⌉)."""
     # As with ceil_mode, which torch.export refuses where sizes are not known.
-    cells = 2**steps
-    right, bottom = (-side % cells for side in (x.shape[-1], x.shape[-2]))
-    return F.max_pool2d(F.pad(x, (0, right, 0, bottom), value=-torch.inf), cells)
+    more = 2**steps - 1
+    return F.max_pool2d(F.pad(x, (0, more, 0, more), value=-torch.inf), 2**steps)
 
 
 def resized(x: Tensor, level: int, to: int, size: Size) -> Tensor:
