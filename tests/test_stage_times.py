@@ -55,7 +55,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         "select_proposals": PROPOSALS,
         "select_detections": DETECTIONS,
         "merge_detections": MERGE,
-        "merge_objects": MERGE,
     }
     for name, seconds in work.items():
         monkeypatch.setattr(detectors, name, clock.taking(seconds, getattr(detectors, name)))

@@ -10,7 +10,6 @@ from fpn.models import postprocess
 from fpn.models.postprocess import (
     DetectionSelection,
     ProposalSelection,
-    merge_objects,
     ranked,
 )
 from fpn.types import Detections, RPNOutput
@@ -188,23 +187,6 @@ def test_soft_detections_by_loop(decay: Any, sigma: float, threshold: float) -> 
         torch.testing.assert_close(found[n].scores, torch.tensor([s for s, _, _ in expected]))
         wanted = torch.tensor([b for _, _, b in expected]).reshape(-1, 4)
         torch.testing.assert_close(found[n].boxes, wanted, atol=1e-3, rtol=1e-4)
-
-
-def test_sets_of_several_sizes_are_merged_as_softly() -> None:
-    """Of two boxes of IoU 2 / 3 and one class the worse is lowered; another class's is not, nor one apart."""
-    one = Detections(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0.9]), torch.tensor([2]))
-    boxes = torch.tensor([[0.0, 2, 10, 12], [0, 2, 10, 12], [50, 50, 60, 60]])
-    other = Detections(boxes, torch.tensor([0.8, 0.7, 0.6]), torch.tensor([2, 1, 2]))
-    merged = merge_objects([one, other], DetectionSelection(max_detections=3, suppression="gaussian"))
-    assert merged.labels.tolist() == [2, 1, 2]
-    assert merged.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
-    merged = merge_objects([one, other], DetectionSelection(suppression="gaussian"))
-    assert merged.scores[3].item() == pytest.approx(0.8 * math.exp(-((2 / 3) ** 2) / 0.5))
-    assert merged.boxes[3].tolist() == [0, 2, 10, 12]
-    hard = merge_objects([one, other], DetectionSelection())
-    assert hard.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert len(merge_objects([nothing, nothing], DetectionSelection(suppression="gaussian")).boxes) == 0
 
 
 def test_boxes_without_area_are_no_detections() -> None:

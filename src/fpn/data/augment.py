@@ -80,6 +80,8 @@ class Augmented:
                     f"{_OPTION}: {type(change).__name__} failed on image {sample.image_id}: {first}"
                 ) from error
         image, boxes, labels = (changed[key].as_subclass(Tensor) for key in ("image", "boxes", "labels"))
+        if image.is_floating_point():
+            image = image.clamp(0, 1)  # interpolation goes past both
         size = (image.shape[-2], image.shape[-1])
         boxes = clip_boxes(boxes.float()[None], torch.tensor([size]))[0]
         there = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= MIN_SIDE
@@ -201,7 +203,7 @@ def _check(changed: Any) -> None:
         what = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise InputError(f"gives an image of {what}, not a tensor (3, height, width)")
     if image.dtype != torch.uint8 and not (
-        image.is_floating_point() and float(image.min()) >= 0 and float(image.max()) <= 1
+        image.is_floating_point() and float(image.min()) > -0.5 and float(image.max()) < 1.5
     ):
         raise InputError(
             "gives an image that is neither bytes nor floats from 0 to 1: normalising comes later"

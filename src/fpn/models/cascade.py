@@ -3,8 +3,9 @@
     proposals → roi_head → boxes → later_heads[0] → boxes → later_heads[1] → detections
 
 What the paper leaves open is as in Detectron2: all RoIs that the first stage samples, true boxes among them,
-go through all stages, and each stage labels them anew; the features get the mean of the stages' gradients;
-an RoI without area is left out of what a later stage learns from.
+go through all stages, and each stage labels them anew; the features get the mean of the stages' gradients.
+Left out of what the later stages learn from are RoIs without area and, by `roi_sampling.crowd_overlap` as in
+the first stage, background in crowds.
 
 Symbols: N images, S places of a sample, K classes, B boxes of an RoI (K + 1, or 1 for all classes).
 """
@@ -40,6 +41,8 @@ class CascadeRCNN(FasterRCNN):
     In testing the scores of an RoI are the mean over all heads, its boxes those of the last. The paper's
     heads have one box for all classes, `roi_head.class_agnostic`. Where they have one for each, an RoI
     goes on as that of the class it scores best.
+
+    To `lr_factors`, `frozen_parts` and `start_parts` the first head is `roi_head`, the others `later_heads`.
 
     Each stage behind the first waits for the device once, to learn how many RoIs it pools from each level:
     not to wait, it would have to pool all of them from every level.

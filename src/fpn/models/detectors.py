@@ -25,7 +25,6 @@ from fpn.models.postprocess import (
     DetectionSelection,
     ProposalSelection,
     merge_detections,
-    merge_objects,
     ranked,
     select_detections,
     select_proposals,
@@ -501,8 +500,10 @@ def _merge_objects(
     found: Sequence[list[Detections] | None], selection: DetectionSelection
 ) -> list[Detections]:
     """As `_merge`, of detections."""
-    sets = zip(*(of_size for of_size in found if of_size is not None), strict=True)
-    return [merge_objects(of_image, selection) for of_image in sets]
+    if selection.suppression != "hard":  # scores that are lowered already would be lowered once more
+        raise InputError("an image pyramid needs detections.suppression hard")
+    sets = [of_size for of_size in found if of_size is not None]
+    return _merge(sets, selection.nms_iou, selection.max_detections)
 
 
 def _made(loss: Callable[[], BoxLoss] | BoxLoss) -> BoxLoss:

@@ -182,22 +182,6 @@ def _softened(boxes: Tensor, scores: Tensor, selection: DetectionSelection) -> F
     return Found(box.where(there[..., None], 0), best.where(there, 0), index // boxes.shape[2] + 1, there)
 
 
-def merge_objects(found: Sequence[Detections], selection: DetectionSelection) -> Detections:
-    """As `merge_detections`, by the suppression that a selection has, and as many as it has.
-
-    Args:
-        found: in pixels of one and the same image.
-        selection: of the detections in each.
-    """
-    if selection.suppression == "hard":
-        return merge_detections(found, selection.nms_iou, selection.max_detections)
-    boxes, scores, labels = (torch.cat(part) for part in zip(*found, strict=True))
-    classes = torch.arange(1, 2 + max(labels.tolist(), default=0), device=labels.device)
-    of_class = scores.where(labels == classes[:, None], 0)[None]
-    (merged,) = _softened(boxes.expand(*of_class.shape, 4), of_class, selection).split()
-    return merged
-
-
 def merge_detections(found: Sequence[Detections], nms_iou: float, number: int) -> Detections:
     """What was found in one image several times over, once and best first.
 

@@ -92,7 +92,8 @@ class Conv5Head(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, B, 4)."""
-        x = self.conv5(x).mean(dim=(2, 3)) if len(x) else _of_none(x, self.conv5, self.conv5.channels)
+        some = len(x) or _waited_for(self.conv5)
+        x = self.conv5(x).mean(dim=(2, 3)) if some else _of_none(x, self.conv5, self.conv5.channels)
         return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
 
 
@@ -132,13 +133,19 @@ class FourConvOneFC(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From (R, d, resolution, resolution) to logits (R, K + 1) and deltas (R, B, 4)."""
-        x = self.convs(x).flatten(1) if len(x) else _of_none(x, self.convs, self.fc.in_features)
+        some = len(x) or _waited_for(self.convs)
+        x = self.convs(x).flatten(1) if some else _of_none(x, self.convs, self.fc.in_features)
         x = torch.relu(self.fc(x))
         return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
 
     def fold_norms(self) -> None:
         """For inference: BatchNorms become part of the convolutions before them."""
         fold_norms(self)
+
+
+def _waited_for(layers: nn.Module) -> bool:
+    """Whether other processes wait for these layers to run, also on nothing."""
+    return layers.training and any(isinstance(layer, nn.SyncBatchNorm) for layer in layers.modules())
 
 
 def _of_none(x: Tensor, layers: nn.Module, channels: int) -> Tensor:

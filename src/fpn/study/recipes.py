@@ -35,8 +35,8 @@ class Row(NamedTuple):
     """Whether the file is one of this project."""
     early: bool = False
     """Whether it comes before the files of the data, since it gives a part another class."""
-    late: bool = False
-    """Whether it comes after the family's files, which say otherwise."""
+    late: str | None = None
+    """A file behind the family's, which say otherwise."""
 
 
 class Study(NamedTuple):
@@ -59,7 +59,9 @@ class Study(NamedTuple):
             InputError: the family would undo what the row is.
         """
         row = self.rows[name]
-        if self.family == "modern" and "data.images.train_scales" in settings_of(["--config", row.file]):
+        scales = "data.images.train_scales"
+        own = settings_of(["--config", row.file]).get(scales) if self.family == "modern" else None
+        if own is not None and own != settings_of(["--config", "modern/faster_rcnn"])[scales]:
             raise InputError(
                 f"{name} trains at scales of its own, the modern family at others: leave out --family"
             )
@@ -173,7 +175,10 @@ class Making(NamedTuple):
         study, folder = self.study, self.study.out / f"{self.name}{stage}"
         row = [config_file(self.row.file)]
         files = [config_file(f"{study.family}/{name}") for name in protocols]
-        row_files = files + row if self.row.late else row + files
+        if self.row.late:
+            files.append(config_file(self.row.late))
+        # The last word on a row of the user's own is the user's.
+        row_files = row + files if self.row.shipped else files + row
         scaled = [*row, *study.scale, *files] if self.row.early else [*study.scale, *row_files]
         files = [config_file("base"), *scaled]
         words = ["fit", *_config_words(files)]

@@ -78,7 +78,7 @@ TABLES: dict[str, dict[str, Row]] = {
     },
     "recipes": {
         "plain": Row("FPN", "table3/c_fpn.yaml", JOINTLY),
-        "giou": Row("GIoU as box loss", "recipes/giou.yaml", JOINTLY, late=True),
+        "giou": Row("GIoU as box loss", "table3/c_fpn.yaml", JOINTLY, late="recipes/giou.yaml"),
         "group_norm": Row("GroupNorm in neck and head", "recipes/group_norm.yaml", JOINTLY, early=True),
         "sync_batch_norm": Row("BatchNorm over processes", "recipes/sync_batch_norm.yaml", JOINTLY),
         "four_conv_head": Row("head of 4 convolutions", "recipes/four_conv_head.yaml", JOINTLY, early=True),
@@ -87,12 +87,9 @@ TABLES: dict[str, dict[str, Row]] = {
         "soft_nms": Row("Soft-NMS", "recipes/soft_nms.yaml", DetectorOf("recipes/plain", by_own_file=True)),
         "cascade": Row("Cascade R-CNN", "recipes/cascade.yaml", JOINTLY),
         "multi_scale": Row("images of several sizes", "recipes/multi_scale.yaml", JOINTLY),
-        "large_scale_jitter": Row("large-scale jitter", "recipes/large_scale_jitter.yaml", JOINTLY),
-        "repeat_factor_sampling": Row("repeat factors", "recipes/repeat_factor_sampling.yaml", JOINTLY),
         "cosine": Row("half a cosine", "recipes/cosine.yaml", JOINTLY),
         "ema": Row("averaged weights", "recipes/ema.yaml", JOINTLY),
-        "adamw": Row("AdamW", "recipes/adamw.yaml", JOINTLY, late=True),
-        "all": Row("what goes together of these", "recipes/all.yaml", JOINTLY, late=True),
+        "all": Row("all of these", "recipes/all.yaml", JOINTLY, early=True, late="recipes/giou.yaml"),
     },
 }
 
@@ -204,5 +201,5 @@ def _row(table: str, word: str) -> tuple[str, Row]:
         raise InputError(f"{table} has a row {path.stem!r} of its own: give {word} another name")
     comments = (line.lstrip("# ").strip() for line in path.read_text().splitlines() if line.startswith("#"))
     return f"{table}/{path.stem}", Row(
-        next(filter(None, comments), path.stem), word, *OF_FILES[table], shipped=False, late=True
+        next(filter(None, comments), path.stem), word, *OF_FILES[table], shipped=False
     )
