@@ -1,0 +1,170 @@
+"""What the steps of `reproduce_coco.sh` need, and the page of what came out, beside the figures of others.
+
+python scripts/reproduce_page.py needs modern,paper runs/coco --rate=76 -- [words of `fpn fit`]
+python scripts/reproduce_page.py page runs/coco
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from fpn.checkpoints import build_detector
+from fpn.console import say
+from fpn.errors import InputError
+from fpn.files import replacing
+from fpn.shipped import CONFIGS
+from fpn.study.paper import paper_table
+from fpn.study.report import write_report
+from fpn.study.results import read_runs
+from fpn.study.rows import TABLES, plan
+from fpn.study.sections import LAYOUTS
+from fpn.study.settings import settings_of
+from fpn.study.tasks import Step
+from fpn.words import options_of, read_yaml
+
+PUBLISHED = ("torchvision", "detectron2")
+TABLES_1_TO_3 = ("table1", "table2", "table3")
+TRAINED = {"modern": {"table3": ["c"]}, "paper": {table: list(TABLES[table]) for table in TABLES_1_TO_3}}
+"""The rows of each family."""
+FIELD = {
+    ("modern", "table3", "c"): (37.9, "Detectron2, R50-FPN 1x"),
+    ("paper", "table1", "a"): (51.6, "Detectron, RPN R50-C4 1x"),
+    ("paper", "table1", "c"): (57.2, "Detectron, RPN R50-FPN 1x"),
+    ("paper", "table2", "a"): (34.4, "Detectron, Fast R50-C4 1x"),
+    ("paper", "table2", "c"): (36.4, "Detectron, Fast R50-FPN 1x"),
+    ("paper", "table3", "a"): (34.8, "Detectron, Faster R50-C4 1x"),
+    ("paper", "table3", "c"): (36.7, "Detectron, Faster R50-FPN 1x"),
+}
+"""AP, of Table 1 AR@1000, from their MODEL_ZOO.md; a 1x is 90k steps, more than the paper's."""
+RATE = (76.0, "Detectron2's for Faster R-CNN on 8 V100")
+TRAIN, VAL = 118_287, 5_000
+"""Images of COCO 2017."""
+
+
+def needs(steps: Sequence[str], out: Path, rate: float | None, given: Sequence[str]) -> None:
+    """Print what each step takes, as far as it follows from counts or is published."""
+    speed, source = (rate, "as given") if rate else RATE
+    say("the data: 19 GB of training images, 1 GB of validation images, and their annotations")
+    for name in (name for name in PUBLISHED if name in steps):
+        say(f"{name}: {len(published(name))} detectors to score on {VAL:,} images each")
+        say("  time: not measured yet; Detectron2's R50-FPN in its own code takes 0.038 s an image on a V100")
+    for name in (name for name in TRAINED if name in steps):
+        rows = TRAINED[name]["table3"] if name == "modern" else ()
+        tasks = plan(list(TRAINED[name]), rows, family=name, out=out / name, given=given)
+        fits = [step for task in tasks for step in task.steps if step.words[0] == "fit"]
+        proposing = [step.name for task in tasks for step in task.steps if step.words[0] == "predict"]
+        images = sum(map(images_of, fits))
+        # A box and its score are 20 bytes.
+        boxes = 2000 * TRAIN * proposing.count("propose_train") + 1000 * VAL * proposing.count("propose_val")
+        disk = 2 * sum(map(checkpoint_bytes, fits)) / 1e9
+        say(f"{name}: {images:,.0f} images to train on, in {len(fits)} of the runs")
+        say(f"  time: {images / speed / 3600:.1f} h at {speed:g} images/s ({source}); tests come on top")
+        say(f"  disk: {disk:.1f} GB of checkpoints, two a run, and up to {boxes / 5e7:.1f} GB of proposals")
+        say("  GPU memory: not measured yet; Detectron2's Faster R-CNN has 3.0 GB for 2 images a GPU")
+
+
+def images_of(fit: Step) -> float:
+    """How many images a training sees.
+
+    Raises:
+        InputError: what the schedule counts is no number.
+    """
+    schedule = {name.removeprefix("model.schedule."): v for name, v in settings_of(fit.words).items()}
+    asked = schedule.get("epochs"), schedule["steps"], schedule.get("reference_images", 16)
+    try:  # YAML takes 2e-05 for a text
+        epochs, steps, images, length = (float(v or 0) for v in (*asked, schedule.get("length", 1)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model.schedule: {error}; give numbers") from None
+    return epochs * TRAIN or steps * images * length
+
+
+def checkpoint_bytes(fit: Step) -> int:
+    """Of a checkpoint of the row as it is: the weights, and the momentum of those that are trained."""
+    files = [read_yaml(Path(str(file)))["model"] for name, file in options_of(fit.words) if name == "config"]
+    with torch.device("meta"):
+        detector = build_detector([model["detector"] for model in files if "detector" in model], 80)
+    trained = sum(weight.numel() for weight in detector.parameters() if weight.requires_grad)
+    return 4 * (sum(value.numel() for value in detector.state_dict().values()) + trained)
+
+
+def published(kind: str) -> list[tuple[str, str, float, str]]:
+    """Of detectors that others publish: the file's name, the score's, the score, and whose it is."""
+    found = []
+    for path in sorted((CONFIGS / "interop").glob(f"{kind}_*.yaml")):
+        about = read_yaml(path)["trainer"]["callbacks"][0]["init_args"]
+        found += [(path.stem, name, score, about["source"]) for name, score in about["scores"].items()]
+    return found
+
+
+Line = tuple[str, str, float | None, float | None, str, Mapping[str, float | None] | None, str]
+"""What, the score's name, the paper's, the field's, its source, our scores, other settings."""
+
+
+def results(out: Path, folders: Sequence[Path]) -> Iterator[Line]:
+    """All that the steps make, whether there or missing."""
+    for kind in PUBLISHED:
+        for name, score, theirs, source in published(kind):
+            file, words = (out / "published" / name / one for one in ("scores.json", "words.txt"))
+            given = words.read_text().strip() if words.is_file() else ""
+            try:
+                ours = json.loads(file.read_bytes()) if file.is_file() else None
+            except ValueError as error:
+                raise InputError(f"{file}: not JSON ({error}); remove it, and it is scored again") from None
+            yield f"{name}, published weights", score, None, theirs, source, ours, given
+    runs = {(run.family, run.table, run.row): run for run in (read_runs(folders) if folders else [])}
+    for family, tables in TRAINED.items():
+        for table, rows in tables.items():
+            for row in rows:
+                score, run = LAYOUTS[table].ranked[0], runs.get((family, table, row))
+                papers = paper_table(table).rows.get(row)
+                paper = None if papers is None else papers.values[score]
+                what = f"{table} {row}, {TABLES[table][row].name}, {family} recipe"
+                field = FIELD.get((family, table, row), (None, "-"))
+                other = "" if run is None or run.data == "coco" else run.data
+                yield what, LAYOUTS[table].prefix + score, paper, *field, run and run.scores, other
+
+
+def page(out: Path) -> None:
+    """Write OUT/results.md, and `fpn report`'s page of the rows that were trained into OUT/report.
+
+    Raises:
+        InputError: results cannot be read.
+    """
+    folders = [out / name for name in TRAINED if any((out / name).rglob("run.json"))]
+    lines = ["# Results on COCO 2017", "", "AP and AR in percent; differences are ours less theirs.", ""]
+    lines += ["| result | score | paper | field | ours | ours - paper | ours - field | field's source |"]
+    lines += ["|---|---|--:|--:|--:|--:|--:|---|"]
+    missing, others = [], []
+    for what, score, paper, field, source, scores, other in results(out, folders):
+        value = None if scores is None else scores.get(score)
+        ours = None if value is None else 100 * value
+        cells = ["-" if x is None else f"{x:.1f}" for x in (paper, field, ours)]
+        cells += ["-" if x is None or ours is None else f"{ours - x:+.1f}" for x in (paper, field)]
+        lines.append(f"| {' | '.join([what, score.removeprefix('proposal_'), *cells, source])} |")
+        missing += [f"- {what}"] if ours is None else []
+        others += [f"- {what}: `{other}`"] if other else []
+    lines += ["", "## Missing", "", *missing] if missing else []
+    lines += ["", "## Under other settings, not to be compared as they stand", "", *others] if others else []
+    if folders:
+        write_report(folders, out / "report")
+        lines += ["", "All columns, and curves of recall: [the report](report/report.md)."]
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "results.md") as new:
+        new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    say(f"written to {out / 'results.md'}; missing: {len(missing)}")
+
+
+if __name__ == "__main__":
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    what, *words = sys.argv[1:end]
+    try:
+        if what == "page":
+            page(Path(words[0]))
+        else:
+            rate = float(words[2].removeprefix("--rate=")) if len(words) > 2 else None
+            needs(words[0].split(","), Path(words[1]), rate, sys.argv[end + 1 :])
+    except InputError as error:
+        sys.exit(f"reproduce_coco.sh: {error}")
