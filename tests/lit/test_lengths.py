@@ -216,6 +216,7 @@ def test_fine_tuning_may_begin_with_any_of_torchvisions(which: str, tmp_path: Pa
         start_from(build_detector(rows[:1], 3), tmp_path / name, ["neck"])
 
 
+@pytest.mark.long
 def test_a_mobilenet_is_fine_tuned_and_tested(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

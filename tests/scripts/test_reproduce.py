@@ -45,6 +45,7 @@ def table_of(page: Path) -> dict[str, list[str]]:
     return {first: cells for first, *cells in rows[2:]}  # below heads and rule
 
 
+@pytest.mark.long
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "d2").mkdir()
     (tmp_path / "d2" / "model_final_b275ba.pkl").touch()

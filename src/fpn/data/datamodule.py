@@ -155,7 +155,8 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
         self.save_hyperparameters(self.made_of, logger=False)
         self.image_settings = images.settings
         self._images, self.exif = images, images.exif
-        self.batch_size, self.seed = batch_size, seed
+        # Plain numbers, for a checkpoint that keeps one of NumPy's could not be read back.
+        self.batch_size, self.seed = int(batch_size), int(seed)
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.load_timeout = load_timeout
         self.keep_empty_images, self.label_gaps = keep_empty_images, label_gaps
