@@ -83,10 +83,15 @@ def told(error: BaseException | None) -> str | None:
     return None
 
 
+def _keys(message: str) -> list[str]:
+    """The names of an option and of those that it is within, the outermost first."""
+    return re.findall(r'Parser key "([^"]+)"', message)
+
+
 def _out_of_bounds(message: str) -> str | None:
     """What the parser says of a number that an option cannot be, in one line; None of anything else."""
     found = re.search(r"(?:(\S+) )?does not conform to restriction (v>=?0(?: and v<=1)?)", message)
-    keys = re.findall(r'Parser key "([^"]+)"', message)
+    keys = _keys(message)
     if found is None or not keys:
         return None
     # Where null is allowed too, the value comes last.
@@ -98,7 +103,7 @@ def _out_of_bounds(message: str) -> str | None:
 def _no_number(message: str) -> str | None:
     """What the parser says of words in a number's place, in one line; None of anything else."""
     found = re.search(r"(?:for (int)\(\) with base 10|could not convert string to float): '([^']*)'", message)
-    keys = re.findall(r'Parser key "([^"]+)"', message)
+    keys = _keys(message)
     if found is None or not keys:
         return None
     return f"{'.'.join(keys)} is {found[2]}: give {'a whole number' if found[1] else 'a number'}"
@@ -107,7 +112,7 @@ def _no_number(message: str) -> str | None:
 def _unknown(message: str) -> str | None:
     """What the parser says of an option that a class does not have, in one line; None of anything else."""
     names = set(re.findall(r"(?:Option '|unrecognized arguments: --)([\w.]+)", message))
-    keys = [*dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message))]
+    keys = [*dict.fromkeys(_keys(message))]
     if len(names) != 1 or not keys:
         return None
     part = keys[0].partition(".")[0]
@@ -116,7 +121,7 @@ def _unknown(message: str) -> str | None:
 
 def _no_class(message: str) -> str | None:
     """What the parser says of a class that is not there, or is of another kind; None of anything else."""
-    keys = re.findall(r'Parser key "([^"]+)"', message)
+    keys = _keys(message)
     other = re.search(
         r"Import path (\S+) does not correspond to a subclass of (\w+)"
         r"|Expected '(\S+)' to be a subclass of <class '(\w+)'>",

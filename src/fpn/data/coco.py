@@ -94,6 +94,8 @@ class Annotations:
         LVIS (Gupta et al., 2019, Appendix B.2): of class c in a share f(c) of the images, r(c) is
         max(1, √(threshold / f(c))), and r of an image the greatest of its classes.
         """
+        if not threshold:
+            return np.ones(len(self))
         image_of_box = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         classes = len(self.categories.ids) + 1
         # Of an image and a class, one however many objects.

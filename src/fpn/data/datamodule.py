@@ -4,7 +4,6 @@ The samplers shard by themselves and the loaders are never rebuilt, so the Train
 `use_distributed_sampler=False`; two processes that both saw all images would otherwise go unnoticed.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -32,7 +31,7 @@ from fpn.data.layouts import Splits
 from fpn.data.loader import AHEAD, Batches, Loader, TrainLoader, room_told
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals
-from fpn.data.samplers import AspectRatioBatches, ExactShards
+from fpn.data.samplers import AspectRatioBatches, ExactShards, picks_of
 from fpn.data.shapes import SCENES, Scene, generate_shapes
 from fpn.data.transforms import (
     EvalTransform,
@@ -206,7 +205,7 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
     @property
     def train_images(self) -> int:
         """How many images a pass over the training images has, once they are read."""
-        return math.floor(self._repeats.sum() + 1e-6)
+        return picks_of(self._repeats)
 
     @property
     def _repeats(self) -> NDArray[np.float64]:

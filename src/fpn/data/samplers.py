@@ -61,7 +61,7 @@ class AspectRatioBatches(Sampler[list[Pick]]):
         repeats: NDArray[np.floating] | None = None,
     ) -> None:
         self.repeats = np.ones(len(aspect_ratios)) if repeats is None else repeats
-        self.picks = math.floor(self.repeats.sum() + 1e-6)
+        self.picks = picks_of(self.repeats)
         """P."""
         if self.picks < batch_size * world_size:
             each = f"one batch of {batch_size} for each of {world_size} processes"
@@ -140,6 +140,11 @@ class ExactShards(Sampler[list[Pick]]):
     def __iter__(self) -> Iterator[list[Pick]]:
         for first in range(0, len(self.share), self.batch_size):
             yield [Pick(image, 0) for image in self.share[first : first + self.batch_size]]
+
+
+def picks_of(repeats: NDArray[np.floating]) -> int:
+    """P, of images that are to come so often each."""
+    return math.floor(repeats.sum() + 1e-6)  # but for rounding
 
 
 def sample_seed(seed: int, epoch: int, image: int, time: int = 0) -> int:
