@@ -21,7 +21,7 @@ from fpn.study.paper import paper_table
 from fpn.study.plots import line_style
 from fpn.study.report import write_report
 from fpn.study.results import read_runs
-from fpn.study.sections import compare_order
+from fpn.study.sections import _T, compare_order
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "report.py"
 Tables = dict[str, dict[str, dict[str, dict[str, str]]]]
@@ -487,3 +487,21 @@ def test_numbers_survive_the_way_through_csv(tmp_path: Path) -> None:
     (heading,) = (line for line in lines if line.startswith("| row |"))
     assert heading.endswith("| count error |")
     assert any("| ours |" in line and line.endswith("| 1.25 |") for line in lines)
+
+
+def test_differences_of_the_same_seeds_have_a_confidence_interval(tmp_path: Path) -> None:
+    """SciPy's of a paired t test; none where the seeds are not the same."""
+    stats = pytest.importorskip("scipy.stats")
+    fpn, others = [0.30, 0.34, 0.31, 0.33], [0.33, 0.35, 0.325, 0.34]
+    for row, seeds in (("fpn", range(4)), ("bifpn", range(4)), ("pafpn", range(1, 4)), ("carafe", range(2))):
+        for seed in seeds:
+            ap = fpn[seed] if row == "fpn" else others[seed]
+            run(tmp_path / row / str(seed), {"AP": ap}, table="necks", row=row, name=row, seed=seed)
+    rows = parsed(write_report([tmp_path], tmp_path / "out"))[0]["Necks on coco"]
+    interval = stats.ttest_rel(others, fpn).confidence_interval(0.95)
+    half = 50 * (interval.high - interval.low)
+    assert rows["bifpn"]["ours - ours (fpn)"]["AP"] == f"+1.6 ± {half:.1f}"
+    assert rows["pafpn"]["ours - ours (fpn)"]["AP"] == "+1.8"
+    assert rows["carafe"]["ours - ours (fpn)"]["AP"] == "+2.0"
+    for degrees, passed in enumerate(_T, 1):
+        assert passed == pytest.approx(stats.t.ppf(0.975, degrees), abs=5e-4)

@@ -1,6 +1,7 @@
 """`fpn export`: a checkpoint's detector as a file that other programs run."""
 
 import json
+import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -72,7 +73,9 @@ def write(trained: Trained, path: str | Path, format: Format = "onnx", input: In
         if written is not None:
             written.save(part, external_data=False)
         else:
-            with part.open("wb") as file:
+            with part.open("wb") as file, warnings.catch_warnings():
+                # Said of weights whose channels lie last; all of their bytes are written.
+                warnings.filterwarnings("ignore", "No complete tensor found in the group")
                 torch.export.save(program, file, extra_files={"fpn.json": about})
 
 

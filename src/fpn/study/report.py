@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -19,7 +19,8 @@ from fpn.study.sections import Compared, Section, is_percentage, sections_of, wr
 
 LEGEND = """\
 AP and AR are in percent. Ours are means over the finished seeds, n of them, ± the standard deviation
-of the sample; differences are taken before rounding. The paper's numbers are of COCO: for other data
+of the sample; differences are taken before rounding. The ± of a difference from another row is half of
+its 95 % confidence interval, taken seed by seed. The paper's numbers are of COCO: for other data
 the report shows how far the rows are from one of them, in the paper and in ours.
 
 - `-`: the paper has no such number, or there is nothing to subtract
@@ -91,18 +92,21 @@ def _lines(section: Section, row: Compared) -> list[list[str]]:
     ours = ["ours", row.seeds, *(_ours(section, row, column) for column in columns)]
     lines = [["paper", "", *(_number(row.paper.get(column), column) for column in columns)]]
     lines = [*(lines if row.paper else []), ours]
-    pairs: list[tuple[str, Mapping[str, float | None], Mapping[str, float | None]]]
     if section.data == "coco" and section.layout.papers:
-        pairs = [("ours - paper", section.means(row), row.paper)]
+        means = section.means(row)
+        apart = {"ours - paper": [_difference(means.get(c), row.paper.get(c)) for c in columns]}
+    elif (other := next((one for one in section.rows if one.key == key != row.key), None)) is not None:
+        one, two = section.means(row), section.means(other)
+        apart = {
+            f"paper - paper ({key})": [_difference(row.paper.get(c), other.paper.get(c)) for c in columns],
+            f"ours - ours ({key})": [
+                _difference(one.get(c), two.get(c), section.margin(row, other, c)) for c in columns
+            ],
+        }
     else:
-        reference = next((other for other in section.rows if other.key == key != row.key), row)
-        pairs = [
-            (f"paper - paper ({key})", row.paper, reference.paper),
-            (f"ours - ours ({key})", section.means(row), section.means(reference)),
-        ]
-        pairs = [] if reference is row else pairs
-    for label, one, other in pairs:
-        cells = [_difference(one.get(c), other.get(c)) if is_percentage(c) else "" for c in columns]
+        apart = {}
+    for label, differences in apart.items():
+        cells = [cell if is_percentage(c) else "" for c, cell in zip(columns, differences, strict=True)]
         if not {"", "-"}.issuperset(cells):
             lines.append([label, "", *cells])
     return lines
@@ -128,9 +132,11 @@ def _number(value: float | None, column: str) -> str:
     return "-" if value is None else written(value, column)
 
 
-def _difference(value: float | None, other: float | None) -> str:
-    # Adding zero turns -0.0 into 0.0.
-    return "-" if value is None or other is None else f"{round(value - other, 1) + 0.0:+.1f}"
+def _difference(value: float | None, other: float | None, margin: float | None = None) -> str:
+    if value is None or other is None:
+        return "-"
+    ending = "" if margin is None else f" ± {margin:.1f}"
+    return f"{round(value - other, 1) + 0.0:+.1f}{ending}"  # adding zero turns -0.0 into 0.0
 
 
 def _remarks(section: Section, shown: Sequence[Compared]) -> list[str]:

@@ -57,6 +57,7 @@ class Layout(NamedTuple):
 
 SIZES = ("small", "medium", "large")
 BOXES = ("AP50", "AP", *(f"AP_{size}" for size in SIZES))
+PROPOSALS = tuple(f"proposal_AR@100{size}" for size in ("", *(f"_{size}" for size in SIZES)))
 COST = ("seconds", "peak_memory_mb")
 LAYOUTS = {
     "table1": Layout(
@@ -70,12 +71,14 @@ LAYOUTS = {
     "table3": Layout("Table 3", BOXES, ("AP",), "c"),
     "table4": Layout("Table 4", BOXES),
     "table5": Layout("Table 5", BOXES[:2], ("AP",), "resnet50_unshared"),
-    "necks": Layout("Necks", BOXES, reference="fpn", papers=False),
-    "recipes": Layout("Recipes", BOXES, reference="plain", papers=False),
+    "necks": Layout("Necks", (*BOXES, *PROPOSALS), reference="fpn", papers=False),
+    "recipes": Layout("Recipes", (*BOXES, *PROPOSALS), reference="plain", papers=False),
     "fig1": Layout("Figure 1", COST, papers=False),
     "fig1_proposals": Layout("Figure 1, proposals alone", COST, papers=False),
     "running_time": Layout("Running time", COST),
 }
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t that is passed one time in forty, of 1 to 9 degrees of freedom; of more it is less."""
 _ALTERED = ", with --"
 """What run.json has between the data and each setting that was given besides the row's own."""
 _PLAIN = {"anchors": "{:,.0f}", "seconds": "{:.3f}", "peak_memory_mb": "{:,.0f}"}
@@ -159,20 +162,33 @@ class Section(NamedTuple):
         own = {name for name in names if not is_percentage(name)}
         return (*self.layout.columns, *sorted(own))
 
-    def values(self, row: Compared, column: str) -> list[float]:
-        """The column's numbers of the runs that have it, in its own unit; NaN for no object."""
+    def values(self, row: Compared, column: str) -> dict[int, float]:
+        """The column's numbers by seed, in its own unit, of the runs that have it; NaN for no object."""
         if column == "anchors":
-            return [float(run.anchors) for run in row.runs if run.anchors is not None]
+            return {run.seed: float(run.anchors) for run in row.runs if run.anchors is not None}
         key, factor = (self.layout.prefix + column, 100) if is_percentage(column) else (column, 1)
         # Recall of another number of proposals than scores.json has, under the name that it would have there.
         curves = [run.curves["by_limit"].values() if run.curves else ((), ()) for run in row.finished]
         more = [{f"proposal_AR@{limit:g}": r for limit, r in zip(*curve, strict=True)} for curve in curves]
         scores = [one | (run.scores or {}) for one, run in zip(more, row.finished, strict=True)]
-        return [factor * its[key] for its in scores if key in its]
+        return {
+            run.seed: factor * its[key] for run, its in zip(row.finished, scores, strict=True) if key in its
+        }
 
     def known(self, row: Compared, column: str) -> list[float]:
         """The same without NaN."""
-        return [value for value in self.values(row, column) if not math.isnan(value)]
+        return [value for value in self.values(row, column).values() if not math.isnan(value)]
+
+    def margin(self, row: Compared, other: Compared, column: str) -> float | None:
+        """Half of the 95 % confidence interval by Student's t of how far two rows are apart, seed by seed.
+
+        None where they do not have the same seeds, two at least.
+        """
+        one, two = self.values(row, column), self.values(other, column)
+        apart = [one[seed] - two[seed] for seed in one.keys() & two.keys()]
+        if one.keys() != two.keys() or len(apart) < 2 or any(map(math.isnan, apart)):
+            return None
+        return _T[min(len(apart), len(_T) + 1) - 2] * stdev(apart) / math.sqrt(len(apart))
 
     def means(self, row: Compared) -> dict[str, float]:
         """The means over the runs, of the columns that have any."""
