@@ -247,10 +247,10 @@ class RoIHead(nn.Module):
         level = self.level_of(rois.boxes) if rois.level is None else rois.level
         boxes = torch.where(_upright(rois.boxes)[:, None], rois.boxes, _OUTSIDE)
         if torch.compiler.is_exporting():
-            return self._on_all(p, rois.image, boxes, level)
+            return self._for_export(p, rois.image, boxes, level)
         by_level = rois.by_level or counts(*self.masks(level))
         order = level.argsort(stable=True)
-        pooled = self._pool(p, _table(rois.image, boxes)[order], by_level)
+        pooled = self._pool(p, _table(rois.image, boxes)[order], by_level, self.levels)
         back = order.argsort()
         if self.shared:
             scores, deltas = (part.float() for part in self.head["shared"](pooled[back]))
@@ -303,12 +303,14 @@ class RoIHead(nn.Module):
         """Which RoIs are of each level: their numbers are `RoIs.by_level`. A level of -1 is none."""
         return [level == i for i in range(len(self.levels))]
 
-    def _on_all(self, p: Features, image: Tensor, boxes: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, every level on all RoIs, where their numbers may not matter: for export."""
+    def _for_export(self, p: Features, image: Tensor, boxes: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, where nobody may wait to learn how many RoIs each level has: for export."""
         own = self.masks(level)
-        parts = [_table(image, boxes.where(mine[:, None], _OUTSIDE)) for mine in own]
-        numbers = [len(boxes)] * len(own)
-        x = self._pool(p, torch.cat(parts), numbers).unflatten(0, (len(own), -1)).sum(dim=0)
+        rois = _table(image, boxes)
+        x = boxes.new_zeros(len(boxes), p[self.levels[0]].shape[1], self.resolution, self.resolution)
+        for k, mine in zip(self.levels, own, strict=True):
+            (rows,) = mine.nonzero(as_tuple=True)
+            x = x.index_put((rows,), self._pool(p, rois[rows], [len(rows)], [k]))
         heads = [self.head["shared"]] if self.shared else [self.head[str(k)] for k in self.levels]
         scores, deltas = heads[0](x)
         for head, mine in zip(heads[1:], own[1 : len(heads)], strict=True):
@@ -317,10 +319,10 @@ class RoIHead(nn.Module):
             deltas = others[1].where(mine[:, None, None], deltas)
         return scores.float(), deltas.float()
 
-    def _pool(self, p: Features, rois: Tensor, by_level: Sequence[int]) -> Tensor:
+    def _pool(self, p: Features, rois: Tensor, by_level: Sequence[int], levels: Sequence[int]) -> Tensor:
         """RoIs (R, 5), level after level, pooled: (R, d, resolution, resolution)."""
         # In float32 whatever the network's precision: coordinates of large images do not fit in 16 bits.
-        maps, scales = [p[k].float() for k in self.levels], [2.0**-k for k in self.levels]
+        maps, scales = [p[k].float() for k in levels], [2.0**-k for k in levels]
         if self.pooling == "pool":
             parts = zip(maps, rois.split(list(by_level)), scales, strict=True)
             return torch.cat([roi_pool(x, some, self.resolution, scale) for x, some, scale in parts])
