@@ -307,10 +307,13 @@ class RoIHead(nn.Module):
         """As `forward`, where nobody may wait to learn how many RoIs each level has: for export."""
         own = self.masks(level)
         rois = _table(image, boxes)
-        x = boxes.new_zeros(len(boxes), p[self.levels[0]].shape[1], self.resolution, self.resolution)
+        parts, place, first = [], level.new_zeros(len(boxes)), level.new_zeros(())
         for k, mine in zip(self.levels, own, strict=True):
             (rows,) = mine.nonzero(as_tuple=True)
-            x = x.index_put((rows,), self._pool(p, rois[rows], [len(rows)], [k]))
+            parts.append(self._pool(p, rois[rows], [len(rows)], [k]))
+            place = torch.where(mine, first + mine.cumsum(0) - 1, place)
+            first = first + mine.sum()
+        x = torch.cat(parts)[place]
         heads = [self.head["shared"]] if self.shared else [self.head[str(k)] for k in self.levels]
         scores, deltas = heads[0](x)
         for head, mine in zip(heads[1:], own[1 : len(heads)], strict=True):
