@@ -1,0 +1,1 @@
+"""Ours beside another's own code, with the same weights, images and samples."""
