@@ -13,6 +13,7 @@ from parity.training import Compared, lockstep
 SMALL = {"images": 10, "short_side": 64, "proposals": 32, "channels": 64, "hidden": 64}
 
 
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # nothing is validated
 @pytest.mark.parametrize(
     ("peer", "network", "double"),
     [
