@@ -1,5 +1,6 @@
 """Exported detectors in ONNX Runtime, OpenVINO and PyTorch against `Predictor`, on images of odd sizes."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -82,9 +83,18 @@ RUNTIMES = {".onnx": [in_onnx_runtime, in_openvino], ".pt2": [in_pytorch]}
 
 
 def check(
-    trained: Trained, folder: Path, runtimes: Sequence[Any], input: str = "pixels", least: int = 100
+    trained: Trained,
+    folder: Path,
+    runtimes: Sequence[Any],
+    input: str = "pixels",
+    least: int = 100,
+    ties: bool = False,
 ) -> None:
-    """Every runtime finds what `Predictor` finds, once as much as `least`; input is the network's."""
+    """Every runtime finds what `Predictor` finds, once as much as `least`; input is the network's.
+
+    With ties, neighbouring places score the same, and float noise decides which of their boxes stay: then the
+    scores are alike and the boxes need not be. So it is in a flat picture, as one of a single pixel.
+    """
     predictor = Predictor.of(trained._replace(categories=None))  # type: ignore[arg-type]  # which leaves none out
     most = 0
     for suffix, format in ((".onnx", "onnx"), (".pt2", "torch_export")):
@@ -120,8 +130,11 @@ def check(
                 ]
                 if len(found) == 2:  # proposals
                     sets = [[*one, torch.ones(len(one[0]))] for one in sets]
-                assert [len(one[0]) for one in sets] == [len(one.boxes) for one in expected]
-                for one, wanted in zip(sets, expected, strict=True):
+                for shape, one, wanted in zip(shapes, sets, expected, strict=True):
+                    if ties or shape == (1, 1):
+                        assert len(one[0]) == pytest.approx(len(wanted.boxes), rel=0.15)
+                        assert one[1][:1] == pytest.approx(wanted.scores[:1], abs=1e-4)
+                        continue
                     matched = len(pairs(one, list(wanted), 1e-2, 1e-4))
                     assert matched == len(one[0]) == len(wanted.boxes)
                 most = max(most, *(len(one[0]) for one in sets))
@@ -275,7 +288,7 @@ ROWS: dict[str, Callable[[], ProposalNetwork]] = {
     "roi_max_pooling": lambda: small(
         loudness=0.5, roi_head=partial(RoIHead, head=partial(TwoFCHead, hidden=32), pooling="pool")
     ),
-    "group_norm": lambda: small(bottom_up=partial(ResNet, "resnet18", norm="group", width=16)),
+    "group_norm": lambda: small(loudness=0.3, bottom_up=partial(ResNet, "resnet18", norm="group", width=16)),
     "class_agnostic": lambda: small(
         roi_head=partial(
             RoIHead,
@@ -308,7 +321,8 @@ def test_every_row(row: str, tmp_path: Path) -> None:
         pytest.importorskip("timm")
     torch.manual_seed(0)
     runtimes = [in_onnx_runtime, in_openvino, in_pytorch]
-    check(Trained(ROWS[row](), NAMES, IMAGE), tmp_path, runtimes, least=40)
+    # Without lateral connections the finer maps are copies of the coarsest one's cells.
+    check(Trained(ROWS[row](), NAMES, IMAGE), tmp_path, runtimes, least=40, ties=row == "no_lateral")
 
 
 @pytest.mark.long
@@ -345,3 +359,30 @@ def test_detectron2s_weights_and_resizing(tmp_path: Path) -> None:
     detector = load_detectron2(detectron2_peer.detector_weights())
     image = replace(DETECTRON2_IMAGES, short_side=96, max_side=160)
     check(Trained(detector, NAMES, image), tmp_path, [in_onnx_runtime, in_openvino, in_pytorch])
+
+
+@pytest.mark.long
+def test_quantised_as_the_docs_say(
+    trained: Trained, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of the page make a file whose convolutions are of bytes, and which finds much the same."""
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    pixels = [noise((96, 160), seed).permute(1, 2, 0).numpy() for seed in range(4)]
+    for i, one in enumerate(pixels):
+        Image.fromarray(one).save(tmp_path / "photos" / "train" / f"{i}.jpg")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "best.onnx").symlink_to(exported)
+    page = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+    (lines,) = [
+        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "quantize_static(" in block
+    ]
+    exec(lines, {"__name__": "page"})
+    operators = [node.op_type for node in onnx.load("best_int8.onnx").graph.node]
+    assert operators.count("DequantizeLinear") > operators.count("Conv") > 20
+    whole, bytes_ = OnnxPredictor("best.onnx"), OnnxPredictor("best_int8.onnx")
+    assert bytes_.about == whole.about
+    for one in pixels:
+        found, expected = bytes_(one), whole(one)
+        assert len(found.boxes) == pytest.approx(len(expected.boxes), rel=0.3)
+        assert found.scores[:5] == pytest.approx(expected.scores[:5], abs=0.2)
