@@ -5,15 +5,15 @@
     python scripts/lockstep.py --peer detectron2 --network resnet18       # beside Detectron2's own code
 
 Ours is the real command: its data, transforms, detector, optimiser, schedule and checkpoint. Theirs shares
-only the beginning and the order of the images. Beside torchvision's model pycocotools reads annotations,
-Pillow files, torchvision resizes, and the learning rate is written out by hand. Beside Detectron2's, where it
-can be imported, all this is its own but for two roundings (`scripts/parity/detectron2.py` tells which).
+only the beginning and the order of the images. Beside torchvision's model pycocotools reads the annotations
+and Pillow the files, torchvision resizes, and the learning rate is written out by hand. Beside Detectron2's,
+where it can be imported, all this is its own but for two roundings (`scripts/parity/detectron2.py`).
 Nothing is left to chance: no image is mirrored, and every anchor and every RoI is learned from.
 
 In float32, as training is, rounding can turn a ReLU, or decide which of two proposals is kept, and the two
 sides come apart a little from there on. In float64 (--double true) that is far less likely: pixels are bytes
 or float32 on both sides, and what follows is not. Prints Markdown. Exit status 1: the two are further apart
-than rounding mostly accounts for; 2: bad arguments.
+than is allowed; 2: bad arguments.
 """
 
 import shlex
@@ -24,6 +24,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from benchmarks.comparison import DisagreementError
 from fpn.console import mistakes
 from parity.plan import Plan
 from parity.training import PIXELS, SCORE, Compared, lockstep
@@ -59,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser = ArgumentParser(prog="lockstep.py", description=__doc__)
         parser.add_class_arguments(Plan)
         plan = Plan(**vars(parser.parse_args(given)))
-        found = lockstep(plan, Path(folder))
+        try:
+            found = lockstep(plan, Path(folder))
+        except DisagreementError as error:
+            sys.exit(f"lockstep.py: {error}")
     print(report(found, shlex.join(["python", "scripts/lockstep.py", *given])))
     if not found.agree:
         sys.exit(1)

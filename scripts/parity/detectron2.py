@@ -66,7 +66,7 @@ class Detectron2(Peer):
         # Labels count from 0 only in a data set that has a name.
         listed = load_coco_json(str(annotations), str(root / "train2017"), str(root))
         self.listed = {one["image_id"]: one for one in listed}
-        # What it samples of is also what its losses are divided by: not more than there can be.
+        # The RPN's losses are divided by this number, so it is the most anchors that there can be.
         side = math.ceil(plan.max_side / 32) * 32
         most = sum(3 * math.ceil(side / 2**level) ** 2 for level in range(2, 7))
         self.detector = {"anchor_sampling": {"per_image": most}, "rpn_loss_per_image": most}

@@ -92,8 +92,8 @@ def check(
 ) -> None:
     """Every runtime finds what `Predictor` finds, once as much as `least`; input is the network's.
 
-    With ties, neighbouring places score the same, and float noise decides which of their boxes stay: then the
-    scores are alike and the boxes need not be. So it is in a flat picture, as one of a single pixel.
+    With ties, neighbouring places score the same, and float noise decides which of their boxes stay: then
+    only how many there are, nearly, and the best score are compared. So it is in a picture of one pixel.
     """
     predictor = Predictor.of(trained._replace(categories=None))  # type: ignore[arg-type]  # which leaves none out
     most = 0
@@ -288,6 +288,7 @@ ROWS: dict[str, Callable[[], ProposalNetwork]] = {
     "roi_max_pooling": lambda: small(
         loudness=0.5, roi_head=partial(RoIHead, head=partial(TwoFCHead, hidden=32), pooling="pool")
     ),
+    # Runtimes add up a group's values in other orders, which the weights of a louder one would multiply.
     "group_norm": lambda: small(loudness=0.3, bottom_up=partial(ResNet, "resnet18", norm="group", width=16)),
     "class_agnostic": lambda: small(
         roi_head=partial(

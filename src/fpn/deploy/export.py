@@ -75,7 +75,7 @@ def write(trained: Trained, path: str | Path, format: Format = "onnx", input: In
         else:
             with part.open("wb") as file, warnings.catch_warnings():
                 # Said of weights whose channels lie last; all of their bytes are written.
-                warnings.filterwarnings("ignore", "No complete tensor found in the group")
+                warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
                 torch.export.save(program, file, extra_files={"fpn.json": about})
 
 

@@ -304,9 +304,10 @@ class RoIHead(nn.Module):
         return [level == i for i in range(len(self.levels))]
 
     def _for_export(self, p: Features, image: Tensor, boxes: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, where nobody may wait to learn how many RoIs each level has: for export."""
+        """As `forward`, for export, where how many RoIs a level has is a symbol: level after level."""
         own = self.masks(level)
         rois = _table(image, boxes)
+        # Sums in place of sorting, and one gather in place of a copy of all RoIs for each level.
         parts, place, first = [], level.new_zeros(len(boxes)), level.new_zeros(())
         for k, mine in zip(self.levels, own, strict=True):
             (rows,) = mine.nonzero(as_tuple=True)

@@ -20,7 +20,8 @@ from fpn.study.sections import Compared, Section, is_percentage, sections_of, wr
 LEGEND = """\
 AP and AR are in percent. Ours are means over the finished seeds, n of them, ± the standard deviation
 of the sample; differences are taken before rounding. The ± of a difference from another row is half of
-its 95 % confidence interval, taken seed by seed. The paper's numbers are of COCO: for other data
+its 95 % confidence interval by Student's t, taken seed by seed; it is left out where the two rows do not
+have the same seeds, two at least. The paper's numbers are of COCO: for other data
 the report shows how far the rows are from one of them, in the paper and in ours.
 
 - `-`: the paper has no such number, or there is nothing to subtract
@@ -106,7 +107,7 @@ def _lines(section: Section, row: Compared) -> list[list[str]]:
     else:
         apart = {}
     for label, differences in apart.items():
-        cells = [cell if is_percentage(c) else "" for c, cell in zip(columns, differences, strict=True)]
+        cells = [d if is_percentage(c) else "" for c, d in zip(columns, differences, strict=True)]
         if not {"", "-"}.issuperset(cells):
             lines.append([label, "", *cells])
     return lines

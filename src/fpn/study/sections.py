@@ -78,7 +78,8 @@ LAYOUTS = {
     "running_time": Layout("Running time", COST),
 }
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t that is passed one time in forty, of 1 to 9 degrees of freedom; of more it is less."""
+"""Student's t that is passed one time in forty, of 1 to 9 degrees of freedom. The last stands for more too,
+of which it is a little less."""
 _ALTERED = ", with --"
 """What run.json has between the data and each setting that was given besides the row's own."""
 _PLAIN = {"anchors": "{:,.0f}", "seconds": "{:.3f}", "peak_memory_mb": "{:,.0f}"}
