@@ -159,6 +159,7 @@ def test_a_checkpoint_does_not_import_what_merely_lies_here(folder: Path, fitted
     assert any(f"--import {module}" in line for module in MODULES)
 
 
+@pytest.mark.long
 def test_timms_networks_go_the_same_way(folder: Path) -> None:
     """Named in the configuration of the fit alone: timm is installed."""
     pytest.importorskip("timm")
@@ -176,7 +177,9 @@ def test_timms_networks_go_the_same_way(folder: Path) -> None:
     assert json.loads((folder / "timm" / "detections.json").read_text())
 
 
-@pytest.mark.parametrize(("table", "row"), [("table1", "c_panet"), ("table4", "own_parts")])
+@pytest.mark.parametrize(
+    ("table", "row"), [("table1", "c_panet"), pytest.param("table4", "own_parts", marks=pytest.mark.long)]
+)
 def test_a_file_is_a_row(folder: Path, table: str, row: str) -> None:
     """`ablate` trains and tests it after the table's recipe, and `report` shows it by its own name."""
     small = [

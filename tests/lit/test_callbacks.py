@@ -52,7 +52,7 @@ def test_no_interval_is_no_logging(config: str, capsys: pytest.CaptureFixture[st
     assert [line.partition(" (")[0] for line in told] == ["epoch 1, step 1 of 4"]
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("accumulated", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_speed_is_logged_where_epochs_are_shorter_than_the_interval(config: str, accumulated: int) -> None:
     # Five batches an epoch.
     schedule = {"steps": 14, "milestones": [12], "warmup_steps": 2, "reference_images": 2 * accumulated}

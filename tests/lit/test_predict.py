@@ -263,6 +263,7 @@ def test_it_goes_on_where_results_were_not_written(
     assert {path.name for path in Path("predictions").iterdir()} == {*RESULTS}
 
 
+@pytest.mark.long
 def test_processes_share_the_images(predict: list[str], many: Path) -> None:
     words = [*predict, "--images", str(many), "--batch_size", "3", "--out"]
     main([*words, "one"])

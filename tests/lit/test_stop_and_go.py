@@ -234,7 +234,7 @@ def test_a_slurm_job_is_left_to_its_script_and_goes_on_with_nothing_unasked(
     ("options", "to_all"),
     [
         # As a runner asks one of two processes.
-        (["--data.batch_size", "1", *EVERY_STEP], False),
+        pytest.param(["--data.batch_size", "1", *EVERY_STEP], False, marks=pytest.mark.long),
         # As SLURM asks all that belongs to a job, workers included.
         (["--data.num_workers", "1"], True),
     ],

@@ -446,7 +446,7 @@ def test_pooling_is_that_of_detectron2s_table(aligned: bool, first: float) -> No
     torch.testing.assert_close(torch.from_numpy(by_loop), expected)
     neck = FeaturePyramid({2: 4}, 8, levels=[2])
     head = RoIHead(neck, 1, resolution=4, sampling_ratio=0, aligned=aligned)
-    pooled = head._pool({2: values[None, None]}, torch.tensor([[0, *(4 * side for side in box)]]), [1])
+    pooled = head._pool({2: values[None, None]}, torch.tensor([[0, *(4 * side for side in box)]]), [1], [2])
     torch.testing.assert_close(pooled[0, 0], expected)
 
 
