@@ -119,6 +119,8 @@ def learned(
     ours.training_proposals = replace(ours.training_proposals, post_nms_top_n=plan.proposals)
     if isinstance(ours, FasterRCNN):
         ours.roi_sampling = replace(ours.roi_sampling, per_image=EVERYTHING)
+    # As theirs is: its weights are scaled for pixels of 0 to 255, so its gradient would differ.
+    ours.get_parameter("bottom_up.conv1.weight").requires_grad_(False)
     theirs = peer.model.train()
     expected, found = peer.losses(batch.image_ids), ours.train().losses(batch)
     torch.stack(list(expected.values())).sum().backward()
@@ -187,7 +189,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             root, apart = selected(plan, Path(folder, "once")), {}
             for config, kept in CONFIGS.items():
-                # conv1 is frozen: scaled for pixels of 0 to 255, it has not our gradient.
                 peer: Any = peer_of(plan, root, config=config, frozen=1)
                 apart[config] = once(peer, plan, root, kept)
             grey = peer.grey_levels()

@@ -50,7 +50,8 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str], about
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        unknown = sorted(set(_UNKNOWN.findall(f"{error} {error.__cause__}")))
+        found = _UNKNOWN.findall(f"{error} {error.__cause__}")
+        unknown = sorted({name.removesuffix(".default") for name in found})  # the same one, told twice
         what = f"ONNX has nothing for {', '.join(unknown)}" if unknown else str(error).splitlines()[0]
         raise InputError(
             f"this detector cannot be exported to ONNX: {what}; try --format torch_export"
