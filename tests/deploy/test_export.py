@@ -3,20 +3,23 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import detectron2_peer
 import numpy as np
 import pytest
 import torch
-from deploy.networks import IMAGE, SIZES, small
+from deploy.networks import IMAGE, SIZES, calibrated, small
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_iou
 from torchvision_peer import peer
 
 from benchmarks.stages import pairs
@@ -33,6 +36,7 @@ from fpn.checkpoints import Trained
 from fpn.deploy import OnnxPredictor
 from fpn.deploy.export import write
 from fpn.interop.detectron2 import DETECTRON2_IMAGES
+from fpn.models import postprocess
 from fpn.models.cascade import CascadeRCNN
 from fpn.models.detectors import FastRCNN, ProposalNetwork
 from fpn.models.necks import (
@@ -49,6 +53,7 @@ from fpn.models.postprocess import DetectionSelection
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import Conv5Head, FourConvOneFC, RoIHead, TwoFCHead
 from fpn.models.rpn import RegionProposalNetwork
+from fpn.ops.suppression import suppress
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -56,6 +61,8 @@ pytest.importorskip("onnxscript")
 NAMES = Categories((3, 4, 7, 8, 20), ("cat", "dog", "cow", "(no category)", "Käfer"))
 ODD = [[(96, 160)], [(1, 1)], [(10, 210)], [(210, 10)], [(64, 64), (1, 10), (300, 40)], [(50, 60)] * 2]
 """Sizes of batches."""
+CLOSE = 1e-5
+"""Rounding is taken to turn no overlap or score by more."""
 Network = Callable[[NDArray[Any], NDArray[Any]], Sequence[NDArray[Any]]]
 
 
@@ -82,18 +89,40 @@ def in_pytorch(path: Path) -> Network:
 RUNTIMES = {".onnx": [in_onnx_runtime, in_openvino], ".pt2": [in_pytorch]}
 
 
+@contextmanager
+def close_calls(images: int) -> Iterator[Tensor]:
+    """How many comparisons of suppression rounding may turn, for each of a batch's images.
+
+    Those of two boxes of a group, one of which overlaps the other by nearly the threshold, or by more while
+    their scores are nearly the same, so that either may be the first.
+    """
+    calls = torch.zeros(images, dtype=torch.int64)
+
+    def noting(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+        for row, (box, score) in enumerate(zip(boxes.double(), scores, strict=True)):
+            box, score = box[score.isfinite()], score[score.isfinite()]
+            overlap = box_iou(box, box)
+            tied = (overlap > iou) & ((score[:, None] - score).abs() < CLOSE)
+            turned = ((overlap - iou).abs() < CLOSE) | tied
+            calls[row * images // len(boxes)] += turned.triu(1).sum()
+        return suppress(boxes, scores, iou)
+
+    with patch.object(postprocess, "suppress", noting):
+        yield calls
+
+
 def check(
     trained: Trained,
     folder: Path,
     runtimes: Sequence[Any],
     input: str = "pixels",
     least: int = 100,
-    tied: Sequence[Sequence[int]] = (),
+    odd: Sequence[Sequence[tuple[int, int]]] = ODD,
 ) -> None:
     """Every runtime finds what `Predictor` finds, once as much as `least`; input is the network's.
 
-    In images of the tied sizes places score the same, and float noise decides which of their boxes stay:
-    there only how many there are, nearly, and the best score are compared.
+    A comparison of suppression that rounding may turn excuses two boxes: the one that it leaves, and the
+    one that this one takes the place of.
     """
     predictor = Predictor.of(trained._replace(categories=None))  # type: ignore[arg-type]  # which leaves none out
     most = 0
@@ -105,9 +134,10 @@ def check(
         if not path.exists():
             write(trained, path, format, input)  # type: ignore[arg-type]
         for network in [run(path) for run in networks]:
-            for number, shapes in enumerate(ODD):
+            for number, shapes in enumerate(odd):
                 images = [noise(shape, 10 * number + i) for i, shape in enumerate(shapes)]
-                expected = predictor(images)
+                with close_calls(len(images)) as calls:
+                    expected = predictor(images)
                 if input == "pixels":
                     pixels = np.full((len(images), 3, *np.max(shapes, axis=0)), 9, np.uint8)
                     for padded, image in zip(pixels, images, strict=True):
@@ -130,13 +160,11 @@ def check(
                 ]
                 if len(found) == 2:  # proposals
                     sets = [[*one, torch.ones(len(one[0]))] for one in sets]
-                for shape, one, wanted in zip(shapes, sets, expected, strict=True):
-                    if shape in tied:
-                        assert len(one[0]) == pytest.approx(len(wanted.boxes), rel=0.15)
-                        assert one[1][:1] == pytest.approx(wanted.scores[:1], abs=1e-4)
-                        continue
-                    matched = len(pairs(one, list(wanted), 1e-2, 1e-4))
-                    assert matched == len(one[0]) == len(wanted.boxes)
+                for one, wanted, excused in zip(sets, expected, (2 * calls).tolist(), strict=True):
+                    n = len(wanted.boxes)
+                    assert len(one[0]) == pytest.approx(n, abs=min(excused, 0.15 * n))
+                    assert len(pairs(one, list(wanted), 1e-2, 1e-4)) >= max(len(one[0]), n) - excused
+                    assert one[1][:1] == pytest.approx(wanted.scores[:1], abs=1e-4)
                 most = max(most, *(len(one[0]) for one in sets))
     assert most >= least
 
@@ -304,12 +332,14 @@ ROWS: dict[str, Callable[[], ProposalNetwork]] = {
         neck.__name__: partial(small, loudness=2, neck=partial(neck, channels=16))
         for neck in (PAFPN, BiFPN, BalancedFeaturePyramid, CarafePyramid)
     },
-    "NASFPN": lambda: small(loudness=2, neck=partial(NASFPN, channels=16, repeats=1)),
-    "mobilenet": lambda: small(
-        loudness=16,
-        bottom_up=MobileNetV3,
-        neck=partial(FeaturePyramid, channels=16, levels=(4, 5)),
-        rpn=partial(RegionProposalNetwork, sizes={4: [16, 32], 5: [64, 128]}),
+    "NASFPN": lambda: small(loudness=4, neck=partial(NASFPN, channels=16, repeats=1)),
+    "mobilenet": lambda: calibrated(
+        small(
+            loudness=0.2,
+            bottom_up=MobileNetV3,
+            neck=partial(FeaturePyramid, channels=16, levels=(4, 5)),
+            rpn=partial(RegionProposalNetwork, sizes={4: [16, 32], 5: [64, 128]}),
+        )
     ),
     "timm": lambda: small(loudness=4, bottom_up=partial(TimmBottomUp, "mobilenetv3_small_050")),
 }
@@ -322,9 +352,9 @@ def test_every_row(row: str, tmp_path: Path) -> None:
         pytest.importorskip("timm")
     torch.manual_seed(0)
     runtimes = [in_onnx_runtime, in_openvino, in_pytorch]
-    # A picture of one pixel is flat; without lateral connections finer maps repeat the coarsest's cells.
-    tied = [size for batch in ODD for size in batch] if row == "no_lateral" else [(1, 1)]
-    check(Trained(ROWS[row](), NAMES, IMAGE), tmp_path, runtimes, least=40, tied=tied)
+    # In a picture of one pixel a group has no variance: GroupNorm multiplies what rounding leaves by 316.
+    odd = [shapes for shapes in ODD if row != "group_norm" or shapes != [(1, 1)]]
+    check(Trained(ROWS[row](), NAMES, IMAGE), tmp_path, runtimes, least=15, odd=odd)
 
 
 @pytest.mark.long
