@@ -118,11 +118,15 @@ def check(
     input: str = "pixels",
     least: int = 100,
     odd: Sequence[Sequence[tuple[int, int]]] = ODD,
+    ties: bool = False,
+    excused: bool = False,
 ) -> None:
     """Every runtime finds what `Predictor` finds, once as much as `least`; input is the network's.
 
-    A comparison of suppression that rounding may turn excuses two boxes: the one that it leaves, and the
-    one that this one takes the place of.
+    With ties, neighbouring places score the same, and rounding decides which of their boxes stay: then only
+    how many there are, nearly, and the best score are compared. So it is in a picture of one pixel.
+    Where it is excused, a comparison of suppression that rounding may turn excuses two boxes: the one that
+    it leaves, and the one that this one takes the place of.
     """
     predictor = Predictor.of(trained._replace(categories=None))  # type: ignore[arg-type]  # which leaves none out
     most = 0
@@ -160,11 +164,16 @@ def check(
                 ]
                 if len(found) == 2:  # proposals
                     sets = [[*one, torch.ones(len(one[0]))] for one in sets]
-                for one, wanted, excused in zip(sets, expected, (2 * calls).tolist(), strict=True):
-                    n = len(wanted.boxes)
-                    assert len(one[0]) == pytest.approx(n, abs=min(excused, 0.15 * n))
-                    assert len(pairs(one, list(wanted), 1e-2, 1e-4)) >= max(len(one[0]), n) - excused
-                    assert one[1][:1] == pytest.approx(wanted.scores[:1], abs=1e-4)
+                for shape, one, wanted, close in zip(shapes, sets, expected, calls.tolist(), strict=True):
+                    n, matched = len(wanted.boxes), len(pairs(one, list(wanted), 1e-2, 1e-4))
+                    if ties or shape == (1, 1):
+                        assert len(one[0]) == pytest.approx(n, rel=0.15)
+                        assert one[1][:1] == pytest.approx(wanted.scores[:1], abs=1e-4)
+                    elif excused:
+                        assert len(one[0]) == pytest.approx(n, abs=min(2 * close, 0.15 * n))
+                        assert matched >= max(len(one[0]), n) - min(2 * close, 0.15 * n)
+                    else:
+                        assert matched == len(one[0]) == n
                 most = max(most, *(len(one[0]) for one in sets))
     assert most >= least
 
@@ -352,9 +361,12 @@ def test_every_row(row: str, tmp_path: Path) -> None:
         pytest.importorskip("timm")
     torch.manual_seed(0)
     runtimes = [in_onnx_runtime, in_openvino, in_pytorch]
+    # Without lateral connections the finer maps are copies of the coarsest one's cells.
     # In a picture of one pixel a group has no variance: GroupNorm multiplies what rounding leaves by 316.
-    odd = [shapes for shapes in ODD if row != "group_norm" or shapes != [(1, 1)]]
-    check(Trained(ROWS[row](), NAMES, IMAGE), tmp_path, runtimes, least=15, odd=odd)
+    odd, least = ([one for one in ODD if one != [(1, 1)]], 15) if row == "group_norm" else (ODD, 40)
+    check(
+        Trained(ROWS[row](), NAMES, IMAGE), tmp_path, runtimes, least=least, odd=odd, ties=row == "no_lateral"
+    )
 
 
 @pytest.mark.long
@@ -381,7 +393,9 @@ def test_soft_nms_is_a_program_of_pytorchs_and_not_onnx(decay: Any, tmp_path: Pa
 @pytest.mark.long
 def test_torchvisions_weights_normalised(tmp_path: Path) -> None:
     detector = load_torchvision(peer(6).state_dict(), norm_eps=0.0)
-    check(Trained(detector, NAMES, IMAGE), tmp_path, [in_onnx_runtime, in_pytorch], "normalised")
+    check(
+        Trained(detector, NAMES, IMAGE), tmp_path, [in_onnx_runtime, in_pytorch], "normalised", excused=True
+    )
     with pytest.raises(InputError, match="takes normalised images: export it with --input pixels"):
         OnnxPredictor(tmp_path / "network.onnx")
 
@@ -390,7 +404,7 @@ def test_torchvisions_weights_normalised(tmp_path: Path) -> None:
 def test_detectron2s_weights_and_resizing(tmp_path: Path) -> None:
     detector = load_detectron2(detectron2_peer.detector_weights())
     image = replace(DETECTRON2_IMAGES, short_side=96, max_side=160)
-    check(Trained(detector, NAMES, image), tmp_path, [in_onnx_runtime, in_openvino, in_pytorch])
+    check(Trained(detector, NAMES, image), tmp_path, [in_onnx_runtime, in_openvino, in_pytorch], excused=True)
 
 
 @pytest.mark.long
