@@ -1,10 +1,11 @@
-"""Parameters and operations, as torchvision publishes them with its weights."""
+"""Parameters and operations, as torchvision publishes them with its weights, Detectron2 in its tests."""
 
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import detection
 
@@ -50,3 +51,23 @@ def test_as_torchvision_publishes(
                 detector.roi_head.head["shared"](pooled)
     digits = len(str(meta["_ops"]).partition(".")[2])
     assert round(counter.get_total_flops() / 2e9, digits) == meta["_ops"]
+
+
+def test_as_detectron2_publishes() -> None:
+    """The figures of its own tests (tests/test_model_analysis.py) for faster_rcnn_R_50_FPN_1x.
+
+    It counts multiply-adds of convolutions, on an image of 800 × 800 and without the RoI head.
+    """
+    arguments = arguments_in("conventions/detectron2", "interop/detectron2_r50_1x")
+    with torch.device("meta"):
+        detector = FasterRCNN(80, **arguments).eval()
+        with FlopCounterMode(display=False) as counter:
+            detector.rpn(detector.neck(detector.bottom_up(torch.empty(1, 3, 800, 800))), (800, 800))
+    assert int(counter.get_total_flops() / 2e9) == 117
+
+    def parameters(*modules: nn.Module) -> int:
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    assert parameters(detector.bottom_up, detector.neck) == 26_799_296
+    background_box = 4 * (1024 + 1)  # a box of the background, as in Fast R-CNN; Detectron2 has none
+    assert parameters(detector) - background_box == 41_699_936
