@@ -1,5 +1,5 @@
-"""Time the paper's detectors on this machine: `running_time` (Sec. 5.2), `fig1` (the four ways of Fig. 1) and
-`fig1_proposals` (the same as RPNs alone).
+"""Time detectors on this machine: the paper's, `running_time` (Sec. 5.2), `fig1` (the four ways of Fig. 1)
+and `fig1_proposals` (the same as RPNs alone), and one with each neck, `neck_times`.
 
     python scripts/running_time.py                                  # all tables
     python scripts/running_time.py --table fig1 --device cuda --repeats 50
@@ -24,17 +24,17 @@ from fpn.errors import InputError
 
 
 def main(
-    table: Literal["running_time", "fig1", "fig1_proposals"] | None = None,
+    table: Literal["running_time", "fig1", "fig1_proposals", "neck_times"] | None = None,
     rows: list[str] | None = None,
     repeats: int = 5,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     factor: float = 1.0,
     out: str = "runs/study",
 ) -> None:
-    """Time the paper's detectors on this machine, one image at a time, the rows of a table taking turns.
+    """Time detectors on this machine, one image at a time, the rows of a table taking turns.
 
     Args:
-        table: running_time (Sec. 5.2), fig1 or fig1_proposals; by default one after the other.
+        table: running_time (Sec. 5.2), fig1, fig1_proposals or neck_times; by default one after the other.
         rows: of the table named, as '[resnet50_fpn]'; all by default.
         repeats: images timed, after one that is not.
         device: as cpu or cuda.

@@ -1,4 +1,4 @@
-"""Seconds and memory that detectors take for an image: Sec. 5.2's running time, and Fig. 1's four ways."""
+"""Seconds and memory of detectors for an image: Sec. 5.2's running time, Fig. 1's four ways, and necks."""
 
 import json
 import math
@@ -18,9 +18,11 @@ from fpn.checkpoints import build_detector
 from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.files import strict_json
+from fpn.models.detectors import Detector
 from fpn.models.optimized import optimized
 from fpn.models.rpn import RPNHead
 from fpn.shipped import CONFIGS
+from fpn.study.rows import TABLES as ROWS
 from fpn.types import Batch
 
 CLASSES = 80
@@ -58,8 +60,9 @@ TABLES: dict[str, dict[str, Timed]] = {
         "c": Timed("pyramidal feature hierarchy", ("table1/d_bottom_up_pyramid.yaml", RPN)),
         "d": Timed("feature pyramid network", ("table1/c_fpn.yaml", RPN)),
     },
+    "neck_times": {key: Timed(row.name, (row.file,)) for key, row in ROWS["necks"].items()},
 }
-"""Whole detectors, and the four ways of Fig. 1 also as RPNs alone."""
+"""Whole detectors, the four ways of Fig. 1 also as RPNs alone, and the detector with each neck."""
 
 
 def measure(
@@ -72,7 +75,7 @@ def measure(
     there to be 1000 of each image at these sizes.
 
     Args:
-        table: running_time, fig1 or fig1_proposals.
+        table: one of TABLES.
         rows: keys of that table; none for all.
         repeats: images, after one that is not counted.
         device: as cpu or cuda.
@@ -127,10 +130,14 @@ def write_runs(table: str, measured: dict[str, dict[str, float]], out: Path, abo
         (folder / "scores.json").write_text(strict_json(scores))
 
 
-def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:
+def detector_of(row: Timed) -> Detector:
+    """The detector, with random weights."""
     files = [CONFIGS / "base.yaml", *(CONFIGS / file for file in row.files)]
-    parts = [yaml.safe_load(file.read_text())["model"]["detector"] for file in files]
-    detector = optimized(build_detector(parts, CLASSES).to(device))
+    return build_detector([yaml.safe_load(file.read_text())["model"]["detector"] for file in files], CLASSES)
+
+
+def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:
+    detector = optimized(detector_of(row).to(device))
     for module in detector.modules():
         if isinstance(module, RPNHead):
             nn.init.zeros_(module.deltas.weight)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import timing
 from fpn.errors import InputError
@@ -31,6 +32,16 @@ def test_figure_1(tmp_path: Path) -> None:
     assert runs == {
         ("fig1", key, machine): numbers for key, numbers in measured.items() for machine in machines
     }
+
+
+def test_each_neck_is_timed_in_its_detector() -> None:
+    with torch.device("meta"):
+        built = {key: timing.detector_of(row).neck for key, row in timing.TABLES["neck_times"].items()}
+    kinds = {key: type(neck).__name__ for key, neck in built.items()}
+    assert kinds["pafpn"] == "PAFPN"
+    assert kinds["no_top_down"] == "FeaturePyramid"
+    assert not built["no_top_down"].top_down
+    assert len(set(kinds.values())) == 7  # FPN and its two switches are one class
 
 
 @pytest.mark.long

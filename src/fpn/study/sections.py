@@ -76,6 +76,7 @@ LAYOUTS = {
     "fig1": Layout("Figure 1", COST, papers=False),
     "fig1_proposals": Layout("Figure 1, proposals alone", COST, papers=False),
     "running_time": Layout("Running time", COST),
+    "neck_times": Layout("Necks, time and memory", COST, papers=False),
 }
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t that is passed one time in forty, of 1 to 9 degrees of freedom. The last stands for more too,
