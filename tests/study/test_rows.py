@@ -465,6 +465,26 @@ def test_the_framed_rows_are_the_pocket_rows_on_other_images() -> None:
     assert (data["scene"], framed_data["scene"]) == ("plain", "framed")
 
 
+@pytest.mark.parametrize(
+    ("data", "times", "table", "row", "grown"),
+    [
+        ("shapes_512", 2, "necks", "bifpn", {"rpn.size_factor", "roi_head.canonical_size"}),
+        ("framed_512", 2, "table1", "c", {"rpn.size_factor"}),
+        ("framed_512", 2, "table2", "d", {"roi_head.canonical_size"}),
+        ("framed_768", 3, "necks", "bifpn", {"rpn.size_factor", "roi_head.canonical_size"}),
+    ],
+)
+def test_the_larger_rows_are_the_same_on_enlarged_images(
+    data: str, times: int, table: str, row: str, grown: set[str]
+) -> None:
+    """Anchors and canonical size grow as the objects do, in every stage."""
+    usual = data.partition("_")[0]
+    one, other = (_flat(resolved(plan([table], [row], data=d)[-1].steps[0].words)) for d in (usual, data))
+    changed = {key: (one[key], other[key]) for key in one | other if one[key] != other[key]}
+    by = {key.replace("init_args.", ""): after / before for key, (before, after) in changed.items()}
+    assert by == {"data.images.scale": times} | {f"model.detector.{name}": times for name in grown}
+
+
 def test_headers_state_the_papers_numbers_and_a_command() -> None:
     for name, rows in TABLES.items():
         if name in ("necks", "recipes"):

@@ -10,7 +10,7 @@ from fpn.console import say
 from fpn.errors import InputError
 from fpn.lit.lengths import spelled_out
 from fpn.study import pool, slurm
-from fpn.study.rows import FAMILIES, TABLES, plan
+from fpn.study.rows import FAMILIES, SCALES, TABLES, plan
 from fpn.study.tasks import Task
 
 _ABLATE = """Run the rows of the paper's tables, here or on a SLURM cluster.
@@ -153,7 +153,8 @@ def _ablate_parser() -> argparse.ArgumentParser:
     own = "a configuration file of your own is a row too, named by its first comment line"
     add("--rows", nargs="+", default=[], metavar="ROW", help=f"only these of one table; {own}")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="a run for each; by default 0")
-    add("--data", default="coco", metavar="DATA", help="coco (the default), shapes, framed, or FILE.yaml")
+    names = ", ".join(list(SCALES)[1:])
+    add("--data", default="coco", metavar="DATA", help=f"coco (the default), {names}, or FILE.yaml")
     add("--family", default="paper", choices=FAMILIES, help="which recipe; by default the paper's")
     add("--out", default="runs/study", metavar="OUT", help="folder of the study; by default %(default)s")
     default = "by default as many as the visible GPUs suffice for, on the CPU one; with --slurm all"

@@ -108,6 +108,9 @@ SCALES: dict[str, tuple[str, ...]] = {
     "coco": (),
     "shapes": ("scale/pocket",),
     "framed": ("scale/pocket", "scale/framed"),
+    "shapes_512": ("scale/pocket", "scale/twofold"),
+    "framed_512": ("scale/pocket", "scale/framed", "scale/twofold"),
+    "framed_768": ("scale/pocket", "scale/framed", "scale/threefold"),
 }
 """The files between base and row, by data set."""
 
@@ -133,7 +136,7 @@ def plan(
             the file says what the detector is, its stem is the row's key, its first comment line the name.
         seeds: one run of each row for each.
         family: paper or modern.
-        data: coco, shapes, framed, or a configuration file of the user's own between base and row.
+        data: a name in SCALES, or a configuration file of the user's own between base and row.
         out: folder of the study.
         wandb: log to Weights & Biases too, grouped by table and row.
         given: further arguments of every `fpn fit` and `fpn test`.
