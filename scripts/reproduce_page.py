@@ -137,7 +137,8 @@ def page(out: Path) -> None:
     lines = ["# Results on COCO 2017", "", "AP and AR in percent; differences are ours less theirs.", ""]
     lines += ["| result | score | paper | field | ours | ours - paper | ours - field | field's source |"]
     lines += ["|---|---|--:|--:|--:|--:|--:|---|"]
-    missing, others = [], []
+    missing: list[str] = []
+    others: dict[str, list[str]] = {}
     for what, score, paper, field, source, scores, other in results(out, folders):
         value = None if scores is None else scores.get(score)
         ours = None if value is None else 100 * value
@@ -145,9 +146,12 @@ def page(out: Path) -> None:
         cells += ["-" if x is None or ours is None else f"{ours - x:+.1f}" for x in (paper, field)]
         lines.append(f"| {' | '.join([what, score.removeprefix('proposal_'), *cells, source])} |")
         missing += [f"- {what}"] if ours is None else []
-        others += [f"- {what}: `{other}`"] if other else []
+        if other:
+            others.setdefault(other, []).append(what)
     lines += ["", "## Missing", "", *missing] if missing else []
-    lines += ["", "## Under other settings, not to be compared as they stand", "", *others] if others else []
+    if others:
+        lines += ["", "## Under other settings, not to be compared as they stand", ""]
+        lines += [f"- `{settings}`: {'; '.join(whats)}" for settings, whats in others.items()]
     if folders:
         write_report(folders, out / "report")
         lines += ["", "All columns, and curves of recall: [the report](report/report.md)."]

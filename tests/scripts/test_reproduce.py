@@ -145,7 +145,7 @@ def test_the_page_has_results_beside_others(tmp_path: Path) -> None:
     missing = text.partition("## Missing")[2].partition("##")[0]
     assert missing.count("\n- ") == len(table) - 4
     assert "- table2 c, FPN, paper recipe" in missing
-    assert "- detectron2_rpn_1x, published weights: `--trainer.limit_test_batches 2`" in text
+    assert "- `--trainer.limit_test_batches 2`: detectron2_rpn_1x, published weights\n" in text
     assert (tmp_path / "report" / "report.md").is_file()
     (tmp_path / "published" / "torchvision_coco_v1" / "scores.json").write_text("{")
     with pytest.raises(reproduce_page.InputError, match="remove it, and it is scored again"):
