@@ -3,9 +3,10 @@ data, budget and recipe, the same scores?
 
     python scripts/beside_torchvision.py --seeds '[0, 1, 2]' --out runs/beside
 
-Both learn plain shapes from scratch. Each draws its own first weights, order, flips and samples;
-`scripts/lockstep.py` takes these from both. Prints AP of each seed and the time of a step, as Markdown, with
-the standard error of the difference. The two sides take turns. The same command passes over what is done.
+Both learn plain shapes from scratch, a seed from the same first weights. Each draws its own order, flips and
+samples; `scripts/lockstep.py` takes these from both. Prints AP of each seed and the time of a step, as
+Markdown, with the standard error of the difference. The two sides take turns. The same command passes over
+what is done.
 """
 
 import json
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument("--out", type=str, default="runs/beside", help="folder of the results")
         parser.add_class_arguments(Budget)
         options = vars(parser.parse_args(given))
-        seeds, out = options.pop("seeds"), options.pop("out")
+        seeds, out = list(dict.fromkeys(options.pop("seeds"))), options.pop("out")
         if len(seeds) < 2:
             raise InputError("seeds: give two at least, or there is no spread")
         found = measured(Budget(**options), seeds, Path(out))

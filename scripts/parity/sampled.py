@@ -18,7 +18,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -49,7 +49,8 @@ class Budget:
         proposals: of an image in training.
         train: images that are drawn to train on.
         val: images that are drawn to test on.
-        long_side: of an image in pixels; anchors and canonical size are the paper's for 1024.
+        long_side: of an image in pixels; anchors and canonical size are the paper's for 1024. Of 64 pixels,
+            padded by more than half, torchvision takes the maps' strides for smaller ones.
     """
 
     steps: PositiveInt = 1000
@@ -98,7 +99,10 @@ def drawn(budget: Budget, folder: Path) -> Path:
 
 
 def ours(budget: Budget, root: Path, seed: int, folder: Path) -> Outcome:
-    """`fpn fit` and `fpn test`, with torchvision's conventions."""
+    """`fpn fit` and `fpn test`, with torchvision's conventions and first weights."""
+    folder.mkdir(parents=True)
+    weights = folder / "first.pth"
+    torch.save(network(budget, root, seed).state_dict(), weights)
     content = {
         "seed_everything": seed,
         "trainer": {
@@ -125,6 +129,7 @@ def ours(budget: Budget, root: Path, seed: int, folder: Path) -> Outcome:
                 "roi_sampling": {"per_image": budget.rois, "fg_fraction": 0.25},
                 "training_proposals": {"post_nms_top_n": budget.proposals},
             },
+            "start_from": str(weights),
             "optimizer": {
                 "class_path": "torch.optim.SGD",
                 "init_args": {
@@ -150,7 +155,6 @@ def ours(budget: Budget, root: Path, seed: int, folder: Path) -> Outcome:
             "num_workers": 0,
         },
     }
-    folder.mkdir(parents=True)
     file = folder / "ours.yaml"
     file.write_text(yaml.safe_dump(content))
     chain = [word for name in ("base", "conventions/torchvision", file) for word in ("--config", str(name))]
@@ -164,20 +168,17 @@ def ours(budget: Budget, root: Path, seed: int, folder: Path) -> Outcome:
 
 
 def theirs(budget: Budget, root: Path, seed: int) -> Outcome:
-    """torchvision's model in a loop as that of its references, tested by pycocotools."""
-    torch.manual_seed(seed)
-    truth = annotations(root, "train")
-    model = network(budget, len(truth.cats))
+    """torchvision's model in a plain loop, tested by pycocotools."""
+    model = network(budget, root, seed)
     optimiser = torch.optim.SGD(
         model.parameters(), lr=budget.lr, momentum=budget.momentum, weight_decay=budget.weight_decay
     )
-    loader = DataLoader(
-        Images(truth, root / "train2017"), budget.batch, shuffle=True, drop_last=True, collate_fn=list
-    )
-    batches, times = endless(loader), [time.perf_counter()]
-    for step in range(budget.steps):
-        images, targets = zip(*next(batches), strict=True)
-        losses = model(list(images), list(targets))
+    images = Images(root, "train")
+    loader = DataLoader(images, batch_sampler=Alike(images, budget), collate_fn=list)
+    times = [time.perf_counter()]
+    for step, batch in enumerate(loader):
+        pixels, targets = zip(*batch, strict=True)
+        losses = model(list(pixels), list(targets))
         for group in optimiser.param_groups:
             group["lr"] = rate(budget, step)
         optimiser.zero_grad()
@@ -207,23 +208,15 @@ def annotations(root: Path, split: str) -> COCO:
         return COCO(root / "annotations" / f"instances_{split}2017.json")
 
 
-def endless(
-    loader: DataLoader[tuple[Tensor, dict[str, Tensor]]],
-) -> Iterator[list[tuple[Tensor, dict[str, Tensor]]]]:
-    """Epoch after epoch, each in another order."""
-    while True:
-        yield from loader
-
-
 class Images(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """Images that have objects, half of them mirrored."""
 
-    def __init__(self, truth: COCO, folder: Path) -> None:
-        self.truth, self.folder = truth, folder
-        for one in truth.dataset["annotations"]:
+    def __init__(self, root: Path, split: str) -> None:
+        self.truth, self.folder = annotations(root, split), root / f"{split}2017"
+        for one in self.truth.dataset["annotations"]:
             if one["iscrowd"]:
-                truth.imgToAnns[one["image_id"]].remove(one)
-        self.ids = sorted(image for image, found in truth.imgToAnns.items() if found)
+                self.truth.imgToAnns[one["image_id"]].remove(one)
+        self.ids = sorted(image for image, found in self.truth.imgToAnns.items() if found)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -238,8 +231,32 @@ class Images(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return image, target
 
 
-def network(budget: Budget, classes: int) -> FasterRCNN:
+class Alike(Sampler[list[int]]):
+    """Batches in another order every epoch, of upright images alone or of others, as in its references."""
+
+    def __init__(self, images: Images, budget: Budget) -> None:
+        self.budget = budget
+        self.upright = [one["height"] > one["width"] for one in images.truth.loadImgs(images.ids)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        waiting: dict[bool, list[int]] = {False: [], True: []}
+        given = 0
+        while True:
+            for index in torch.randperm(len(self.upright)).tolist():
+                group = waiting[self.upright[index]]
+                group.append(index)
+                if len(group) == self.budget.batch:
+                    yield list(group)
+                    group.clear()
+                    given += 1
+                    if given == self.budget.steps:
+                        return
+
+
+def network(budget: Budget, root: Path, seed: int) -> FasterRCNN:
     """torchvision's from scratch, as its own functions make it of a ResNet-50."""
+    torch.manual_seed(seed)
+    classes = len(annotations(root, "train").cats)
     block, depths = NETWORKS[budget.network]
     body = ResNet(block, depths, norm_layer=nn.BatchNorm2d)
     channels = [body.inplanes // 2**i for i in (3, 2, 1, 0)]
@@ -252,7 +269,7 @@ def network(budget: Budget, classes: int) -> FasterRCNN:
         rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
         rpn_post_nms_top_n_train=budget.proposals,
         box_batch_size_per_image=budget.rois,
-        box_roi_pool=MultiScaleRoIAlign(list("0123"), 7, 2, canonical_scale=round(224 * budget.factor)),
+        box_roi_pool=MultiScaleRoIAlign(list("0123"), 7, 2, canonical_scale=224 * budget.factor),
         box_head=TwoMLPHead(budget.channels * 7**2, budget.hidden),
         box_predictor=FastRCNNPredictor(budget.hidden, classes + 1),
     )

@@ -2,21 +2,27 @@
 
 import csv
 import json
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torchvision.transforms.functional import hflip
 
 import beside_torchvision
-from fpn import load
+from benchmarks.stages import pairs
+from fpn import CocoDataModule, Predictor, load
 from fpn.interop.torchvision import from_torchvision
-from parity.sampled import Budget, Images, annotations, drawn, network, ours, rate, theirs
+from parity.sampled import Alike, Budget, Images, drawn, network, ours, rate, theirs
+from parity.torchvision import read
 
-SMALL = Budget(steps=10, train=6, val=2, batch=2, channels=8, hidden=16, rois=8, proposals=20, long_side=64)
+SMALL = Budget(steps=10, train=6, val=2, batch=2, channels=8, hidden=16, rois=8, proposals=20, long_side=128)
 
 
 def test_both_sides_train_the_same(tmp_path: Path) -> None:
+    """What is not drawn: the first weights, the schedule, the images, and what is made of an image."""
     root = drawn(SMALL, tmp_path / "shapes")
     for outcome in (ours(SMALL, root, 5, tmp_path / "run"), theirs(SMALL, root, 5)):
         assert 0 <= outcome.ap <= 100
@@ -25,9 +31,38 @@ def test_both_sides_train_the_same(tmp_path: Path) -> None:
     with (run / "metrics.csv").open() as lines:
         rates = [float(row["lr-SGD"]) for row in csv.DictReader(lines) if row["lr-SGD"]]
     assert rates == pytest.approx([rate(SMALL, step) for step in range(SMALL.steps)])
-    trained, other = load(run / "checkpoints" / "last.ckpt").detector, network(SMALL, 10)
-    trained.load_state_dict(from_torchvision(other.state_dict()))  # all names and shapes
-    assert all(p.requires_grad for model in (trained, other) for p in model.parameters())
+    other, first = network(SMALL, root, 5), torch.load(tmp_path / "run" / "first.pth", weights_only=True)
+    assert all(torch.equal(value, first[name]) for name, value in other.state_dict().items())
+    assert all(p.requires_grad for p in other.parameters())
+    seen = CocoDataModule(str(root), num_workers=0)
+    seen.setup("fit")
+    used: Any = seen.train_dataloader()
+    images = Images(root, "train")
+    assert images.ids == sorted(used.dataset.annotations.image_ids.tolist())
+
+    trained = load(run / "checkpoints" / "last.ckpt")
+    with torch.no_grad():  # so that no two boxes score nearly the same
+        other.rpn.head.cls_logits.weight.mul_(1000)
+        other.roi_heads.box_predictor.cls_score.weight.mul_(20)
+    trained.detector.load_state_dict(from_torchvision(other.state_dict()))
+    predictor, model = Predictor.of(trained), other.eval()
+    for file in sorted((root / "val2017").glob("*.jpg")):
+        found = predictor(file)
+        with torch.no_grad():
+            (expected,) = model([read(file)])
+        assert len(expected["boxes"]) > 20
+        parts = [expected[name] for name in ("boxes", "scores", "labels")]
+        assert len(pairs(parts, [found.boxes, found.scores, found.labels], 1e-3, 1e-5)) == len(parts[0])
+
+
+def test_their_batches_are_alike_and_take_every_image_in_turn(tmp_path: Path) -> None:
+    budget = replace(SMALL, train=12, steps=5)
+    images = Images(drawn(budget, tmp_path / "shapes"), "train")
+    alike = Alike(images, budget)
+    batches = list(alike)
+    assert [len(batch) for batch in batches] == [2] * 5
+    assert all(len({alike.upright[index] for index in batch}) == 1 for batch in batches)
+    assert len(set(chain(*batches))) >= 9  # of the first pass none comes twice
 
 
 def test_what_is_done_is_passed_over_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +85,7 @@ def test_what_is_done_is_passed_over_and_shown(tmp_path: Path, capsys: pytest.Ca
 def test_their_images_are_mirrored_with_their_boxes(tmp_path: Path) -> None:
     """Half of the time, and nothing else; boxes enclose what they did."""
     root = drawn(SMALL, tmp_path / "shapes")
-    images = Images(annotations(root, "train"), root / "train2017")
+    images = Images(root, "train")
     torch.manual_seed(0)
     seen = [images[0] for _ in range(12)]
     kinds = {target["boxes"].sum().item(): (image, target["boxes"]) for image, target in seen}

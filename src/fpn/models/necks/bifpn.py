@@ -99,7 +99,7 @@ class BiFPN(Neck):
         repeats: PositiveInt = 3,
     ) -> None:
         super().__init__()
-        self.laterals = Laterals(in_channels, channels, levels, halved)
+        self.laterals = Laterals(in_channels, channels, levels, halved, own=True)
         self.inputs, self.levels, self.channels = self.laterals.inputs, self.laterals.levels, channels
         self.layers = nn.ModuleList(BiFPNLayer(channels, self.levels) for _ in range(repeats))
 

@@ -70,7 +70,9 @@ class Alignment(nn.Module):
         third = seen.shape[1] // 3
         offset, mask = seen.split([2 * third, third], dim=1)
         weight, bias = self.conv.weight, self.conv.bias
-        return F.relu(deform_conv2d(up, offset, weight, bias, padding=1, mask=mask.sigmoid()))
+        # Under autocast maps may be in half precision, in which a CPU cannot do this.
+        given = (x.to(weight.dtype) for x in (up, offset))
+        return F.relu(deform_conv2d(*given, weight, bias, padding=1, mask=mask.to(weight.dtype).sigmoid()))
 
 
 class FaPN(FeaturePyramid):

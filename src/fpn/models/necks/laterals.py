@@ -9,13 +9,15 @@ from fpn.types import Features
 
 
 class Laterals(nn.Module):
-    """A 1×1 with BatchNorm for each C level; above the top one, of that level too, and pooled from there on.
+    """A 1×1 with BatchNorm for each C level; coarser maps are pooled.
 
     Args:
         in_channels: channels of each C level.
         channels: d, of every map.
         levels: the levels to give.
         pool: halves a map.
+        own: whether the first map above the top C level has a 1×1 of its own, from that level, as in
+            EfficientDet; otherwise it is pooled from the map below.
 
     Attributes:
         inputs: the C levels it reads.
@@ -31,6 +33,7 @@ class Laterals(nn.Module):
         channels: int,
         levels: Sequence[int],
         pool: Callable[[Tensor], Tensor],
+        own: bool,
     ) -> None:
         super().__init__()
         self.levels, self.pool = tuple(sorted(levels)), pool
@@ -48,7 +51,7 @@ class Laterals(nn.Module):
             {
                 str(k): nn.Sequential(nn.Conv2d(in_channels[min(k, self.top)], channels, 1), norm(channels))
                 for k in self.levels
-                if k <= self.top + 1
+                if k <= self.top + own
             }
         )
 
@@ -56,10 +59,8 @@ class Laterals(nn.Module):
         """From {k: C_k} to {k: (N, d, h_k, w_k)}."""
         p: Features = {}
         for k in self.levels:
-            if k <= self.top:
-                p[k] = self.convs[str(k)](c[k])
-            else:
-                p[k] = self.pool(self.convs[str(k)](c[self.top]) if k == self.top + 1 else p[k - 1])
+            x = self.convs[str(k)](c[min(k, self.top)]) if str(k) in self.convs else p[k - 1]
+            p[k] = x if k <= self.top else self.pool(x)
         return p
 
 

@@ -7,11 +7,12 @@ its level, joins them, and gives BatchNorm(conv 3×3 (ReLU(what is joined))):
 
 The published 7 cells, on the paper's P3 to P7 and in this order; they are repeated 7 times:
 
-    A4 = gp(P4, P6)        P3' = sum(P3, B4)         P5' = gp(P3', P4') + P5       P6' = gp(P5', P7')
-    B4 = sum(P4, A4)       P4' = sum(B4, P3')        P7' = gp(B4, P5') + P7
+    A4 = gp(P6, P4)        P3' = sum(P3, B4)         P5' = gp(P4', P3') + P5       P6' = gp(P7', P5')
+    B4 = sum(P4, A4)       P4' = sum(B4, P3')        P7' = gp(P5', B4) + P7
 
-P5 and P7, which no other cell reads, are added where their level is made. All this is as in the authors'
-code; mmdetection takes the mean for the greatest. Here the levels are P2 to P6, as an FPN's RPN has them.
+P5 and P7, which no other cell reads, are added where their level is made; levels above C5 are pooled. All
+this is as in the authors' code (tensorflow/tpu, nasfpn.py), where the coarser map is the gate; mmdetection's
+is the finer one, and by the mean. Here the levels are P2 to P6, as an FPN's RPN has them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +27,13 @@ from fpn.settings import PositiveInt
 from fpn.types import Features
 
 _CELLS = (
-    ("A1", "gp", ("P1", "P3"), None),
+    ("A1", "gp", ("P3", "P1"), None),
     ("B1", "sum", ("P1", "A1"), None),
     ("Q0", "sum", ("P0", "B1"), None),
     ("Q1", "sum", ("B1", "Q0"), None),
-    ("Q2", "gp", ("Q0", "Q1"), "P2"),
-    ("Q4", "gp", ("B1", "Q2"), "P4"),
-    ("Q3", "gp", ("Q2", "Q4"), None),
+    ("Q2", "gp", ("Q1", "Q0"), "P2"),
+    ("Q4", "gp", ("Q2", "B1"), "P4"),
+    ("Q3", "gp", ("Q4", "Q2"), None),
 )
 """Name, operation, inputs, and what is added; a name ends in its level, counted from the finest."""
 
@@ -91,7 +92,7 @@ class NASFPN(Neck):
         super().__init__()
         if len(set(levels)) != 5:
             raise InputError(f"neck.levels are {list(levels)}: the cells of NAS-FPN are made for five")
-        self.laterals = Laterals(in_channels, channels, levels, pooled)
+        self.laterals = Laterals(in_channels, channels, levels, pooled, own=False)
         self.inputs, self.levels, self.channels = self.laterals.inputs, self.laterals.levels, channels
         self.layers = nn.ModuleList(NASFPNLayer(channels) for _ in range(repeats))
 
