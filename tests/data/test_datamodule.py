@@ -384,6 +384,17 @@ def test_a_factor_reaches_the_images(root: Path) -> None:
     assert {min(batch.sizes[0]) for batch in batches(data.val_dataloader())} == {32}
 
 
+def test_factors_change_shapes_of_every_format(tmp_path: Path) -> None:
+    """A factor meant for short sides alone too, as the recipe's: the long side decides how large they are."""
+    images = ImageOptions(train_scales=(0.5,), scale_max_side=False)
+    data = ShapesDataModule(str(tmp_path), 12, 1, long_side=64, images=images, batch_size=1, num_workers=0)
+    data.prepare_data()
+    data.setup("fit")
+    found = [batch.sizes[0] for batch in batches(data.train_dataloader())]
+    assert {max(size) for size in found} == {32}
+    assert len(set(found)) > 2
+
+
 def test_factors_are_drawn_for_each_training_image(root: Path) -> None:
     """They multiply the long side's limit too, which would hold a larger image back otherwise."""
     images = ImageOptions(64, 70, train_scales=(0.5, 1.0, 2.0))

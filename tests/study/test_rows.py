@@ -823,7 +823,8 @@ def test_a_file_of_the_users_own_is_a_row(tmp_path: Path, monkeypatch: pytest.Mo
         ((["table1", "table2"], ["c"]), "rows are of one table, not of table1, table2"),
         ((["table1"], ["c"], [0], "later"), "no family 'later'"),
         ((["table1", "table2"], [], [0], "modern"), "leave out --family"),
-        ((["table1"], ["a_multi_scale"], [0], "modern"), "trains at scales of its own"),
+        ((["table1"], ["a_multi_scale"], [0], "modern"), "says at which scales it trains"),
+        ((["recipes"], ["multi_scale"], [0], "modern"), "as the modern family does: leave out --family"),
         ((["table1"], ["c"], [0], "paper", "imagenet"), "imagenet: no such file, nor a configuration"),
     ],
 )

@@ -416,7 +416,7 @@ def _refuse_absent(there: bool, path: Path, what: str, option: str) -> None:
 
 
 class ShapesDataModule(CocoDataModule):
-    """The embedded data set: pictures of shapes, drawn on first use, and not resized unless asked for.
+    """The embedded data set: pictures of shapes, drawn on first use.
 
     No argument shares its name but not its default with one of `CocoDataModule`: where this class takes the
     other's place in a configuration, what has the same name keeps its value.
@@ -428,7 +428,8 @@ class ShapesDataModule(CocoDataModule):
         drawing_seed: Determines what is drawn.
         long_side: Pixels of the long side of what is drawn.
         scene: What is drawn: plain, or framed, where a shape is an object only if it lies within a frame.
-        images: How images are resized, normalised and mirrored.
+        images: How images are resized, normalised and mirrored. Without short_side their long side becomes
+            `long_side`, of training images times one of train_scales.
         **kwargs: Arguments of `CocoDataModule` about batches and loading.
     """
 
@@ -444,7 +445,9 @@ class ShapesDataModule(CocoDataModule):
         **kwargs: Any,
     ) -> None:
         if images.short_side is None:
-            images = replace(images, short_side=long_side, max_side=images.max_side or long_side)
+            # The long side decides the size of these images, so that it is what has to change with a scale.
+            own = {"short_side": long_side, "max_side": images.max_side or long_side, "scale_max_side": True}
+            images = replace(images, **own)
         super().__init__(root=folder, images=images, **kwargs)
         self._draw = partial(
             generate_shapes,

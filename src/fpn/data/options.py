@@ -34,7 +34,7 @@ class ImageOptions:
 
     Args:
         short_side: Pixels of an image's short side after resizing. Default: 800; for generated
-            shapes, the size that they are drawn in.
+            shapes, the long side that they are drawn with.
         max_side: Most pixels of an image's long side after resizing; it wins over short_side.
             Default: 5/3 of short_side, so 1333 for 800 and 1000 for 600.
         scale: Multiplies short_side and max_side, in training and in testing; 0.75 makes 600 of 800.

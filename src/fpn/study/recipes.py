@@ -59,11 +59,9 @@ class Study(NamedTuple):
             InputError: the family would undo what the row is.
         """
         row = self.rows[name]
-        scales = "data.images.train_scales"
-        own = settings_of(["--config", row.file]).get(scales) if self.family == "modern" else None
-        if own is not None and own != settings_of(["--config", "modern/faster_rcnn"])[scales]:
+        if self.family == "modern" and "data.images.train_scales" in settings_of(["--config", row.file]):
             raise InputError(
-                f"{name} trains at scales of its own, the modern family at others: leave out --family"
+                f"{name} says at which scales it trains, as the modern family does: leave out --family"
             )
         recipe = row.modern if self.family == "modern" and row.modern else row.recipe
         return recipe.tasks(Making(self, name, row, seed, proposes))
