@@ -51,6 +51,15 @@ def test_iou_losses_are_torchvisions_of_the_boxes(
     assert none.item() == pytest.approx(0, abs=1e-3)
 
 
+def test_giou_by_hand() -> None:
+    """Two squares of 2 × 2 that share one of 1 × 1, in a hull of 3 × 3: 1 − 1/7 + (9 − 7) / 9."""
+    reference = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    found, wanted = (
+        encode_boxes(torch.tensor([[x, x, x + 2, x + 2]]), reference, WEIGHTS) for x in (0.0, 1.0)
+    )
+    assert GIoU()(found, wanted, reference, WEIGHTS).item() == pytest.approx(1 - 1 / 7 + 2 / 9)
+
+
 def test_beta_zero_is_l1() -> None:
     predicted, wanted = torch.randn(2, 9, 4)
     found = SmoothL1(0.0)(predicted, wanted, wanted, WEIGHTS)

@@ -127,7 +127,7 @@ def truth() -> list[Targets]:
     return targets
 
 
-@pytest.mark.parametrize("which", [pytest.param("v2", marks=pytest.mark.long), "mobilenet"])
+@pytest.mark.parametrize("which", [pytest.param("v2", marks=pytest.mark.long), "mobilenet", "mobilenet_320"])
 def test_losses_and_gradients_are_the_same(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In double precision; every anchor and every RoI is learned from, so there is no chance in it."""
     everything, kept, model = 10**6, 10, MODELS[which]
