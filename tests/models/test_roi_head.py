@@ -1,16 +1,24 @@
+from copy import deepcopy
+from functools import partial
 from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign, roi_pool
 
+from fpn.checkpoints import build_detector
 from fpn.errors import InputError
+from fpn.models.bottom_up import Stages
 from fpn.models.necks import FeaturePyramid
-from fpn.models.roi_head import RoIHead
+from fpn.models.norms import FrozenBatchNorm
+from fpn.models.roi_head import FourConvOneFC, HeadInput, RoIHead
+from fpn.shipped import config_file
 from fpn.types import RoIs
+from fpn.words import read_yaml
 
+STAGES = Stages(channels=0)
 CHANNELS = {2: 4, 3: 4, 4: 4, 5: 4}
 
 
@@ -94,3 +102,37 @@ def test_mistakes_are_named() -> None:
         RoIHead(neck, 5, levels=[5, 6])
     with pytest.raises(InputError, match="leave out a level"):
         RoIHead(neck, 5, levels=[2, 4])
+
+
+def test_norms_of_all_processes_are_waited_for_also_without_rois(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would wait for a process that has no RoIs; alone, nothing could be averaged."""
+    build = partial(FourConvOneFC, norm="batch", channels=8, hidden=16)
+    alone = build(HeadInput(8, 7, 3, STAGES)).train()
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(alone))
+    passed = []
+
+    def forward(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+        passed.append(norm)
+        return x
+
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", forward)
+    assert [part.shape for part in shared(torch.zeros(0, 8, 7, 7))] == [(0, 4), (0, 4, 4)]
+    assert len(passed) == 4
+    assert [part.shape for part in alone(torch.zeros(0, 8, 7, 7))] == [(0, 4), (0, 4, 4)]
+    assert [part.shape for part in shared.eval()(torch.zeros(0, 8, 7, 7))] == [(0, 4), (0, 4, 4)]
+    assert len(passed) == 4
+
+
+def test_the_recipe_shares_every_norm() -> None:
+    """Lightning converts what is a BatchNorm of PyTorch's; none is left out as frozen or of another kind."""
+    with torch.device("meta"):
+        detector = build_detector(
+            [
+                read_yaml(config_file(name))["model"]["detector"]
+                for name in ("base", "recipes/sync_batch_norm")
+            ],
+            80,
+        )
+    norms = [type(module) for module in nn.SyncBatchNorm.convert_sync_batchnorm(detector).modules()]
+    assert norms.count(nn.SyncBatchNorm) == 53 + 8  # ResNet-50's, and two of each level
+    assert not any(issubclass(norm, FrozenBatchNorm | nn.BatchNorm2d) for norm in norms)
