@@ -15,7 +15,6 @@ from fpn.models.roi_head import FourConvOneFC
 TOGETHER = ("giou", "group_norm", "two_conv_rpn", "soft_nms", "cascade")
 
 
-@pytest.mark.long
 def test_recipes_combine(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that give a part another class come before the file that says how wide it is."""
     recipes = [word for name in TOGETHER for word in ("--config", f"recipes/{name}")]
