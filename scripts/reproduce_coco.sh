@@ -10,15 +10,16 @@
 #
 # The root of COCO is datasets/coco by default. Options:
 #     --devices N               GPUs of each run, 0 for none; 1 by default
-#     --out OUT                 folder of the results; runs/coco by default
+#     --out OUT                 folder of the results, of one COCO; runs/coco by default
 #     --steps A,B               only these of torchvision, detectron2, modern, paper
 #     --detectron2 FOLDER       with Detectron2's files, model_final_*.pkl; without it that step is left out
 #     --torchvision FOLDER      with torchvision's files, *.pth, which are downloaded otherwise
-#     --images_per_second R     what your GPUs train in a second, for the hours that are told beforehand
+#     --images_per_second R     what your machine trains in a second, for the hours that are told beforehand
 #     --dry-run                 only say what would be done
 #     -- WORDS                  to each `fpn fit` and `fpn test` of these steps
 set -uo pipefail
 root='' devices=1 out=runs/coco detectron2='' torchvision='' images_per_second='' dry='' failed=0
+declare -A sums=()
 all=torchvision,detectron2,modern,paper steps=torchvision,detectron2,modern,paper
 page=$(dirname "$0")/reproduce_page.py PYTHON=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
 fail() { printf 'reproduce_coco.sh: %s\n' "$1" >&2; exit 2; }
@@ -47,6 +48,10 @@ for split in val2017 $([[ $steps =~ modern|paper ]] && echo train2017); do
     for path in "$root/$split" "$root/annotations/instances_$split.json"; do
         [ -n "$dry" ] || [ -e "$path" ] || fail "$path is missing: give the root of COCO 2017"
     done
+    [ -z "$dry" ] || continue
+    sums[$split]=$(cksum < "$path") || exit 2
+    [ "$(cat "$out/$split.cksum" 2> /dev/null || echo "${sums[$split]}")" = "${sums[$split]}" ] ||
+        fail "$out has results of other annotations than $path: give another --out"
 done
 words=(--data.root "$root" "${given[@]}")
 
@@ -59,9 +64,15 @@ run() {  # a command, whose failure the others outlive; Ctrl-C ends all of them
 }
 
 score() {  # torchvision or detectron2, the configuration, the file of its weights
-    local folder=${!1} to=$out/published/$2 command=("$PYTHON" -m fpn test)
+    local folder=${!1} to=$out/published/$2 command=("$PYTHON" -m fpn test) other=''
     [[ ,$steps, == *,$1,* ]] || return
-    [ ! -f "$to/scores.json" ] || { echo "$2: scored earlier"; return; }
+    if [ -f "$to/scores.json" ]; then
+        [ "$(cat "$to/words.txt" 2> /dev/null)" = "$(printf '%s\n' "${given[@]}")" ] ||
+            other=$("$PYTHON" "$page" differs "$to/words.txt" -- "${given[@]}") || failed=1
+        [ -z "$other" ] || [ -n "$dry" ] || failed=1
+        echo "$2: scored earlier${other:+ with other words ($other): give another --out, or remove $to}"
+        return
+    fi
     [ "$1" = torchvision ] || [ -n "$folder" ] || { echo "$2: left out without --detectron2 FOLDER"; return; }
     [ -z "$folder" ] || [ -f "$folder/$3" ] || { echo "$2: left out, as there is no $folder/$3"; return; }
     [ "$1" = torchvision ] || command+=(--config conventions/detectron2)
@@ -73,7 +84,7 @@ score() {  # torchvision or detectron2, the configuration, the file of its weigh
     echo "$2: ${command[*]}"
     [ -z "$dry" ] || return
     rm -rf "$to.begun"
-    run "${command[@]}" && echo "${given[*]}" > "$to.begun/words.txt" && mv "$to.begun" "$to"
+    run "${command[@]}" && printf '%s\n' "${given[@]}" > "$to.begun/words.txt" && mv "$to.begun" "$to"
 }
 
 ablate() {  # family, tables, further options
@@ -83,7 +94,10 @@ ablate() {  # family, tables, further options
 }
 
 { # read as a whole, so that the file may change in the days that it runs
-    "$PYTHON" "$page" needs "$steps" "$out" ${images_per_second:+"--rate=$images_per_second"} -- "${given[@]}" || exit
+    "$PYTHON" "$page" needs "$steps" "$out" "$devices" "$images_per_second" -- "${given[@]}" || exit
+    for split in "${!sums[@]}"; do
+        mkdir -p "$out" && echo "${sums[$split]}" > "$out/$split.cksum" || exit 2
+    done
     score torchvision torchvision_coco_v1 fasterrcnn_resnet50_fpn_coco-258fb6c6.pth
     score torchvision torchvision_v2 fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth
     score torchvision torchvision_mobilenet fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth

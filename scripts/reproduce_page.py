@@ -1,6 +1,7 @@
 """What the steps of `reproduce_coco.sh` need, and the page of what came out, beside the figures of others.
 
-python scripts/reproduce_page.py needs modern,paper runs/coco --rate=76 -- [words of `fpn fit`]
+python scripts/reproduce_page.py needs modern,paper runs/coco DEVICES RATE -- [words of `fpn fit`]
+python scripts/reproduce_page.py differs runs/coco/published/NAME/words.txt -- [words of `fpn test`]
 python scripts/reproduce_page.py page runs/coco
 """
 
@@ -15,15 +16,18 @@ from fpn.checkpoints import build_detector
 from fpn.console import say
 from fpn.errors import InputError
 from fpn.files import replacing
+from fpn.lit.lengths import spelled_out
+from fpn.models.detectors import Detector
+from fpn.models.roi_head import Conv5Head
 from fpn.shipped import CONFIGS
 from fpn.study.paper import paper_table
 from fpn.study.report import write_report
 from fpn.study.results import read_runs
 from fpn.study.rows import TABLES, plan
 from fpn.study.sections import LAYOUTS
-from fpn.study.settings import settings_of
+from fpn.study.settings import difference, result_settings, settings_of
 from fpn.study.tasks import Step
-from fpn.words import options_of, read_yaml
+from fpn.words import options_of, read_text, read_yaml
 
 PUBLISHED = ("torchvision", "detectron2")
 TABLES_1_TO_3 = ("table1", "table2", "table3")
@@ -39,31 +43,42 @@ FIELD = {
     ("paper", "table3", "c"): (36.7, "Detectron, Faster R50-FPN 1x"),
 }
 """AP, of Table 1 AR@1000, from their MODEL_ZOO.md; a 1x is 90k steps, more than the paper's."""
-RATE = (76.0, "Detectron2's for Faster R-CNN on 8 V100")
+RATE, ON_CONV5 = 9.5, 0.551 / 0.210
+"""Detectron2's Faster R-CNN on V100s: images/s of each, and a step on C4, with conv5 as head, over FPN's."""
 TRAIN, VAL = 118_287, 5_000
 """Images of COCO 2017."""
 
 
-def needs(steps: Sequence[str], out: Path, rate: float | None, given: Sequence[str]) -> None:
+def needs(steps: Sequence[str], out: Path, devices: int, rate: float, given: Sequence[str]) -> None:
     """Print what each step takes, as far as it follows from counts or is published."""
-    speed, source = (rate, "as given") if rate else RATE
+    speed, source = (rate, "as given") if rate else (RATE * devices, f"Detectron2's, {RATE:g} a V100")
     say("the data: 19 GB of training images, 1 GB of validation images, and their annotations")
     for name in (name for name in PUBLISHED if name in steps):
         say(f"{name}: {len(published(name))} detectors to score on {VAL:,} images each")
+        if name == "torchvision":
+            say("  disk: 0.5 GB of weights to download, unless --torchvision has them")
         say("  time: not measured yet; Detectron2's R50-FPN in its own code takes 0.038 s an image on a V100")
+        say("  memory: not measured yet")
     for name in (name for name in TRAINED if name in steps):
         rows = TRAINED[name]["table3"] if name == "modern" else ()
         tasks = plan(list(TRAINED[name]), rows, family=name, out=out / name, given=given)
-        fits = [step for task in tasks for step in task.steps if step.words[0] == "fit"]
-        proposing = [step.name for task in tasks for step in task.steps if step.words[0] == "predict"]
-        images = sum(map(images_of, fits))
+        work = [(step, task.name.split("/")) for task in tasks for step in task.steps]
+        fits = [(images_of(step), detector_of(step), of) for step, of in work if step.words[0] == "fit"]
+        proposing = [step.name for step, _ in work if step.words[0] == "predict"]
         # A box and its score are 20 bytes.
         boxes = 2000 * TRAIN * proposing.count("propose_train") + 1000 * VAL * proposing.count("propose_val")
-        disk = 2 * sum(map(checkpoint_bytes, fits)) / 1e9
+        images, disk = sum(seen for seen, *_ in fits), sum(checkpoint_bytes(net) for _, net, _ in fits) / 5e8
+        slow = {" ".join(of[:2]): seen for seen, net, of in fits if Conv5Head in map(type, net.modules())}
+        told = "not known on a CPU; give --images_per_second"
+        if speed:
+            hours = (images + (ON_CONV5 - 1) * sum(slow.values())) / speed / 3600
+            told = f"{hours:.1f} h at {speed:g} images/s ({source}), a run at a time; tests come on top"
         say(f"{name}: {images:,.0f} images to train on, in {len(fits)} of the runs")
-        say(f"  time: {images / speed / 3600:.1f} h at {speed:g} images/s ({source}); tests come on top")
+        say(f"  time: {told}")
+        if slow and speed:
+            say(f"    {', '.join(slow)} count {ON_CONV5:.1f} times: a step on C4 to one on FPN in Detectron2")
         say(f"  disk: {disk:.1f} GB of checkpoints, two a run, and up to {boxes / 5e7:.1f} GB of proposals")
-        say("  GPU memory: not measured yet; Detectron2's Faster R-CNN has 3.0 GB for 2 images a GPU")
+        say("  memory: not measured yet; Detectron2's Faster R-CNN has 3.0 GB for 2 images a GPU, 4.8 on C4")
 
 
 def images_of(fit: Step) -> float:
@@ -81,13 +96,22 @@ def images_of(fit: Step) -> float:
     return epochs * TRAIN or steps * images * length
 
 
-def checkpoint_bytes(fit: Step) -> int:
-    """Of a checkpoint of the row as it is: the weights, and the momentum of those that are trained."""
+def detector_of(fit: Step) -> Detector:
+    """That of the row's file, its weights without memory."""
     files = [read_yaml(Path(str(file)))["model"] for name, file in options_of(fit.words) if name == "config"]
     with torch.device("meta"):
-        detector = build_detector([model["detector"] for model in files if "detector" in model], 80)
+        return build_detector([model["detector"] for model in files if "detector" in model], 80)
+
+
+def checkpoint_bytes(detector: Detector) -> int:
+    """Of a checkpoint: the weights, and the momentum of those that are trained."""
     trained = sum(weight.numel() for weight in detector.parameters() if weight.requires_grad)
     return 4 * (sum(value.numel() for value in detector.state_dict().values()) + trained)
+
+
+def words_of(file: Path) -> list[str]:
+    """What was given to each command, a word a line; none where there is no file."""
+    return read_text(file).splitlines() if file.is_file() else []
 
 
 def published(kind: str) -> list[tuple[str, str, float, str]]:
@@ -108,20 +132,23 @@ def results(out: Path, folders: Sequence[Path]) -> Iterator[Line]:
     for kind in PUBLISHED:
         for name, score, theirs, source in published(kind):
             file, words = (out / "published" / name / one for one in ("scores.json", "words.txt"))
-            given = words.read_text().strip() if words.is_file() else ""
+            given = " ".join(words_of(words))
             try:
                 ours = json.loads(file.read_bytes()) if file.is_file() else None
             except ValueError as error:
                 raise InputError(f"{file}: not JSON ({error}); remove it, and it is scored again") from None
             yield f"{name}, published weights", score, None, theirs, source, ours, given
-    runs = {(run.family, run.table, run.row): run for run in (read_runs(folders) if folders else [])}
+    runs = sorted(read_runs(folders) if folders else [], key=lambda run: (run.scores is None, run.seed))
     for family, tables in TRAINED.items():
         for table, rows in tables.items():
             for row in rows:
-                score, run = LAYOUTS[table].ranked[0], runs.get((family, table, row))
+                score, of_row = LAYOUTS[table].ranked[0], (family, table, row)
+                found = [run for run in runs if (run.family, run.table, run.row) == of_row]
+                run = found[0] if found else None
                 papers = paper_table(table).rows.get(row)
                 paper = None if papers is None else papers.values[score]
                 what = f"{table} {row}, {TABLES[table][row].name}, {family} recipe"
+                what += f", seed {found[0].seed} ({len(found) - 1} more in the report)" if found[1:] else ""
                 field = FIELD.get((family, table, row), (None, "-"))
                 other = "" if run is None or run.data == "coco" else run.data
                 yield what, LAYOUTS[table].prefix + score, paper, *field, run and run.scores, other
@@ -163,12 +190,14 @@ def page(out: Path) -> None:
 
 if __name__ == "__main__":
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    what, *words = sys.argv[1:end]
+    (what, *words), given = sys.argv[1:end], spelled_out(sys.argv[end + 1 :])
     try:
         if what == "page":
             page(Path(words[0]))
+        elif what == "differs":
+            then, now = (result_settings(settings_of(each)) for each in (words_of(Path(words[0])), given))
+            say(difference(then, now) or "")
         else:
-            rate = float(words[2].removeprefix("--rate=")) if len(words) > 2 else None
-            needs(words[0].split(","), Path(words[1]), rate, sys.argv[end + 1 :])
+            needs(words[0].split(","), Path(words[1]), int(words[2]), float(words[3] or 0), given)
     except InputError as error:
         sys.exit(f"reproduce_coco.sh: {error}")
