@@ -446,8 +446,8 @@ class ShapesDataModule(CocoDataModule):
     ) -> None:
         if images.short_side is None:
             # The long side decides the size of these images, so that it is what has to change with a scale.
-            own = {"short_side": long_side, "max_side": images.max_side or long_side, "scale_max_side": True}
-            images = replace(images, **own)
+            side = images.max_side or long_side
+            images = replace(images, short_side=long_side, max_side=side, scale_max_side=True)
         super().__init__(root=folder, images=images, **kwargs)
         self._draw = partial(
             generate_shapes,
