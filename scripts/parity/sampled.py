@@ -10,7 +10,7 @@ from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import yaml
@@ -58,7 +58,7 @@ class Budget:
     lr: PositiveFloat = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    network: str = "resnet10"
+    network: Literal["resnet10", "resnet18", "resnet50"] = "resnet10"
     channels: PositiveInt = 32
     hidden: PositiveInt = 256
     rois: PositiveInt = 128
