@@ -70,6 +70,22 @@ class Plan:
         return 3 * self.steps // 8 * 2
 
 
+def trainer(folder: Path, name: str, log_every: int = 1) -> dict[str, Any]:
+    """The trainer's settings of our side: on the CPU, a metrics.csv below FOLDER/NAME and no validation."""
+    return {
+        "accelerator": "cpu",
+        "devices": 1,
+        "log_every_n_steps": log_every,
+        "limit_val_batches": 0,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "logger": {
+            "class_path": "fpn.lit.metrics_file.MetricsFile",
+            "init_args": {"save_dir": str(folder), "name": name},
+        },
+    }
+
+
 def selected(plan: Plan, data: Path) -> Path:
     """A folder in COCO's layout, with the first images of `root`, or drawn ones, that have objects."""
     root = Path(plan.root or data / "drawn")

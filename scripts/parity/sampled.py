@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign, box_convert
 from torchvision.transforms.functional import hflip
 
+from fpn.data.scene import CATEGORIES
 from fpn.data.shapes import generate_shapes
 from fpn.lit.cli import main as fpn_command
-from parity.torchvision import NETWORKS, objects, read
+from parity.plan import trainer
+from parity.torchvision import NETWORKS, objects, rate, read, with_pyramid
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,10 @@ def ours(budget: Budget, root: Path, seed: int, folder: Path) -> Outcome:
     """`fpn fit` and `fpn test`, with torchvision's conventions and first weights."""
     folder.mkdir(parents=True)
     weights = folder / "first.pth"
-    torch.save(network(budget, root, seed).state_dict(), weights)
+    torch.save(network(budget, seed).state_dict(), weights)
     content = {
         "seed_everything": seed,
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "log_every_n_steps": stretch(budget),
-            "limit_val_batches": 0,
-            "enable_model_summary": False,
-            "enable_progress_bar": False,
-            "logger": {
-                "class_path": "fpn.lit.metrics_file.MetricsFile",
-                "init_args": {"save_dir": str(folder), "name": ""},
-            },
-        },
+        "trainer": trainer(folder, "", stretch(budget)),
         "model": {
             "detector": {
                 "bottom_up": {"name": budget.network, "weights": None, "norm": "batch", "frozen_stages": 0},
@@ -169,18 +159,18 @@ def ours(budget: Budget, root: Path, seed: int, folder: Path) -> Outcome:
 
 def theirs(budget: Budget, root: Path, seed: int) -> Outcome:
     """torchvision's model in a plain loop, tested by pycocotools."""
-    model = network(budget, root, seed)
+    model = network(budget, seed)
     optimiser = torch.optim.SGD(
         model.parameters(), lr=budget.lr, momentum=budget.momentum, weight_decay=budget.weight_decay
     )
-    images = Images(root, "train")
+    images = Images(root)
     loader = DataLoader(images, batch_sampler=Alike(images, budget), collate_fn=list)
     times = [time.perf_counter()]
     for step, batch in enumerate(loader):
         pixels, targets = zip(*batch, strict=True)
         losses = model(list(pixels), list(targets))
         for group in optimiser.param_groups:
-            group["lr"] = rate(budget, step)
+            group["lr"] = rate(budget.lr, budget.warmup, budget.milestone, step)
         optimiser.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimiser.step()
@@ -195,13 +185,6 @@ def stretch(budget: Budget) -> int:
     return max(budget.steps // 20, 1)
 
 
-def rate(budget: Budget, step: int) -> float:
-    """The learning rate of a step counted from 0."""
-    if step < budget.warmup:
-        return budget.lr * (0.001 + 0.999 * step / budget.warmup)
-    return budget.lr if step < budget.milestone else budget.lr / 10
-
-
 def annotations(root: Path, split: str) -> COCO:
     """As pycocotools reads them, without its prints."""
     with redirect_stdout(StringIO()):
@@ -209,10 +192,10 @@ def annotations(root: Path, split: str) -> COCO:
 
 
 class Images(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Images that have objects, half of them mirrored."""
+    """Training images that have objects, half of them mirrored."""
 
-    def __init__(self, root: Path, split: str) -> None:
-        self.truth, self.folder = annotations(root, split), root / f"{split}2017"
+    def __init__(self, root: Path) -> None:
+        self.truth, self.folder = annotations(root, "train"), root / "train2017"
         for one in self.truth.dataset["annotations"]:
             if one["iscrowd"]:
                 self.truth.imgToAnns[one["image_id"]].remove(one)
@@ -253,17 +236,14 @@ class Alike(Sampler[list[int]]):
                         return
 
 
-def network(budget: Budget, root: Path, seed: int) -> FasterRCNN:
+def network(budget: Budget, seed: int) -> FasterRCNN:
     """torchvision's from scratch, as its own functions make it of a ResNet-50."""
     torch.manual_seed(seed)
-    classes = len(annotations(root, "train").cats)
     block, depths = NETWORKS[budget.network]
     body = ResNet(block, depths, norm_layer=nn.BatchNorm2d)
-    channels = [body.inplanes // 2**i for i in (3, 2, 1, 0)]
-    layers = {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}
     sizes = tuple((budget.factor * side,) for side in (32, 64, 128, 256, 512))
     model = FasterRCNN(
-        BackboneWithFPN(body, layers, channels, budget.channels),
+        with_pyramid(body, budget.channels),
         min_size=budget.long_side,
         max_size=budget.long_side,
         rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
@@ -271,7 +251,7 @@ def network(budget: Budget, root: Path, seed: int) -> FasterRCNN:
         box_batch_size_per_image=budget.rois,
         box_roi_pool=MultiScaleRoIAlign(list("0123"), 7, 2, canonical_scale=224 * budget.factor),
         box_head=TwoMLPHead(budget.channels * 7**2, budget.hidden),
-        box_predictor=FastRCNNPredictor(budget.hidden, classes + 1),
+        box_predictor=FastRCNNPredictor(budget.hidden, len(CATEGORIES.ids) + 1),
     )
     return model.train()
 

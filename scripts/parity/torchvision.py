@@ -52,13 +52,9 @@ class Torchvision(Peer):
 
     def set_rate(self, step: int) -> None:
         """As of a peer."""
-        plan = self.plan
-        if step < plan.warmup:
-            rate = plan.lr * (0.001 + 0.999 * step / plan.warmup)
-        else:
-            rate = plan.lr if step < plan.milestone else plan.lr / 10
+        lr = rate(self.plan.lr, self.plan.warmup, self.plan.milestone, step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
 
     def as_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """As of a peer."""
@@ -79,10 +75,8 @@ def network(plan: Plan, classes: int) -> FasterRCNN:
     for name, parameter in body.named_parameters():
         parameter.requires_grad_(name.startswith(trained))
     stir(FrozenBatchNorm2d, body)
-    channels = [body.inplanes // 2**i for i in (3, 2, 1, 0)]
-    layers = {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}
     return FasterRCNN(
-        BackboneWithFPN(body, layers, channels, plan.channels),
+        with_pyramid(body, plan.channels),
         min_size=plan.short_side,
         max_size=plan.max_side,
         rpn_post_nms_top_n_train=plan.proposals,
@@ -92,6 +86,19 @@ def network(plan: Plan, classes: int) -> FasterRCNN:
         box_head=TwoMLPHead(plan.channels * 7**2, plan.hidden),
         box_predictor=FastRCNNPredictor(plan.hidden, classes + 1),
     )
+
+
+def with_pyramid(body: ResNet, channels: int) -> BackboneWithFPN:
+    """A ResNet and its feature pyramid."""
+    widths = [body.inplanes // 2**i for i in (3, 2, 1, 0)]
+    return BackboneWithFPN(body, {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}, widths, channels)
+
+
+def rate(lr: float, warmup: int, milestone: int, step: int) -> float:
+    """The learning rate of a step counted from 0: it grows from a thousandth, and falls to a tenth."""
+    if step < warmup:
+        return lr * (0.001 + 0.999 * step / warmup)
+    return lr if step < milestone else lr / 10
 
 
 def as_network(module: nn.Module, given: Any, made: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from fpn import CocoDataModule, FasterRCNN, InputError, Predictor, load
 from fpn.checkpoints import Trained
 from fpn.lit.cli import main as fpn_command
 from parity.peer import Losses, Peer
-from parity.plan import Plan, order_of_images, selected, val_files
+from parity.plan import Plan, order_of_images, selected, trainer, val_files
 
 PIXELS, SCORE = 0.5, 1e-3
 """By which a detection of one may differ from the other's."""
@@ -147,18 +147,7 @@ def ours(plan: Plan, peer: Peer, root: Path, folder: Path, beginning: Path) -> t
         "reference_images": 2 * plan.batch,
     }
     content = {
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "log_every_n_steps": 1,
-            "limit_val_batches": 0,
-            "enable_model_summary": False,
-            "enable_progress_bar": False,
-            "logger": {
-                "class_path": "fpn.lit.metrics_file.MetricsFile",
-                "init_args": {"save_dir": str(folder), "name": "ours"},
-            },
-        },
+        "trainer": trainer(folder, "ours"),
         "model": {
             "detector": {
                 "bottom_up": {"name": plan.network, "norm": "frozen", "frozen_stages": 5 - TRAINED},

@@ -15,8 +15,8 @@ import beside_torchvision
 from benchmarks.stages import pairs
 from fpn import CocoDataModule, Predictor, load
 from fpn.interop.torchvision import from_torchvision
-from parity.sampled import Alike, Budget, Images, drawn, network, ours, rate, theirs
-from parity.torchvision import read
+from parity.sampled import Alike, Budget, Images, drawn, network, ours, theirs
+from parity.torchvision import rate, read
 
 SMALL = Budget(steps=10, train=6, val=2, batch=2, channels=8, hidden=16, rois=8, proposals=20, long_side=128)
 
@@ -30,14 +30,16 @@ def test_both_sides_train_the_same(tmp_path: Path) -> None:
     run = tmp_path / "run" / "version_0"
     with (run / "metrics.csv").open() as lines:
         rates = [float(row["lr-SGD"]) for row in csv.DictReader(lines) if row["lr-SGD"]]
-    assert rates == pytest.approx([rate(SMALL, step) for step in range(SMALL.steps)])
-    other, first = network(SMALL, root, 5), torch.load(tmp_path / "run" / "first.pth", weights_only=True)
+    assert rates == pytest.approx(
+        [rate(SMALL.lr, SMALL.warmup, SMALL.milestone, step) for step in range(SMALL.steps)]
+    )
+    other, first = network(SMALL, 5), torch.load(tmp_path / "run" / "first.pth", weights_only=True)
     assert all(torch.equal(value, first[name]) for name, value in other.state_dict().items())
     assert all(p.requires_grad for p in other.parameters())
     seen = CocoDataModule(str(root), num_workers=0)
     seen.setup("fit")
     used: Any = seen.train_dataloader()
-    images = Images(root, "train")
+    images = Images(root)
     assert images.ids == sorted(used.dataset.annotations.image_ids.tolist())
 
     trained = load(run / "checkpoints" / "last.ckpt")
@@ -57,7 +59,7 @@ def test_both_sides_train_the_same(tmp_path: Path) -> None:
 
 def test_their_batches_are_alike_and_take_every_image_in_turn(tmp_path: Path) -> None:
     budget = replace(SMALL, train=12, steps=5)
-    images = Images(drawn(budget, tmp_path / "shapes"), "train")
+    images = Images(drawn(budget, tmp_path / "shapes"))
     alike = Alike(images, budget)
     batches = list(alike)
     assert [len(batch) for batch in batches] == [2] * 5
@@ -85,7 +87,7 @@ def test_what_is_done_is_passed_over_and_shown(tmp_path: Path, capsys: pytest.Ca
 def test_their_images_are_mirrored_with_their_boxes(tmp_path: Path) -> None:
     """Half of the time, and nothing else; boxes enclose what they did."""
     root = drawn(SMALL, tmp_path / "shapes")
-    images = Images(root, "train")
+    images = Images(root)
     torch.manual_seed(0)
     seen = [images[0] for _ in range(12)]
     kinds = {target["boxes"].sum().item(): (image, target["boxes"]) for image, target in seen}
