@@ -118,6 +118,7 @@ FUZZ = settings(
 )
 
 
+@pytest.mark.filterwarnings("ignore:.*areas are 0 or less")
 @FUZZ
 @given(content=damaged(TRUTH) | damaged(TRUTH) | damaged(TRUTH) | ANYTHING)
 def test_annotations(tmp_path: Path, content: Json) -> None:
@@ -162,6 +163,7 @@ def test_annotations(tmp_path: Path, content: Json) -> None:
             )
 
 
+@pytest.mark.filterwarnings("ignore:.*(areas are 0 or less|are left out)")
 @FUZZ
 @given(truth=st.just(TRUTH) | damaged(TRUTH), results=damaged(RESULTS) | damaged(RESULTS) | ANYTHING)
 def test_scoring(tmp_path: Path, truth: Json, results: Json) -> None:

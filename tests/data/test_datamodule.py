@@ -633,6 +633,7 @@ def test_replacements_are_the_same_in_a_resumed_run(root: Path, tmp_path: Path, 
     assert not {2, 3} & {image for _, ids, _ in whole.seen for image in ids}
 
 
+@pytest.mark.filterwarnings("ignore:.*takes its place")
 @pytest.mark.parametrize(("share", "allowed"), [(0.25, 3), (0.249, 2), (0.0, 0), (0.5, 6), (0.999, 11)])
 def test_a_share_of_the_images_is_rounded_down(root: Path, share: float, allowed: int) -> None:
     """Of twelve with objects."""

@@ -236,6 +236,7 @@ def test_averaged_weights_are_validated_as_they_are_kept(
         torch.testing.assert_close(tested.boxes, validated.boxes, atol=1e-2, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:(The PyTorch Profiler|The PyTorchProfiler)")
 def test_trainer_flags_that_rule_callbacks_out(config: str) -> None:
     flags = ("enable_progress_bar", "enable_checkpointing", "logger")
     main(["fit", "--config", config, *(f"--trainer.{flag}=false" for flag in flags)])

@@ -63,6 +63,7 @@ def test_four_images_are_learned_by_heart(
     assert scores["AP"] >= 0.7
 
 
+@pytest.mark.filterwarnings("ignore:the bottom-up starts from random weights")
 def test_resnet50_over_all_of_it(coco_mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = str(Path(__file__).resolve().parents[2] / "configs" / "base.yaml")

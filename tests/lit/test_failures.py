@@ -309,6 +309,7 @@ def test_without_a_logger_nothing_is_written_over(config: str, capsys: pytest.Ca
     assert tested.items() <= files().items()
 
 
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
 def test_a_run_is_not_written_over_whatever_the_logger(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,6 +156,7 @@ class Failing(Callback):
         raise KeyError
 
 
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
 def test_plain_python_starts_from_them_too(
     shapes: Path, weights: dict[str, Tensor], loads: list[str | None]
 ) -> None:

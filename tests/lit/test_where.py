@@ -26,6 +26,7 @@ def test_runs_lie_below_the_root_that_is_given(config: str, tmp_path: Path) -> N
     assert not Path("runs").exists()
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to .self.log")
 def test_barebones(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     content = yaml.safe_load(Path(config).read_text())
     content["trainer"] = {"accelerator": "cpu", "barebones": True}

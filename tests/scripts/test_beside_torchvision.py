@@ -21,6 +21,7 @@ from parity.torchvision import rate, read
 SMALL = Budget(steps=10, train=6, val=2, batch=2, channels=8, hidden=16, rois=8, proposals=20, long_side=128)
 
 
+@pytest.mark.filterwarnings("ignore:.*was trained with other settings")
 def test_both_sides_train_the_same(tmp_path: Path) -> None:
     """What is not drawn: the first weights, the schedule, the images, and what is made of an image."""
     root = drawn(SMALL, tmp_path / "shapes")
