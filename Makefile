@@ -10,10 +10,10 @@ UV := $(shell command -v uv 2> /dev/null)
 quickstart: $(VENV)/.installed  ## train, test and look at a small detector, from nothing, in minutes
 	$(BIN)/python scripts/quickstart.py
 
-test: $(VENV)/.installed  ## the whole test suite, a process for each core
+test: $(VENV)/.installed  ## the test suite, a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-test-long: $(VENV)/.installed  ## the same, and what takes long
+test-long: $(VENV)/.installed  ## the same, and what takes long: all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal -m ''
 
 test-lowest: $(LOWEST)/.installed  ## the test suite with the lowest versions that are supported

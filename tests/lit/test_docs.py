@@ -114,7 +114,8 @@ def test_commands_are_commands(
     """Each is parsed by its own command, and no more: what it names need not be there, but configurations."""
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
-    shutil.copy(ROOT / "tests" / "extension" / "files" / "c_panet.yaml", "c_panet.yaml")
+    for name in ("c_panet.yaml", "panet.py"):
+        shutil.copy(ROOT / "tests" / "extension" / "files" / name, name)
     command, *options = words
     assert command in COMMANDS
     if command == "report":
