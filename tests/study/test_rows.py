@@ -821,7 +821,6 @@ def test_a_file_of_the_users_own_is_a_row(tmp_path: Path, monkeypatch: pytest.Mo
         ((["table9"],), "no table 'table9'; there are table1"),
         ((["table1"], ["g"]), "table1 has no row 'g'; it has a, b, c"),
         ((["table1", "table2"], ["c"]), "rows are of one table, not of table1, table2"),
-        ((["table1"], ["c"], [0], "later"), "no family 'later'"),
         ((["table1", "table2"], [], [0], "modern"), "leave out --family"),
         ((["table1"], ["a_multi_scale"], [0], "modern"), "says at which scales it trains"),
         ((["recipes"], ["multi_scale"], [0], "modern"), "as the modern family does: leave out --family"),

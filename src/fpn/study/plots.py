@@ -1,6 +1,5 @@
 """Recall curves of the rows of a table, side by side."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -84,9 +83,3 @@ def line_style(number: int) -> dict[str, str]:
         "linestyle": DASHES[round_ % len(DASHES)],
         "markerfacecolor": "white" if round_ % 2 else COLOURS[number % len(COLOURS)],
     }
-
-
-def same_axes(one: Curves, other: Curves) -> bool:
-    """Whether two runs' curves are over the same limits, sizes and thresholds."""
-    pairs = [(one[curve][across], other[curve][across]) for curve, across, *_ in PANELS]
-    return all(len(a) == len(b) and all(map(math.isclose, a, b)) for a, b in pairs)

@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fpn.console import say
-from fpn.errors import InputError
 from fpn.study.paper import paper_table
-from fpn.study.plots import draw_curves, same_axes
+from fpn.study.plots import draw_curves
 from fpn.study.results import read_runs
 from fpn.study.sections import Compared, Section, is_percentage, sections_of, written
 
@@ -182,24 +181,16 @@ def _brief(section: Section, shown: Sequence[Compared]) -> Table:
 
 def _draw(section: Section, folder: Path, taken: Sequence[str]) -> Path | None:
     """The section's figure, None where no run has curves."""
-    curves = {run.folder: run.curves for row in section.rows for run in row.finished if run.curves}
-    if not curves:
-        return None
-    first = next(iter(curves))
-    for run, its in curves.items():
-        if not same_axes(curves[first], its):
-            raise InputError(
-                f"the curves of {run} are over other limits, sizes or thresholds than those of {first}; "
-                "test the older run again"
-            )
-    slug = _slug(section)
-    path = folder / f"{slug}{f'_{taken.count(slug) + 1}' if slug in taken else ''}.png"
     names = [row.name for row in section.rows]
-    by_row = {}
+    curves = {}
     for row in section.rows:
         name = row.name if names.count(row.name) == 1 else f"{row.name} ({row.key})"
-        by_row[name] = [curves[run.folder] for run in row.runs if run.folder in curves]
-    draw_curves(by_row, section.heading, path)
+        curves[name] = [run.curves for run in row.finished if run.curves]
+    if not any(curves.values()):
+        return None
+    slug = _slug(section)
+    path = folder / f"{slug}{f'_{taken.count(slug) + 1}' if slug in taken else ''}.png"
+    draw_curves(curves, section.heading, path)
     return path
 
 
