@@ -19,14 +19,13 @@ class PaperTable(NamedTuple):
     """A table: AP and AR in percent, times in seconds per image."""
 
     title: str
-    columns: tuple[str, ...]
     rows: dict[str, PaperRow]
     """By the paper's letters, or a short key where it has none, in the paper's order."""
 
 
 @cache
 def paper_table(name: str) -> PaperTable:
-    """One of the paper's tables: table1 … table6, or running_time."""
+    """One of the paper's tables: table1 … table5, or running_time."""
     path = Path(__file__).with_name("paper_results.yaml")
     tables: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     title, columns, rows = (tables[name][key] for key in ("title", "columns", "rows"))
@@ -34,4 +33,4 @@ def paper_table(name: str) -> PaperTable:
         key: PaperRow(row["name"], dict(zip(columns, row["values"], strict=True)))
         for key, row in rows.items()
     }
-    return PaperTable(title, tuple(columns), values)
+    return PaperTable(title, values)

@@ -6,7 +6,7 @@ from pathlib import Path
 from fpn.console import say
 from fpn.errors import InputError
 from fpn.shipped import config_file
-from fpn.study.recipes import JOINTLY, RPN, DetectorOf, FourSteps, OneStep, Recipe, Row, Study, TwoSteps
+from fpn.study.recipes import JOINTLY, RPN, DetectorOf, FourSteps, OneStep, Row, Study, TwoSteps
 from fpn.study.settings import refuse_own, settings_of
 from fpn.study.tasks import Task
 
@@ -92,16 +92,6 @@ TABLES: dict[str, dict[str, Row]] = {
         "all": Row("all of these", "recipes/all.yaml", JOINTLY, early=True, late="recipes/giou.yaml"),
     },
 }
-
-OF_FILES: dict[str, tuple[Recipe, Recipe | None]] = {
-    "table1": (RPN, None),
-    "table2": (_ON_FPNS, None),
-    "table3": (TwoSteps(), JOINTLY),
-    "table4": (OneStep(("faster_rcnn", "double_schedule")), None),
-    "necks": (JOINTLY, None),
-    "recipes": (JOINTLY, None),
-}
-"""The recipes, the paper's and the modern one, by which a user's file makes a row of a table."""
 
 FAMILIES = ("paper", "modern")
 SCALES: dict[str, tuple[str, ...]] = {
@@ -196,11 +186,11 @@ def _row(table: str, word: str) -> tuple[str, Row]:
         raise InputError(
             f"{table} has no row {word!r}; it has {known}; or give a file of your own, as ./mine.yaml"
         )
-    if table not in OF_FILES:
-        raise InputError(f"{table} compares ways of training: a file can be a row of {', '.join(OF_FILES)}")
+    if table == "table5":
+        raise InputError("table5 compares ways of training: a file can be a row of the other tables")
     if path.stem in TABLES[table]:
         raise InputError(f"{table} has a row {path.stem!r} of its own: give {word} another name")
     comments = (line.lstrip("# ").strip() for line in path.read_text().splitlines() if line.startswith("#"))
-    return f"{table}/{path.stem}", Row(
-        next(filter(None, comments), path.stem), word, *OF_FILES[table], shipped=False
-    )
+    first = next(iter(TABLES[table].values()))  # whose recipes are the table's
+    name = next(filter(None, comments), path.stem)
+    return f"{table}/{path.stem}", Row(name, word, first.recipe, first.modern, shipped=False)
