@@ -20,6 +20,7 @@ from statistics import mean, stdev
 
 from jsonargparse import ArgumentParser
 
+from benchmarks.comparison import markdown_table
 from fpn.console import mistakes
 from fpn.errors import InputError
 from fpn.files import replacing
@@ -72,20 +73,16 @@ def measured(budget: Budget, seeds: Sequence[int], out: Path) -> dict[str, list[
 def report(found: dict[str, list[Outcome]], command: str) -> str:
     """Markdown."""
     aps = {side: [one.ap for one in outcomes] for side, outcomes in found.items()}
-    lines = [
-        f"`{command}`",
-        "",
-        "| | AP of each seed | mean ± standard deviation | s a step |",
-        "|---|---|--:|--:|",
-    ]
+    rows = []
     for side, values in aps.items():
         seconds = mean(one.seconds for one in found[side])
         each = ", ".join(f"{ap:.1f}" for ap in values)
-        lines.append(f"| {side} | {each} | {mean(values):.1f} ± {stdev(values):.1f} | {seconds:.3f} |")
+        rows.append([side, each, f"{mean(values):.1f} ± {stdev(values):.1f}", f"{seconds:.3f}"])
+    columns = ["", "AP of each seed", "mean ± standard deviation", "s a step"]
     theirs, ours = aps["torchvision"], aps["ours"]
     error = math.hypot(*(stdev(values) / math.sqrt(len(values)) for values in (theirs, ours)))
-    lines += ["", f"Ours less torchvision's: {mean(ours) - mean(theirs):+.1f} ± {error:.1f} (standard error)"]
-    return "\n".join(lines)
+    apart = f"Ours less torchvision's: {mean(ours) - mean(theirs):+.1f} ± {error:.1f} (standard error)"
+    return "\n\n".join((f"`{command}`", markdown_table(columns, rows, numbers=(2, 3)), apart))
 
 
 if __name__ == "__main__":

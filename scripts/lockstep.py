@@ -24,7 +24,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from benchmarks.comparison import DisagreementError
+from benchmarks.comparison import DisagreementError, markdown_table
 from fpn.console import mistakes
 from parity.plan import Plan
 from parity.training import PIXELS, SCORE, Compared, lockstep
@@ -33,16 +33,13 @@ from parity.training import PIXELS, SCORE, Compared, lockstep
 def report(found: Compared, command: str) -> str:
     """Markdown."""
     steps = len(found.losses)
-    columns = [n for n in (20, 100, 200) if n < steps] + [steps]
+    first = [n for n in (20, 100, 200) if n < steps] + [steps]
+    columns = ["greatest relative difference in the first", *(f"{n} steps" for n in first)]
+    rows = [[name, *(f"{found.first(n)[name]:.1e}" for n in first)] for name in found.losses[0]]
     lines = [
         f"`{command}`",
         "",
-        "| greatest relative difference in the first | " + " | ".join(f"{n} steps" for n in columns) + " |",
-        "|---|" + "--:|" * len(columns),
-    ]
-    for name in found.losses[0]:
-        lines.append(f"| {name} | " + " | ".join(f"{found.first(n)[name]:.1e}" for n in columns) + " |")
-    lines += [
+        markdown_table(columns, rows, numbers=range(1, len(columns))),
         "",
         f"- weights after {steps} steps, difference over change: {found.weights:.1e} of all together, "
         f"{found.worst:.1e} of the tensor where it is greatest",
