@@ -13,22 +13,10 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = [
-    "--data.train_count",
-    "8",
-    "--data.val_count",
-    "4",
-    "--data.num_workers",
-    "0",
-    "--data.batch_size",
-    "2",
-    "--trainer.max_steps",
-    "2",
-    "--trainer.num_sanity_val_steps",
-    "0",
-    "--model.detector.bottom_up.name",
-    "resnet10",
-]
+SMALL = (
+    "--data.train_count 8 --data.val_count 4 --data.num_workers 0 --data.batch_size 2 --trainer.max_steps 2 "
+    "--trainer.num_sanity_val_steps 0 --model.detector.bottom_up.name resnet10"
+)
 
 
 def main() -> None:
@@ -47,7 +35,7 @@ def main() -> None:
         run(folder, str(python), "-c", where)
         run(folder, str(fpn), "--version")
         run(folder, str(fpn), "configs")
-        run(folder, str(fpn), "fit", "--config", "quickstart", *SMALL)
+        run(folder, str(fpn), "fit", "--config", "quickstart", *SMALL.split())
         checkpoint = "runs/quickstart/version_0/checkpoints/last.ckpt"
         run(folder, str(fpn), "predict", "--ckpt_path", checkpoint, "--images", "datasets/shapes/val2017")
         print(f"{wheel.name}: installed, trained for two steps, predicted")
