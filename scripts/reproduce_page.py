@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fpn.checkpoints import build_detector
+from benchmarks import timing
 from fpn.console import say
 from fpn.errors import InputError
 from fpn.files import replacing
@@ -97,10 +97,9 @@ def images_of(fit: Step) -> float:
 
 
 def detector_of(fit: Step) -> Detector:
-    """That of the row's file, its weights without memory."""
-    files = [read_yaml(Path(str(file)))["model"] for name, file in options_of(fit.words) if name == "config"]
+    """That of the row's files, its weights without memory."""
     with torch.device("meta"):
-        return build_detector([model["detector"] for model in files if "detector" in model], 80)
+        return timing.detector_of(*(str(file) for name, file in options_of(fit.words) if name == "config"))
 
 
 def checkpoint_bytes(detector: Detector) -> int:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,7 @@ from fpn.errors import InputError
 def main(
     table: Literal["running_time", "fig1", "fig1_proposals", "neck_times"] | None = None,
     rows: list[str] | None = None,
-    repeats: int = 5,
+    repeats: PositiveInt = 5,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     factor: float = 1.0,
     out: str = "runs/study",

@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import nn
 
 from fpn.checkpoints import build_detector
-from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.files import strict_json
 from fpn.models.detectors import Detector
 from fpn.models.optimized import optimized
 from fpn.models.rpn import RPNHead
-from fpn.shipped import CONFIGS
+from fpn.shipped import config_file
 from fpn.study.rows import TABLES as ROWS
 from fpn.types import Batch
+from fpn.words import read_yaml
 
-CLASSES = 80
 LONG_OVER_SHORT = 4 / 3
 """Of the images timed, as of most of COCO's."""
 
@@ -86,18 +84,13 @@ def measure(
         its allocations, on the CPU (of Linux) the largest size of a process that does nothing else.
 
     Raises:
-        InputError: there is no such table, row or device, nothing to repeat, or no image.
+        InputError: there is no such row, or no image.
     """
-    known = TABLES.get(table)
-    if known is None:
-        raise InputError(f"no table {table!r} of times; there are {', '.join(TABLES)}")
+    known = TABLES[table]
     if unknown := [row for row in rows if row not in known]:
         raise InputError(f"{table} has no row {unknown[0]!r}; it has {', '.join(known)}")
-    if repeats < 1:
-        raise InputError(f"repeats is {repeats}: give 1 at least")
     if factor * min(min(row.short_sides) for row in known.values()) < 32:
         raise InputError(f"factor is {factor:g}: an image needs 32 pixels at least, give more")
-    device_named(device)
     chosen = {key: known[key] for key in rows or known}
     runs = {key: _prepared(row, device, factor) for key, row in chosen.items()}
     seconds: dict[str, list[float]] = {key: [] for key in runs}
@@ -130,14 +123,14 @@ def write_runs(table: str, measured: dict[str, dict[str, float]], out: Path, abo
         (folder / "scores.json").write_text(strict_json(scores))
 
 
-def detector_of(row: Timed) -> Detector:
-    """The detector, with random weights."""
-    files = [CONFIGS / "base.yaml", *(CONFIGS / file for file in row.files)]
-    return build_detector([yaml.safe_load(file.read_text())["model"]["detector"] for file in files], CLASSES)
+def detector_of(*files: str) -> Detector:
+    """That of configuration files, by the names that `--config` takes, of COCO's 80 classes and random."""
+    models = [read_yaml(config_file(file))["model"] for file in files]
+    return build_detector([model["detector"] for model in models if "detector" in model], 80)
 
 
 def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:
-    detector = optimized(detector_of(row).to(device))
+    detector = optimized(detector_of("base", *row.files).to(device))
     for module in detector.modules():
         if isinstance(module, RPNHead):
             nn.init.zeros_(module.deltas.weight)

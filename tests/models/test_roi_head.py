@@ -8,15 +8,13 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign, roi_pool
 
-from fpn.checkpoints import build_detector
+from benchmarks.timing import detector_of
 from fpn.errors import InputError
 from fpn.models.bottom_up import Stages
 from fpn.models.necks import FeaturePyramid
 from fpn.models.norms import FrozenBatchNorm
 from fpn.models.roi_head import FourConvOneFC, HeadInput, RoIHead
-from fpn.shipped import config_file
 from fpn.types import RoIs
-from fpn.words import read_yaml
 
 STAGES = Stages(channels=0)
 CHANNELS = {2: 4, 3: 4, 4: 4, 5: 4}
@@ -126,13 +124,7 @@ def test_norms_of_all_processes_are_waited_for_also_without_rois(monkeypatch: py
 def test_the_recipe_shares_every_norm() -> None:
     """Lightning converts what is a BatchNorm of PyTorch's; none is left out as frozen or of another kind."""
     with torch.device("meta"):
-        detector = build_detector(
-            [
-                read_yaml(config_file(name))["model"]["detector"]
-                for name in ("base", "recipes/sync_batch_norm")
-            ],
-            80,
-        )
+        detector = detector_of("base", "recipes/sync_batch_norm")
     norms = [type(module) for module in nn.SyncBatchNorm.convert_sync_batchnorm(detector).modules()]
     assert norms.count(nn.SyncBatchNorm) == 53 + 8  # ResNet-50's, and two of each level
     assert not any(issubclass(norm, FrozenBatchNorm | nn.BatchNorm2d) for norm in norms)
