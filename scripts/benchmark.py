@@ -24,8 +24,6 @@ from benchmarks.train import train
 from benchmarks.waits import waits
 from fpn.console import mistakes
 
-RUNS = [infer, train, roi, data, score, scaling, waits, export]
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark that the arguments name, and print what it finds."""

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
-from torch import nn
 
-from benchmarks.comparison import DisagreementError
+from benchmarks.comparison import DisagreementError, markdown_table
+from benchmarks.inputs import enliven
 from benchmarks.train import EVERYTHING
 from fpn import DETECTRON2_IMAGES, CocoDataModule, Predictor, load_detectron2
 from fpn.console import mistakes
@@ -82,21 +82,12 @@ def once(peer: Any, plan: Plan, root: Path, kept: int) -> Once:
         root: folder in COCO's layout.
         kept: proposals in testing.
     """
-    enliven(peer.model.eval())
+    enliven(peer.model.eval(), GAINS)
     ours = load_detectron2(peer.model.state_dict(), score_threshold=0.0)
     ours.testing_proposals = replace(ours.testing_proposals, post_nms_top_n=kept)
     predictor = Predictor(ours, plan.short_side, plan.max_side, settings=DETECTRON2_IMAGES)
     boxes = same_detections(peer, predictor, val_files(root)[: plan.images])
     return Once(boxes, *learned(peer, ours, plan, root))
-
-
-def enliven(model: nn.Module) -> None:
-    """Have random weights of Detectron2's find much."""
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-                module.weight.mul_(GAINS.get(name.rpartition(".")[2], 1.0))
-                module.bias.uniform_(-0.1, 0.1)
 
 
 def learned(
@@ -145,17 +136,14 @@ def table(apart: dict[str, Once], grey: tuple[int, float], command: str) -> str:
         f"greatest relative difference of a loss ({LOSS:g} is allowed)": "{1:.1e}",
         f"greatest relative difference of a gradient ({GRADIENT:g} is allowed)": "{2:.1e} of {3}",
     }
-    lines = [f"`{command}`", "", "| | " + " | ".join(apart) + " |", "|---|" + "--:|" * len(apart)]
-    for head, cell in heads.items():
-        cells = [
-            cell.format(
-                one, np.max([*one.losses.values()]), np.max([*one.gradients.values()]), len(one.gradients)
-            )
-            for one in apart.values()
-        ]
-        lines.append(f"| {head} | " + " | ".join(cells) + " |")
+    numbers = [
+        (one, np.max([*one.losses.values()]), np.max([*one.gradients.values()]), len(one.gradients))
+        for one in apart.values()
+    ]
+    rows = [[head, *(cell.format(*of_one) for of_one in numbers)] for head, cell in heads.items()]
+    found = markdown_table(["", *apart], rows, numbers=range(1, 1 + len(apart)))
     resized = f"images that Pillow resizes differ by {grey[0]} grey levels at most, {grey[1]:.2g} in the mean"
-    return "\n".join([*lines, "", f"- {resized}", ""])
+    return f"`{command}`\n\n{found}\n\n- {resized}\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,17 +7,12 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.inputs import peer
+from benchmarks.train import LOSSES
 from fpn.types import Batch, Detections, Targets
 
 __all__ = ["LOSSES", "SIZES", "as_batch", "assert_same", "peer", "peer_targets", "smooth_image", "stirred"]
 
 SIZES = [(150, 211), (301, 222), (97, 64), (33, 400)]
-LOSSES = {
-    "loss_objectness": "rpn_objectness",
-    "loss_rpn_box_reg": "rpn_box",
-    "loss_classifier": "roi_class",
-    "loss_box_reg": "roi_box",
-}
 
 
 def smooth_image(size: tuple[int, int]) -> Tensor:

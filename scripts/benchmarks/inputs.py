@@ -1,7 +1,7 @@
 """What both sides are given: image files, boxes to learn from, and the same random weights."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jsonargparse.typing import PositiveInt
-from torch import nn
+from torch import Tensor, nn
 from torchvision.io import write_jpeg
 from torchvision.models import resnet50
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
@@ -107,18 +107,29 @@ def peer(classes: int = CLASSES, trained: int = 5, **arguments: Any) -> Torchvis
     body = resnet50(weights=None, norm_layer=lambda channels: FrozenBatchNorm2d(channels, eps=0.0))
     model = TorchvisionFasterRCNN(_resnet_fpn_extractor(body, trained), classes, **arguments)
     generator = torch.Generator().manual_seed(7)
-    for name, module in model.named_modules():
-        if isinstance(module, FrozenBatchNorm2d):
+    stir(FrozenBatchNorm2d, model, generator)
+    for part in (model.rpn, model.roi_heads):
+        enliven(part, {"cls_logits": 30.0, "bbox_pred": 3.0, "cls_score": 60.0}, generator)
+    return model.eval()
+
+
+def stir(norms: type[nn.Module], model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Give frozen norms statistics that are not all alike."""
+    for module in model.modules():
+        if isinstance(module, norms):
             module.get_buffer("running_var").uniform_(0.5, 2.0, generator=generator)
             module.get_buffer("running_mean").normal_(0, 0.1, generator=generator)
             module.get_buffer("weight").uniform_(0.3, 0.6, generator=generator)
             module.get_buffer("bias").normal_(0, 0.1, generator=generator)
-        elif isinstance(module, nn.Conv2d | nn.Linear) and ("rpn" in name or "roi_heads" in name):
-            gain = {"cls_logits": 30.0, "bbox_pred": 3.0, "cls_score": 60.0}.get(name.rsplit(".", 1)[-1], 1.0)
-            with torch.no_grad():
-                module.weight.mul_(gain)
-                module.get_parameter("bias").uniform_(-0.1, 0.1, generator=generator)
-    return model.eval()
+
+
+@torch.no_grad()
+def enliven(model: nn.Module, gains: Mapping[str, float], generator: torch.Generator | None = None) -> None:
+    """Have random weights find much: those of layers with a bias grow by gains, named by their last word."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            module.weight.mul_(gains.get(name.rpartition(".")[2], 1.0))
+            module.bias.uniform_(-0.1, 0.1, generator=generator)
 
 
 def load_theirs(weights: Path, **arguments: Any) -> TorchvisionFasterRCNN:
@@ -128,7 +139,7 @@ def load_theirs(weights: Path, **arguments: Any) -> TorchvisionFasterRCNN:
     return model
 
 
-def load_ours(weights: Path) -> FasterRCNN:
-    """Our detector with the same."""
+def load_ours(weights: Path | dict[str, Tensor]) -> FasterRCNN:
+    """Our detector with the same, of a file or as a state dict."""
     bottom_up = partial(ResNet, "resnet50", norm="frozen", norm_eps=0.0, frozen_stages=5 - TRAINED)
     return load_torchvision(weights, bottom_up=bottom_up)

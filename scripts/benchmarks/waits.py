@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.comparison import described, markdown_table
-from benchmarks.inputs import CLASSES, OBJECTS, TRAINED, peer, random_targets
-from fpn import load_torchvision
+from benchmarks.inputs import CLASSES, OBJECTS, TRAINED, load_ours, peer, random_targets
 from fpn.models.optimized import optimized
-from fpn.models.resnet import ResNet
 from fpn.types import Batch
 
 SIZE = (160, 224)
@@ -93,8 +90,7 @@ def waits(images: Sequence[PositiveInt] = (1, 2, 8)) -> WaitsReport:
     """
     run = WaitsReport()
     model = peer(trained=TRAINED, min_size=SIZE[0], max_size=max(SIZE))
-    bottom_up = partial(ResNet, "resnet50", norm="frozen", norm_eps=0.0, frozen_stages=5 - TRAINED)
-    detector = load_torchvision(model.state_dict(), bottom_up=bottom_up)
+    detector = load_ours(model.state_dict())
     for number in images:
         sides = {"torchvision": theirs(model, number), "ours": ours(detector, number)}
         for i, what in enumerate(("forward and losses", "backward", "inference, until it is handed over")):

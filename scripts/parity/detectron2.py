@@ -30,12 +30,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as image_ops
 
 from benchmarks.comparison import DisagreementError
-from benchmarks.inputs import TRAINED
+from benchmarks.inputs import TRAINED, stir
 from benchmarks.train import EVERYTHING
 from fpn import InputError
 from fpn.interop.detectron2 import CONVENTION, from_detectron2
 from fpn.ops.boxes import rescale_boxes
-from parity.peer import Peer, stir
+from parity.peer import Peer
 from parity.plan import Plan
 
 LOSSES = {

@@ -53,13 +53,3 @@ class Peer(ABC):
             torch.stack(list(found.values())).sum().backward()
             self.optimiser.step()
         return losses
-
-
-def stir(norms: type[nn.Module], model: nn.Module) -> None:
-    """Give frozen norms statistics that are not all alike."""
-    for module in model.modules():
-        if isinstance(module, norms):
-            module.get_buffer("running_var").uniform_(0.5, 2.0)
-            module.get_buffer("running_mean").normal_(0, 0.1)
-            module.get_buffer("weight").uniform_(0.3, 0.6)
-            module.get_buffer("bias").normal_(0, 0.1)

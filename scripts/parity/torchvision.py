@@ -15,10 +15,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import pil_to_tensor
 
-from benchmarks.inputs import TRAINED
+from benchmarks.inputs import TRAINED, stir
 from benchmarks.train import EVERYTHING, LOSSES
 from fpn.interop.torchvision import from_torchvision
-from parity.peer import Peer, stir
+from parity.peer import Peer
 from parity.plan import Plan
 
 NETWORKS: dict[str, tuple[Any, list[int]]] = {
