@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jsonargparse import ArgumentError, Namespace
 from torch import Tensor
 
 from fpn.data.transforms import ImageSettings
@@ -304,12 +305,25 @@ def build_detector(configs: Sequence[Mapping[str, Any]], classes: int) -> Detect
     Raises:
         jsonargparse.ArgumentError: they do not make a detector.
     """
-    parser = Parser(exit_on_error=False)
-    parser.add_class_arguments(_Given, fail_untyped=False, sub_configs=True)
-    config = parser.parse_args([f"--detector={as_word(config)}" for config in configs])
+    parser, config = _parsed(configs)
     check_classes(config.as_dict())
     factory: Callable[[int], Detector] = parser.instantiate(config).detector
     return factory(classes)
+
+
+def read_detector(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What `build_detector` reads in these configurations, all classes by name; None if it would refuse."""
+    try:
+        config: dict[str, Any] = _parsed(configs)[1].as_dict()
+    except (ArgumentError, InputError):
+        return None
+    return config
+
+
+def _parsed(configs: Sequence[Mapping[str, Any]]) -> tuple[Parser, Namespace]:
+    parser = Parser(exit_on_error=False)
+    parser.add_class_arguments(_Given, fail_untyped=False, sub_configs=True)
+    return parser, parser.parse_args([f"--detector={as_word(config)}" for config in configs])
 
 
 def _detector(kept: Kept, path: str | Path) -> Detector:

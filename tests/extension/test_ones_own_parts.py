@@ -189,18 +189,36 @@ def test_a_file_is_a_row(folder: Path, table: str, row: str) -> None:
     ]  # fmt: skip
     small += ["--model.detector.bottom_up.width=8"] if table == "table1" else []
     words = ["ablate", table, "--rows", f"./{row}.yaml", "--data", "shapes", "--devices_per_run", "0"]
-    run([*words, *IMPORT, "--", *small], folder)
+    said = run([*words, *IMPORT, "--", *small], folder)
     (scores,) = folder.glob(f"runs/study/{table}/{row}/seed_0/scores.json")
     run(["report", f"runs/study/{table}"], folder)
     report = (folder / "report" / "report.md").read_text()
     name = {"c_panet": "FPN with PANet's bottom-up path", "own_parts": "Parts of one's own, all at once"}[row]
     assert f"| {row} | {name} |" in report.replace("\\_", "_")
+    config = yaml.safe_load(next(scores.parent.glob("version_0/config.yaml")).read_text())
+    detector = config["model"]["detector"]["init_args"]
+    if table == "table1":
+        # As wide as the other rows on this data are.
+        assert detector["neck"]["class_path"] == "panet.PANet"
+        assert detector["neck"]["init_args"]["channels"] == 32
+        assert detector["neck"]["init_args"]["weighted"]
     if table == "table4":
+        assert "own_parts.yaml: its classes keep their own widths" in said
         # The loss is the file's, though the recipe has one too; and its metric has a column.
-        config = yaml.safe_load(next(scores.parent.glob("version_0/config.yaml")).read_text())
-        loss = config["model"]["detector"]["init_args"]["roi_box_loss"]
-        assert loss["class_path"] == "balanced_l1.BalancedL1"
+        assert detector["roi_box_loss"]["class_path"] == "balanced_l1.BalancedL1"
         assert f"{json.loads(scores.read_text())['count_error']:.4g}" in report
+
+
+def test_a_row_names_only_what_its_test_would_import(folder: Path) -> None:
+    """Before anything is trained; and a dry run prints commands that do what the study does."""
+    (folder / "short.yaml").write_text("model: {detector: {neck: panet.PANet}}")
+    for row in ("c_panet", "short"):
+        words = ["ablate", "table1", "--rows", f"./{row}.yaml", "--dry-run"]
+        assert f"{row}.yaml: " in (said := run(words, folder, status=2))
+        assert "add --import panet" in said
+        commands = re.findall(r"fpn (?:fit|test) .*", run([*words, "--import", "panet"], folder))
+        assert len(commands) == 2
+        assert all(line.endswith(" --import panet") for line in commands)
 
 
 def test_what_the_command_line_names_is_found_here(folder: Path, fitted: Path) -> None:

@@ -23,7 +23,7 @@ examples:
   every row of three tables, on data that the project draws itself
     fpn ablate table1 table2 table3 --data shapes
   some rows, three times each, beside one of your own; only say what would be done
-    fpn ablate table1 --rows c d ./c_panet.yaml --seeds 0 1 2 --dry-run
+    fpn ablate table1 --rows c d ./c_panet.yaml --import panet --seeds 0 1 2 --dry-run
   the necks that came after FPN, on images drawn here
     fpn ablate necks --data framed
   what later work changes of the detector and its training, here two of them
@@ -62,7 +62,7 @@ def ablate(arguments: Sequence[str]) -> int:
     options, given = _ablate_parser().parse_args(arguments[:end]), spelled_out(arguments[end + 1 :])
     if options.devices_per_run < 0 or (options.jobs is not None and options.jobs < 1):
         raise InputError("--jobs must be at least 1 and --devices_per_run at least 0")
-    names = ("tables", "rows", "seeds", "family", "data", "out", "wandb")
+    names = ("tables", "rows", "seeds", "family", "data", "out", "wandb", "devices_per_run")
     tasks = plan(**{name: getattr(options, name) for name in names}, given=given)
     if options.task is not None:
         tasks = [task for task in tasks if task.name == options.task]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from fpn.console import leave_terminal, say
 from fpn.errors import InputError
+from fpn.importing import asked_for
 from fpn.study.tasks import Step, Task
 
 PROGRAM = (sys.executable, "-m", "fpn")
@@ -129,7 +130,8 @@ def describe(tasks: Sequence[Task], program: Sequence[str] = PROGRAM) -> None:
             words = task.words(step) if step is upcoming else step.words
             if step is upcoming or state != "finished":
                 state = "would start" if words == step.words else "would go on"
-            say(f"  {step.name}: {state}\n    {shlex.join([*program, *words])}")
+            modules = [word for module in asked_for() for word in ("--import", module)]
+            say(f"  {step.name}: {state}\n    {shlex.join([*program, *words, *modules])}")
 
 
 class _Work(NamedTuple):

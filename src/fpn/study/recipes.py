@@ -5,7 +5,7 @@ A row's file says what the detector is, the files of a family (`paper`, `modern`
     configs/base.yaml, [configs/scale/….yaml,] configs/TABLE/ROW.yaml, configs/FAMILY/….yaml
 
 A row that puts another class in a part's place comes before the scale, which says how wide the part is; one
-that changes what the family's files say comes last, as does a user's own.
+that changes what the family's files say comes last, as does a user's own, which may come in both places.
 """
 
 import json
@@ -51,6 +51,8 @@ class Study(NamedTuple):
     out: Path
     wandb: bool
     given: tuple[str, ...]
+    devices: int = 1
+    """GPUs of each run."""
 
     def tasks(self, name: str, seed: int, proposes: bool = False) -> list[Task]:
         """The tasks of a row, its own last; `proposes` has its RPN write the proposals that others read.
@@ -175,10 +177,11 @@ class Making(NamedTuple):
         files = [config_file(f"{study.family}/{name}") for name in protocols]
         if self.row.late:
             files.append(config_file(self.row.late))
-        # The last word on a row of the user's own is the user's.
-        row_files = row + files if self.row.shipped else files + row
-        scaled = [*row, *study.scale, *files] if self.row.early else [*study.scale, *row_files]
-        files = [config_file("base"), *scaled]
+        if not self.row.shipped:  # the last word on it is the user's
+            files += row
+        elif not self.row.early:
+            files = row + files
+        files = [config_file("base"), *(row if self.row.early else []), *study.scale, *files]
         words = ["fit", *_config_words(files)]
         words += ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
         words += ["--trainer.logger", json.dumps(self._loggers(stage))]
@@ -219,7 +222,8 @@ class Making(NamedTuple):
         settings = settings_of([*_config_words(self.study.scale), *self.study.given])
         cpu = ["--device", "cpu"] if settings.get("trainer.accelerator") == "cpu" else []
         precision = settings.get("trainer.precision")
-        return cpu + (["--precision", precision_named(precision)] if precision is not None else [])
+        words = cpu or (["--devices", str(self.study.devices)] if self.study.devices > 1 else [])
+        return words + (["--precision", precision_named(precision)] if precision is not None else [])
 
     def _loggers(self, stage: str, **more: Any) -> list[dict[str, Any]]:
         """A file in the task's folder, and the dashboard if there is to be one."""

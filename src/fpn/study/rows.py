@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fpn.console import say
 from fpn.errors import InputError
+from fpn.importing import asked_for
 from fpn.shipped import config_file
 from fpn.study.recipes import JOINTLY, RPN, DetectorOf, FourSteps, OneStep, Row, Study, TwoSteps
 from fpn.study.settings import refuse_own, settings_of
 from fpn.study.tasks import Task
+from fpn.trust import flags_for
+from fpn.words import read_yaml
 
 
 def _table5(depth: int) -> dict[str, Row]:
@@ -114,6 +118,7 @@ def plan(
     out: str | Path = "runs/study",
     wandb: bool = False,
     given: Sequence[str] = (),
+    devices_per_run: int = 1,
 ) -> list[Task]:
     """The tasks that make some tables, or some rows of one, those that others need first.
 
@@ -130,10 +135,11 @@ def plan(
         out: folder of the study.
         wandb: log to Weights & Biases too, grouped by table and row.
         given: further arguments of every `fpn fit` and `fpn test`.
+        devices_per_run: GPUs of each run.
 
     Raises:
-        InputError: there is no such table, row or file, a seed is negative, or `given` sets what each run has
-            of its own.
+        InputError: there is no such table, row or file, a seed is negative, `given` sets what each run has of
+            its own, or a file names what no checkpoint may.
     """
     tables = list(dict.fromkeys(tables))
     if rows and len(tables) > 1:
@@ -158,7 +164,8 @@ def plan(
                 raise InputError(f"{chosen[name].file} and {row.file} are both {name}: give one another name")
         known, asked = known | chosen, list(chosen)
     scale = tuple(map(config_file, SCALES.get(data, (data,))))
-    study = Study(known, scale, family, data, Path(out), wandb, tuple(given))
+    known |= {name: _own(known[name], scale) for name in asked if not known[name].shipped}
+    study = Study(known, scale, family, data, Path(out), wandb, tuple(given), devices_per_run)
     tasks: dict[str, Task] = {}
     for seed in dict.fromkeys(seeds):
         for name in asked:
@@ -194,3 +201,32 @@ def _row(table: str, word: str) -> tuple[str, Row]:
     first = next(iter(TABLES[table].values()))  # whose recipes are the table's
     name = next(filter(None, comments), path.stem)
     return f"{table}/{path.stem}", Row(name, word, first.recipe, first.modern, shipped=False)
+
+
+def _own(row: Row, scale: Sequence[Path]) -> Row:
+    """A row of the user's, whose classes are as wide as the data's files say if they have such options.
+
+    Raises:
+        InputError: it names a class of a module that `fpn test` imports only when asked.
+    """
+    from fpn.checkpoints import read_detector  # and PyTorch, which a runner does without
+
+    def detector(*files: Path) -> dict[str, Any] | None:
+        models = [(read_yaml(file) or {}).get("model", {}) for file in (config_file("base"), *files)]
+        return read_detector([model["detector"] for model in models if "detector" in model])
+
+    file = Path(row.file)
+    asked = [f"--import {module}" for module in asked_for()]
+    if missing := [flag for flag in flags_for([read_yaml(file), detector(file)]) if flag not in asked]:
+        raise InputError(f"{row.file}: `fpn test` imports what is yours only when asked: add {' '.join(missing)}")
+    named = settings_of(["--config", row.file]).items()
+    if not scale or not any(_is_class(name, value) for name, value in named):
+        return row
+    early = detector(file, *scale) is not None
+    if not early:
+        say(f"{row.file}: its classes keep their own widths, having no option of those that --data sets")
+    return row._replace(early=early)
+
+
+def _is_class(name: str, value: Any) -> bool:
+    return name.startswith("model.detector") and isinstance(value, str) and "." in value

@@ -27,10 +27,13 @@ _MACHINE = (
     *(f"data.{name}" for name in ("root", "folder", "batch_size", "eval_batch_size", "num_workers")),
     *(f"data.{split}.images" for split in _SPLITS),
     *("data.max_unreadable", "model.engine", "model.metrics", "trainer"),
-    *("out", "device", "precision"),  # of `fpn predict`
+    *("out", "device", "devices"),  # of `fpn predict`
 )
 """Where the data lie, how a machine is used, what is shown: it makes no other result."""
-_LEARNING = ("callbacks", "max_", "min_", "limit_t", "overfit_", "accumulate_", "gradient_clip")
+_LEARNING = (
+    *("callbacks", "max_", "min_", "limit_t", "overfit_", "accumulate_", "gradient_clip"),
+    *("precision", "sync_batchnorm"),
+)
 """How those names of `trainer` begin that do."""
 _COCOS = ("instances_train2017.json", "instances_val2017.json")
 """Annotation files of any other name are taken for other data."""
