@@ -61,12 +61,6 @@ def locate(folder: Path, listed: Sequence[str]) -> Located:
     return Located(names, missing, respelled)
 
 
-def refuse_outside(path: Path, name: str, folder: Path) -> None:
-    """Raise InputError for a name that is no path inside the folder it starts from."""
-    if not _inside(name):
-        raise InputError(f"{path}: 'file_name' is {name!r}, not a path inside the image folder {folder}")
-
-
 def find_files(
     source: Path, folder: Path, listed: Sequence[str], allowed: int | None, tell: Callable[[str], object]
 ) -> list[str]:
@@ -83,8 +77,11 @@ def find_files(
         InputError: more are missing, or a name that is not found leaves the folder.
     """
     found = locate(folder, listed)
-    for place in found.missing:
-        refuse_outside(source, listed[place], folder)
+    for name in (listed[place] for place in found.missing):
+        if not _inside(name):
+            raise InputError(
+                f"{source}: 'file_name' is {name!r}, not a path inside the image folder {folder}"
+            )
     if len(found.missing) > (allowed or 0):
         count, images = len(found.missing), len(listed)
         names = ", ".join([*(listed[place] for place in found.missing[:SHOWN]), *["…"] * (count > SHOWN)])
