@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from stat import S_ISREG
 from threading import Lock
 from typing import Literal
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from fpn.errors import InputError
@@ -60,9 +59,11 @@ def read_image(path: Path, exif: Exif = "apply", size: Size | None = None) -> Te
         InputError: if the file is missing, broken, no image, or holds several.
     """
     try:
-        image, orientation = _decoded(_content(path))
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+        image, orientation = _decoded(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise InputError(f"{path}: no such image file") from None
+    except (OSError, ValueError) as error:  # the first as of such a long name that no file can have it
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     stored = (image.shape[-2], image.shape[-1])
     if exif == "apply" and is_turned(orientation, stored, size):
         return upright(image, orientation)
@@ -76,9 +77,7 @@ def read_bytes(content: bytes) -> Tensor:
         InputError: it is broken, no image, or several.
     """
     try:
-        if not content:
-            raise ValueError(_EMPTY)
-        image, orientation = _decoded(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        image, orientation = _decoded(content)
     except ValueError as error:
         raise InputError(f"the bytes of an image: {error}") from None
     return upright(image, orientation)
@@ -134,19 +133,20 @@ def shown_size(path: Path) -> Size | None:
     return size[::-1] if orientation in SIDEWAYS else size
 
 
-def _decoded(data: Tensor) -> tuple[Tensor, int]:
+def _decoded(content: bytes) -> tuple[Tensor, int]:
     """The image as stored, and its EXIF orientation, of a file's bytes; ValueError where there is none."""
-    begin = data[:_HEAD].numpy().tobytes()
+    begin = content[:_HEAD]
     if begin.startswith(_FAST):
         with suppress(RuntimeError):
+            data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
             image = decode_image(data, mode=ImageReadMode.RGB)
             if image.dim() == 3:
                 image = image if image.dtype == torch.uint8 else eight_bits(image)
                 if not _may_turn(begin):
                     return image, 1
-                with opened(BytesIO(data.numpy().data)) as picture:
+                with opened(BytesIO(content)) as picture:
                     return image, orientation_of(picture)
-    with opened(BytesIO(data.numpy().data)) as picture:
+    with opened(BytesIO(content)) as picture:
         return rgb_of(picture), orientation_of(picture)
 
 
@@ -252,22 +252,6 @@ def _unknown(begin: bytes) -> str:
     if begin.startswith(_FAST[:3]):
         return "cannot be decoded: it is damaged, or ends too early"
     return _NO_IMAGE
-
-
-def _content(path: Path) -> Tensor:
-    try:
-        status = path.stat()
-        if not S_ISREG(status.st_mode):
-            raise FileNotFoundError
-        if status.st_size == 0:
-            raise ValueError(_EMPTY)
-        return read_file(str(path))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError("no such image file") from None
-    except OSError as error:  # as such a long name that no file can have it
-        raise ValueError(error.strerror) from None
-    except RuntimeError:
-        raise ValueError("cannot be read") from None
 
 
 def eight_bits(image: Tensor) -> Tensor:
