@@ -1,6 +1,5 @@
 """The framed set, read by matplotlib's paths: what lies within a frame, and only that, is an object."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from fpn.data import scene
-from fpn.data.shapes import FRAMED_CATEGORIES, generate_shapes, shapes_are_complete
+from fpn.data.shapes import FRAMED_CATEGORIES, generate_shapes
 from fpn.errors import InputError
 
 TRAIN = 60
@@ -115,21 +114,8 @@ def test_an_image_without_a_frame_has_shapes_and_no_object() -> None:
     assert pixels.std() > 20
 
 
-def test_a_set_of_before_there_was_a_choice_is_plain(tmp_path: Path) -> None:
-    generate_shapes(tmp_path / "set", train=1, val=1)
-    manifest = tmp_path / "set" / "shapes.json"
-    content = json.loads(manifest.read_text())
-    assert content.pop("scene") == "plain"
-    manifest.write_text(json.dumps(content))
-    assert shapes_are_complete(tmp_path / "set", train=1, val=1)
-    assert not shapes_are_complete(tmp_path / "set", train=1, val=1, scene="framed")
-
-
 def test_the_sets_are_told_apart(tmp_path: Path) -> None:
     generate_shapes(tmp_path / "set", train=1, val=1, scene="framed")
-    assert shapes_are_complete(tmp_path / "set", train=1, val=1, scene="framed")
-    assert not shapes_are_complete(tmp_path / "set", train=1, val=1)
+    generate_shapes(tmp_path / "set", train=1, val=1, scene="framed")
     with pytest.raises(InputError, match="shapes of other parameters"):
         generate_shapes(tmp_path / "set", train=1, val=1)
-    with pytest.raises(InputError, match="no scene 'frames' of shapes; there are plain, framed"):
-        generate_shapes(tmp_path / "other", train=1, val=1, scene="frames")  # type: ignore[arg-type]

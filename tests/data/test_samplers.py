@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpn.data.samplers import AspectRatioBatches, ExactShards, Pick, sample_seed
+from fpn.errors import InputError
 
 sizes = st.tuples(st.integers(0, 200), st.integers(0, 200), st.integers(1, 7), st.integers(1, 5))
 
@@ -41,7 +42,7 @@ def test_an_epoch_is_disjoint_full_equal_and_drops_least(
     landscape, portrait, batch, world = shape
     images = landscape + portrait
     if images < batch * world:
-        with pytest.raises(ValueError, match="do not make one batch"):
+        with pytest.raises(InputError, match="do not make one batch"):
             AspectRatioBatches(aspect_ratios(landscape, portrait), batch, 0, world)
         return
     ratios = aspect_ratios(landscape, portrait)

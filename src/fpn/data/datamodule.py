@@ -260,17 +260,14 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
         dataset = self._datasets["train"]
         heights, widths = dataset.annotations.sizes.T
         overfits = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
-        try:
-            batches = AspectRatioBatches(
-                widths / heights,
-                self.batch_size,
-                *self._place(),
-                seed=self.seed,
-                reshuffle=not overfits,
-                repeats=self._repeats,
-            )
-        except ValueError as error:
-            raise InputError(f"{dataset.annotations.path}: {error}; lower batch_size") from None
+        batches = AspectRatioBatches(
+            widths / heights,
+            self.batch_size,
+            *self._place(),
+            seed=self.seed,
+            reshuffle=not overfits,
+            repeats=self._repeats,
+        )
         return TrainLoader(dataset, batches, self._position, name=dataset.file_of, **self._loading())
 
     def on_after_batch_transfer(self, batch: Batches, dataloader_idx: int) -> Batches:
@@ -436,10 +433,10 @@ class ShapesDataModule(CocoDataModule):
     def __init__(
         self,
         folder: str = "datasets/shapes",
-        train_count: int = 2000,
-        val_count: int = 200,
-        drawing_seed: int = 0,
-        long_side: int = 256,
+        train_count: PositiveInt = 2000,
+        val_count: PositiveInt = 200,
+        drawing_seed: NonNegativeInt = 0,
+        long_side: PositiveInt = 256,
         scene: Scene = "plain",
         images: ImageOptions = ImageOptions(),
         **kwargs: Any,

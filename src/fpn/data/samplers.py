@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from fpn.errors import InputError
+
 
 class Pick(NamedTuple):
     """One image to load."""
@@ -47,7 +49,7 @@ class AspectRatioBatches(Sampler[list[Pick]]):
         repeats: (I,) how often each image is to come in an epoch, 1 or more; None for once each.
 
     Raises:
-        ValueError: if there are fewer than B·W picks.
+        InputError: there are fewer than B·W picks.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class AspectRatioBatches(Sampler[list[Pick]]):
         """P."""
         if self.picks < batch_size * world_size:
             each = f"one batch of {batch_size} for each of {world_size} processes"
-            raise ValueError(f"{len(aspect_ratios)} images do not make {each}")
+            raise InputError(f"{len(aspect_ratios)} images do not make {each}; lower data.batch_size")
         self.landscape = np.asarray(aspect_ratios) >= 1
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.seed, self.reshuffle = seed, reshuffle

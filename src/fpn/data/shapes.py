@@ -27,6 +27,7 @@ from PIL import Image
 from fpn.console import tracked
 from fpn.data.scene import CATEGORIES, FRAMED_CATEGORIES, Annotation, draw_framed_scene, draw_scene
 from fpn.errors import InputError
+from fpn.settings import NonNegativeInt, PositiveInt
 
 _MANIFEST = "shapes.json"
 _FORMAT = "fpn shapes"
@@ -41,10 +42,10 @@ _SPLITS = ("train2017", "val2017")
 def generate_shapes(
     out: Path,
     *,
-    train: int = 2000,
-    val: int = 200,
-    seed: int = 0,
-    long_side: int = 256,
+    train: PositiveInt = 2000,
+    val: PositiveInt = 200,
+    seed: NonNegativeInt = 0,
+    long_side: PositiveInt = 256,
     scene: Scene = "plain",
 ) -> None:
     """Draw a data set of shapes in COCO's layout, unless it is there already with the same options.
@@ -64,15 +65,12 @@ def generate_shapes(
         scene: plain; or framed, where an object is what lies in a frame.
 
     Raises:
-        InputError: A parameter is out of range, or `out` holds something else, or shapes of other parameters.
+        InputError: `long_side` is less than 64, or `out` holds something else, or shapes of other parameters.
     """
-    given = {"train": (train, 1), "val": (val, 1), "seed": (seed, 0), "long_side": (long_side, 64)}
-    for name, (value, least) in given.items():
-        if value < least:
-            raise InputError(f"{name} of the shapes is {value}: give at least {least}")
-    if scene not in SCENES:
-        raise InputError(f"there is no scene {scene!r} of shapes; there are {', '.join(SCENES)}")
-    manifest = _manifest(train, val, seed, long_side, scene)
+    if long_side < 64:
+        raise InputError(f"long_side of the shapes is {long_side}: give at least 64")
+    made_of = {"scene": scene, "train": train, "val": val, "seed": seed, "long_side": long_side}
+    manifest = {"format": _FORMAT, "version": _VERSIONS[scene]} | made_of
     found = _read_manifest(out)
     if found == manifest:
         return
@@ -94,27 +92,13 @@ def generate_shapes(
             made.rename(out)
 
 
-def shapes_are_complete(out: Path, **parameters: Any) -> bool:
-    """Say whether `out` holds the data set that `generate_shapes` makes of the same parameters."""
-    return _read_manifest(out) == _manifest(**parameters)
-
-
-def _manifest(
-    train: int = 2000, val: int = 200, seed: int = 0, long_side: int = 256, scene: str = "plain"
-) -> dict[str, Any]:
-    """What a data set says of itself, by default one of `generate_shapes`' defaults."""
-    made_of = {"scene": scene, "train": train, "val": val, "seed": seed, "long_side": long_side}
-    return {"format": _FORMAT, "version": _VERSIONS[scene], **made_of}
-
-
 def _read_manifest(out: Path) -> dict[str, Any] | None:
     """What the folder says of itself; None where it is no shapes data set."""
     try:
         found = json.loads((out / _MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    # Before there was a choice, all were plain.
-    return {"scene": "plain", **found} if isinstance(found, dict) and found.get("format") == _FORMAT else None
+    return found if isinstance(found, dict) and found.get("format") == _FORMAT else None
 
 
 def _write_split(root: Path, split: int, count: int, seed: int, long_side: int, scene: Scene) -> None:
