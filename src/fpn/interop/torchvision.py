@@ -84,7 +84,7 @@ def load_torchvision(
         The detector, in evaluation mode.
 
     Raises:
-        InputError: no such file, the weights are not of such a model, or norm_eps beside a bottom_up.
+        InputError: no such file, or the weights are not of such a model.
     """
     source, content = content_of(weights)
     state = from_torchvision(content, source)
@@ -94,8 +94,6 @@ def load_torchvision(
         )
     arguments = arguments_in(*configs_of(source, content)) | faster_rcnn
     if norm_eps is not None:
-        if "bottom_up" in faster_rcnn:
-            raise InputError(f"norm_eps {norm_eps} is of the bottom-up, which is given too: say it there")
         arguments["bottom_up"] = partial(arguments["bottom_up"], norm_eps=norm_eps)
     return filled(
         FasterRCNN(len(state[SCORES]) - 1, **with_threshold(arguments, score_threshold)), state, source
