@@ -210,12 +210,10 @@ class Entries:
         values = [entry.get(key) for entry in self._entries]
         if not all_of(values, int):
             values = self._converted(key, ID, values).tolist()
-        if not all_of(values, int):
-            return np.array(values, dtype=np.object_)
-        try:
-            return np.array(values, dtype=np.int64)
-        except OverflowError:
-            return np.array(values, dtype=np.object_)
+        if all_of(values, int):
+            with suppress(OverflowError):
+                return np.array(values, dtype=np.int64)
+        return np.array(values, dtype=np.object_)
 
     def unique(self) -> Ids:
         """The ids; that an earlier entry has the same is a fault."""
