@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fpn.evaluation import Pyramid, diagnose, diagnose_proposals, matching
+from fpn.evaluation import Pyramid, diagnose, diagnose_proposals, engines, matching
 from fpn.evaluation.diagnosis import KINDS
 from fpn.evaluation.engines import accumulate, class_agnostic
 from fpn.evaluation.inputs import GroundTruth, Results, read_results, read_truth
@@ -279,9 +279,10 @@ def test_sizes_and_levels_equal_pycocotools(
     levels = [(low, math.nextafter(high, 0)) for low, high in itertools.pairwise(edges)]
     boxes = at_input[0].boxes
     by_box = at_input[0]._replace(areas=boxes[:, 2] * boxes[:, 3]), at_input[1]
-    table = accumulate(*by_box, (100,), areas=levels, engine="pycocotools").precision[..., 0]
+    monkeypatch.setattr(engines, "AREA_RANGES", levels)
+    table = accumulate(*by_box, (100,), engine="pycocotools").precision[..., 0]
     agnostic = class_agnostic(*by_box)
-    recalls = accumulate(*agnostic, (10, 100, 1000), areas=levels, engine="pycocotools").recall[:, 0]
+    recalls = accumulate(*agnostic, (10, 100, 1000), engine="pycocotools").recall[:, 0]
     for place, (one, other) in enumerate(zip(found.groups[6:], proposed.groups[6:], strict=True)):
         valid = table[..., place][table[..., place] > -1]
         assert one.scores["AP"] == pytest.approx(valid.mean(), abs=1e-12)

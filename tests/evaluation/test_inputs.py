@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fpn.errors import InputError
-from fpn.evaluation import evaluate_boxes, evaluate_proposals
+from fpn.evaluation import evaluate_proposals, score_boxes
 from fpn.evaluation.inputs import read_truth
 
 TRUTH: dict[str, Any] = {
@@ -22,9 +22,9 @@ TRUTH: dict[str, Any] = {
 RESULT: dict[str, Any] = {"image_id": 5, "category_id": 3, "bbox": [0, 0, 8, 8], "score": 0.5}
 
 
-def refused(annotations: Any, results: Any, *parts: str, **options: Any) -> None:
+def refused(annotations: Any, results: Any, *parts: str) -> None:
     with pytest.raises(InputError) as caught:
-        evaluate_boxes(annotations, results, **options)
+        score_boxes(annotations, results)
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -56,7 +56,7 @@ def test_annotation_files_that_are_not_coco(tmp_path: Path, content: bytes | Non
     [
         (None, ["no such results file", "check the path"]),
         (b"", ["not a JSON file", "COCO results file"]),
-        (b'{"annotations": []}', ["an object", "list of results"]),
+        (b'{"annotations": []}', ["an object", "not a list of objects"]),
         (
             b'[{"image_id": 5, "category_id": 3, "bbox": [0, 0, 1, 1], "score": NaN}]',
             ["'score' of entry 0 is nan, not a finite number"],
@@ -170,8 +170,8 @@ def test_results_of_what_is_not_listed_are_left_out_and_told(tmp_path: Path) -> 
         RESULT | {"category_id": 8},
     ]
     with pytest.warns(UserWarning, match="ids: ") as told:
-        scores = evaluate_boxes(TRUTH, results)
-    assert scores == pytest.approx(evaluate_boxes(TRUTH, [RESULT]), nan_ok=True)
+        scores = score_boxes(TRUTH, results).overall
+    assert scores == pytest.approx(score_boxes(TRUTH, [RESULT]).overall, nan_ok=True)
     lines = [str(one.message) for one in told]
     assert "image ids: 1 (77) not in annotations: 1 of 4 results" in lines[0]
     assert "category ids: 2 (dog, 8) not in annotations: 2 of 4 results" in lines[1]
@@ -181,21 +181,9 @@ def test_strings_that_spell_an_integer_are_that_integer() -> None:
     data = copy.deepcopy(TRUTH)
     data["images"][0]["id"] = data["annotations"][0]["image_id"] = "5"
     found = [RESULT | {"category_id": "3"}]
-    assert evaluate_boxes(data, found) == pytest.approx(evaluate_boxes(TRUTH, [RESULT]), nan_ok=True)
-    assert (
-        evaluate_boxes(data, found, image_ids=[5])["AP"] == evaluate_boxes(data, found, image_ids=["5"])["AP"]
+    assert score_boxes(data, found).overall == pytest.approx(
+        score_boxes(TRUTH, [RESULT]).overall, nan_ok=True
     )
-
-
-def test_unknown_images_to_score_and_unknown_engine() -> None:
-    refused(TRUTH, [], "1 (8)", image_ids=[5, 8])
-    refused(TRUTH, [], "'fast'", "faster, pycocotools", engine="fast")
-    with pytest.raises(InputError, match="limits"):
-        evaluate_proposals(TRUTH, [], limits=[0])
-
-
-def test_no_images_to_score_is_not_all_images() -> None:
-    assert np.isnan(evaluate_boxes(TRUTH, [RESULT], image_ids=[])["AP"])
 
 
 @pytest.mark.parametrize(
@@ -216,7 +204,9 @@ def test_what_is_written_otherwise_and_means_the_same(change: Callable[[Any], No
     for one, other in zip(read_truth(data), read_truth(TRUTH), strict=True):
         assert np.array_equal(one, other)
     found = [RESULT | {"image_id": 5.0}]
-    assert evaluate_boxes(data, found) == pytest.approx(evaluate_boxes(TRUTH, [RESULT]), nan_ok=True)
+    assert score_boxes(data, found).overall == pytest.approx(
+        score_boxes(TRUTH, [RESULT]).overall, nan_ok=True
+    )
 
 
 @pytest.mark.parametrize("change", [drop("annotations", 0, "area"), put("annotations", 0, "area", None)])
@@ -233,4 +223,6 @@ def test_numbers_of_numpy_are_numbers() -> None:
         "bbox": np.array([0, 0, 8, 8], dtype=np.float32),
         "score": np.float32(0.5),
     }
-    assert evaluate_boxes(TRUTH, [entry]) == pytest.approx(evaluate_boxes(TRUTH, [RESULT]), nan_ok=True)
+    assert score_boxes(TRUTH, [entry]).overall == pytest.approx(
+        score_boxes(TRUTH, [RESULT]).overall, nan_ok=True
+    )

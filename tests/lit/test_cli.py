@@ -18,7 +18,7 @@ from lit_runs import TEN_STEPS, kept, scores_of
 from pages import page_of
 from processes import run, together
 
-from fpn.evaluation import evaluate_boxes, evaluate_proposals
+from fpn.evaluation import evaluate_proposals, score_boxes
 from fpn.lit.cli import COMMANDS, main
 from fpn.lit.help_pages import PAGES
 from fpn.lit.module import DetectionModule
@@ -93,7 +93,7 @@ def test_fit_test_predict_evaluate(
     assert "canonical_size: 56" in page.text
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
-    again = evaluate_boxes(truth, folder / "detections.json", engine="pycocotools")
+    again = score_boxes(truth, folder / "detections.json", engine="pycocotools").overall
     assert {key: scores[key] for key in again} == pytest.approx(again, abs=1e-12, nan_ok=True)
     for flags in ([], ["--proposals"]):
         main(["evaluate", "--annotations", str(truth), "--results", str(folder / "detections.json"), *flags])

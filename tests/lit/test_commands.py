@@ -21,7 +21,7 @@ from fpn.data.datamodule import CocoDataModule
 from fpn.data.options import ImageOptions, Split
 from fpn.data.proposals import Proposals, file_hash
 from fpn.data.results import RESULTS
-from fpn.evaluation import evaluate_boxes, evaluate_proposals
+from fpn.evaluation import evaluate_proposals, score_boxes
 from fpn.lit.cli import main
 
 RUN = "runs/tiny/version_0/checkpoints/last.ckpt"
@@ -250,7 +250,7 @@ def test_results_of_an_annotated_split(trained: Callable[[str], Path], shapes: P
         assert one["score"] == pytest.approx(other["score"], abs=6e-6)
         assert one["score"] == round(one["score"], 5)
     scores = scores_of(newest_test(checkpoint))
-    rescored = evaluate_boxes(truth, "predictions/detections.json")
+    rescored = score_boxes(truth, "predictions/detections.json").overall
     assert rescored["AR@100"] == pytest.approx(scores["AR@100"], abs=0.02)
 
     # Pictures when they are asked for, and one for each image.

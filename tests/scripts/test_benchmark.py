@@ -17,7 +17,7 @@ from torch import Tensor
 import benchmark
 from benchmarks import comparison, infer, inputs, parts, scaling, stages, train
 from benchmarks.comparison import DisagreementError, Run, Work
-from fpn.evaluation import evaluate_boxes
+from fpn.evaluation import score_boxes
 
 Given = tuple[Path, list[Path]]
 
@@ -157,7 +157,7 @@ def test_scoring(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     out = capsys.readouterr().out
     assert out.count("| pycocotools |") == out.count("Outputs agree") == 2
     parts.write_files(tmp_path / "made", 20, 12)
-    scores = evaluate_boxes(tmp_path / "made" / parts.TRUTH, tmp_path / "made" / parts.RESULTS)
+    scores = score_boxes(tmp_path / "made" / parts.TRUTH, tmp_path / "made" / parts.RESULTS).overall
     assert 0.1 < scores["AP"] < 0.9
     usual = parts.evaluate_proposals
 

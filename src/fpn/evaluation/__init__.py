@@ -13,8 +13,6 @@ from fpn.evaluation.metric import Truth as Truth
 from fpn.evaluation.metrics import BoxAP as BoxAP
 from fpn.evaluation.metrics import ProposalRecall as ProposalRecall
 from fpn.evaluation.scoring import BoxScores as BoxScores
-from fpn.evaluation.scoring import evaluate_boxes as evaluate_boxes
-from fpn.evaluation.scoring import evaluate_categories as evaluate_categories
 from fpn.evaluation.scoring import evaluate_proposals as evaluate_proposals
 from fpn.evaluation.scoring import score_boxes as score_boxes
 from fpn.evaluation.tables import box_table as box_table

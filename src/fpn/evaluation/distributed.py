@@ -36,6 +36,8 @@ class COCOMetric(Metric):
 
     higher_is_better = True
 
+    on: Truth
+    """What is scored against."""
     images: list[Tensor] | Tensor
     """(I,) ids of the images seen, as numbers, with or without detections."""
     counts: list[Tensor] | Tensor
@@ -54,8 +56,6 @@ class COCOMetric(Metric):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.on: Truth | None = None
-        """What is scored against."""
         self._truth: GroundTruth | None = None
         self._gathered: tuple[GroundTruth, Results] | None = None
         for name in self._empties:
@@ -66,13 +66,8 @@ class COCOMetric(Metric):
         self.on, self._truth = truth, None
 
     def update(self, batch: Batch, found: Inference) -> None:
-        """Adds what was found in a batch.
-
-        Raises ValueError where that is of another number of images.
-        """
+        """Adds what was found in a batch."""
         detections = self._scored_boxes(found)
-        if len(batch.image_ids) != len(detections):
-            raise ValueError(f"{len(batch.image_ids)} image ids, but detections of {len(detections)} images")
         self._gathered = None
         self._append("images", torch.tensor(batch.image_ids, dtype=torch.int64))
         self._append("counts", torch.tensor([len(one.scores) for one in detections], dtype=torch.int64))
@@ -111,7 +106,7 @@ class COCOMetric(Metric):
         """Those of which the annotation file has no object."""
         blank = copy.deepcopy(self)
         blank.reset()
-        blank.on, blank._truth = self.on, self._read()
+        blank._truth = self._read()
         blank._append("images", torch.tensor(blank._truth.image_ids))
         blank._append("counts", torch.zeros(len(blank._truth.image_ids)))
         return {name for name, value in blank._scored(blank._score()).items() if math.isnan(value)}
@@ -155,12 +150,6 @@ class COCOMetric(Metric):
         super().reset()
         self._gathered = None
 
-    @property
-    def _against(self) -> Truth:
-        if self.on is None:
-            raise RuntimeError(f"{type(self).__name__} was not told by score_on what it scores against")
-        return self.on
-
     @abstractmethod
     def _scored_boxes(self, found: Inference) -> list[Detections]:
         """Those of what was found that are scored."""
@@ -195,9 +184,7 @@ class COCOMetric(Metric):
 
     def _read(self) -> GroundTruth:
         if self._truth is None:
-            self._truth = read_truth(
-                self._against.annotations, tell=lambda line: None, crowds=self._against.crowds
-            )
+            self._truth = read_truth(self.on.annotations, tell=lambda line: None, crowds=self.on.crowds)
         return self._truth
 
     def _flat(self) -> Results:

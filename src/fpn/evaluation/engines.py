@@ -13,7 +13,7 @@ import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import faster_coco_eval
 import numpy as np
@@ -22,7 +22,6 @@ import pycocotools.cocoeval
 
 from fpn.data.coco_file import uncollected
 from fpn.data.entries import places_in
-from fpn.errors import InputError
 from fpn.evaluation.inputs import GroundTruth, Results
 
 Engine = Literal["faster", "pycocotools"]
@@ -46,20 +45,13 @@ def accumulate(
     truth: GroundTruth,
     results: Results,
     limits: Sequence[int],
-    *,
-    areas: Sequence[tuple[float, float]] = AREA_RANGES,
     engine: Engine = "faster",
 ) -> Accumulated:
     """Matches results to the ground truth of the images in `truth` by the COCO protocol.
 
-    `limits` are the numbers of best results per image and category that count, ascending; `areas` are ranges
-    of the annotations' areas in square pixels, to both of which ends an object may belong. Results of other
+    `limits` are the numbers of best results per image and category that count, ascending. Results of other
     images than those of `truth` are left out. Categories are in the order of `truth.categories`.
-
-    Raises InputError for an unknown engine.
     """
-    if engine not in get_args(Engine):
-        raise InputError(f"engine: {engine!r} is unknown; use one of {', '.join(get_args(Engine))}")
     if engine == "faster":
         # Its default prints nothing but logs at level INFO, which many programs show.
         evaluator = partial(faster_coco_eval.COCOeval_faster, print_function=lambda *_: None)
@@ -77,7 +69,7 @@ def accumulate(
             _indexed(index, truth, found),
             "bbox",
         )
-        evaluation.params.areaRng = [list(bounds) for bounds in areas]
+        evaluation.params.areaRng = [list(bounds) for bounds in AREA_RANGES]
         evaluation.params.maxDets = list(limits)
         evaluation.evaluate()
         evaluation.accumulate()

@@ -16,7 +16,7 @@ import numpy as np
 
 from fpn.data.coco_file import CocoFile, Crowds, read_json
 from fpn.data.entries import Entries, places_in
-from fpn.data.fields import BOX, NUMBER, identity, kind_of
+from fpn.data.fields import BOX, NUMBER, identity
 from fpn.errors import InputError
 
 AnnotationSource = str | Path | Mapping[str, Any]
@@ -67,18 +67,11 @@ class GroundTruth(NamedTuple):
             raise self.refusal("image ids to score", unknown.tolist(), "images")
         return self.at(np.searchsorted(self.image_ids, wanted))
 
-    def image_numbers(self, image_ids: Iterable[int | str]) -> list[int]:
-        """The numbers of images by the file's own ids; InputError where one is not in the file."""
-        wanted = list(image_ids)
-        numbers = _numbers(map(identity, wanted), self.image_ids, self.images_as_written)
-        unknown = [id_ for id_, number in zip(wanted, numbers, strict=True) if number is None]
-        if unknown:
-            raise self.refusal("image ids to score", unknown, "images")
-        return [number for number in numbers if number is not None]
-
     def category_numbers(self, ids: Iterable[int | str]) -> list[int | None]:
         """The numbers of categories by the file's own ids; None where one is not in the file."""
-        return _numbers(map(identity, ids), np.array([*self.categories]), self.categories_as_written)
+        numbers = np.array([*self.categories])
+        known = dict(zip(_keys(numbers, self.categories_as_written).tolist(), numbers.tolist(), strict=True))
+        return [known.get(identity(id_)) for id_ in ids]
 
     def refusal(self, what: str, unknown: list[Any], whose: str) -> InputError:
         """Says '3 (5, 8, 9)', or '12 (1, 2, 3, …)': how many, and the first of them."""
@@ -155,8 +148,6 @@ def read_results(
     and where all results would be left out.
     """
     source, data = _load(results, "results")
-    if not isinstance(data, list):
-        raise InputError(f"{source}: a JSON list of results is expected, not {kind_of(data)}")
     entries = Entries(source, "results", data)
     given = {"image": entries.keys("image_id")}
     categories = entries.keys("category_id")
@@ -208,13 +199,6 @@ def _keys(numbers: np.ndarray, as_written: Mapping[int, int | str]) -> np.ndarra
     keys = [identity(as_written.get(number, number)) for number in numbers.tolist()]
     whole = all(isinstance(key, int) and -(2**63) <= key < 2**63 for key in keys)
     return np.array(keys, dtype=np.int64 if whole else np.object_)
-
-
-def _numbers(
-    keys: Iterable[int | str | None], numbers: np.ndarray, as_written: Mapping[int, int | str]
-) -> list[int | None]:
-    known = dict(zip(_keys(numbers, as_written).tolist(), numbers.tolist(), strict=True))
-    return [None if key is None else known.get(key) for key in keys]
 
 
 def _some(ids: list[Any]) -> str:

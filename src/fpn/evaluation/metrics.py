@@ -66,18 +66,18 @@ class BoxAP(COCOMetric):
 
     def _scored_boxes(self, found: Inference) -> list[Detections]:
         # Detections of classes that no category has are left out.
-        return [one.among(self._against.categories) for one in found.detections or ()]
+        return [one.among(self.on.categories) for one in found.detections or ()]
 
     def _score(self) -> BoxScores:
         truth, results = self._seen()
-        ids = self._against.categories.listed().ids
+        ids = self.on.categories.listed().ids
         numbers = zip(ids, truth.category_numbers(ids), strict=True)
         if all(number is None for _, number in numbers):
             raise InputError(
                 f"{truth.source}: it has none of the detector's category ids, as {list(ids[:3])}; "
                 "give the annotation file of the detector's classes"
             )
-        return box_scores(truth, results, engine=self._against.engine)
+        return box_scores(truth, results, engine=self.on.engine)
 
     def _scored(self, scores: BoxScores) -> dict[str, float]:
         self.by_category, self.precision = scores.categories, scores.precision
@@ -93,11 +93,11 @@ class BoxAP(COCOMetric):
         return numbers[labels - 1]
 
     def _categories_as_written(self) -> Mapping[int, int | str]:
-        return dict(zip(self._numbers(), self._against.categories.ids, strict=True))
+        return dict(zip(self._numbers(), self.on.categories.ids, strict=True))
 
     def _numbers(self) -> list[int]:
         """By label; of what the annotation file does not list, one that is no category's there."""
-        ids = self._against.categories.ids
+        ids = self.on.categories.ids
         known = [None for _ in ids] if self._truth is None else self._truth.category_numbers(ids)
         return [_UNLISTED - place if number is None else number for place, number in enumerate(known)]
 
@@ -142,7 +142,7 @@ class ProposalRecall(COCOMetric):
         return found.proposals
 
     def _score(self) -> dict[str, float]:
-        return proposal_scores(*self._seen(), engine=self._against.engine)
+        return proposal_scores(*self._seen(), engine=self.on.engine)
 
     def _scored(self, scores: dict[str, float]) -> dict[str, float]:
         return {f"{_PREFIX}{name}": value for name, value in scores.items()}

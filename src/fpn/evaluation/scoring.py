@@ -5,13 +5,11 @@ file (of the masks, in COCO): small is below 32², large above 96² pixels; resu
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from fpn.data.coco_file import uncollected
-from fpn.errors import InputError
 from fpn.evaluation.engines import AREA_RANGES, Engine, accumulate, by_images, class_agnostic
 from fpn.evaluation.inputs import (
     AnnotationSource,
@@ -51,29 +49,15 @@ def score_boxes(
     results: ResultSource,
     *,
     engine: Engine = "faster",
-    image_ids: Sequence[int | str] | None = None,
 ) -> BoxScores:
     """COCO's twelve numbers and their table by category, from one evaluation.
 
-    `annotations` and `results` are COCO files or what such files hold; `image_ids` restricts the scores to
-    these images (all of the annotation file by default). An empty list of results scores 0.
+    `annotations` and `results` are COCO files or what such files hold. An empty list of results scores 0.
 
     Raises InputError for files, entries or ids that cannot be scored. Source: the COCO detection protocol
     (cocodataset.org/#detection-eval); paper, Tables 2–4.
     """
-    return box_scores(*_read(annotations, results, image_ids, with_categories=True), engine=engine)
-
-
-def evaluate_boxes(annotations: AnnotationSource, results: ResultSource, **options: Any) -> dict[str, float]:
-    """COCO's twelve numbers, `score_boxes(…).overall`, by whose arguments."""
-    return score_boxes(annotations, results, **options).overall
-
-
-def evaluate_categories(
-    annotations: AnnotationSource, results: ResultSource, **options: Any
-) -> dict[str, dict[str, float]]:
-    """COCO's AP numbers of each category by name, `score_boxes(…).categories`, by whose arguments."""
-    return score_boxes(annotations, results, **options).categories
+    return box_scores(*_read(annotations, results, with_categories=True), engine=engine)
 
 
 def evaluate_proposals(
@@ -81,18 +65,14 @@ def evaluate_proposals(
     results: ResultSource,
     *,
     engine: Engine = "faster",
-    image_ids: Sequence[int | str] | None = None,
-    limits: Sequence[int] = PROPOSAL_LIMITS,
 ) -> dict[str, float]:
-    """Class-agnostic average recall over IoU .50:.95 of raw proposals, at `limits` proposals per image.
+    """Class-agnostic average recall over IoU .50:.95 of raw proposals, at 100 and at 1000 per image.
 
-    Keys: AR@100 AR@100_small AR@100_medium AR@100_large, and the same for every other limit. Every ground
-    truth counts, also in images without proposals; crowds are ignored. Arguments and errors as in
-    `score_boxes`, but results need no `category_id`. Source: paper, Sec. 5.1 and Table 1; pycocotools'
-    `COCOeval` with `useCats = 0`.
+    Keys: `PROPOSAL_NAMES`. Every ground truth counts, also in images without proposals; crowds are ignored.
+    Arguments and errors as in `score_boxes`, but results need no `category_id`. Source: paper, Sec. 5.1 and
+    Table 1; pycocotools' `COCOeval` with `useCats = 0`.
     """
-    truth, found = _read(annotations, results, image_ids, with_categories=False)
-    return proposal_scores(truth, found, engine=engine, limits=limits)
+    return proposal_scores(*_read(annotations, results, with_categories=False), engine=engine)
 
 
 def box_scores(truth: GroundTruth, results: Results, *, engine: Engine = "faster") -> BoxScores:
@@ -106,48 +86,34 @@ def box_scores(truth: GroundTruth, results: Results, *, engine: Engine = "faster
     return BoxScores(overall, by_name, table.precision[..., 0, -1])
 
 
-def proposal_scores(
-    truth: GroundTruth,
-    results: Results,
-    *,
-    engine: Engine = "faster",
-    limits: Sequence[int] = PROPOSAL_LIMITS,
-) -> dict[str, float]:
+def proposal_scores(truth: GroundTruth, results: Results, *, engine: Engine = "faster") -> dict[str, float]:
     """`evaluate_proposals` of what has been read and checked already."""
-    ascending = sorted(set(limits))
-    if not ascending or ascending[0] < 1:
-        raise InputError(f"limits: {list(limits)} given; give one or more numbers of proposals, from 1 up")
     lower, upper = np.array(AREA_RANGES).T
     objects = np.zeros(len(AREA_RANGES), dtype=np.int64)
-    found = np.zeros((10, len(AREA_RANGES), len(ascending)))
+    found = np.zeros((10, len(AREA_RANGES), len(PROPOSAL_LIMITS)))
     # The engines take 1.5 kB per proposal, 7 GB for 1000 on each of 5000 images. Recall is found / objects,
     # both of them counts, so parts of the images give exactly what all at once would.
     for part, some in by_images(*class_agnostic(truth, results), IMAGES_AT_ONCE):
         sizes = part.areas[~part.crowd][:, None]
         among = ((lower <= sizes) & (sizes <= upper)).sum(axis=0)
-        found += np.rint(accumulate(part, some, ascending, engine=engine).recall[:, 0] * among[:, None])
+        recall = accumulate(part, some, PROPOSAL_LIMITS, engine=engine).recall[:, 0]
+        found += np.rint(recall * among[:, None])
         objects += among
     recall = np.where(objects[:, None] > 0, found / np.maximum(objects, 1)[:, None], -1)
     # Averaged here, because pycocotools' `summarize` gives -1 for limits other than 100.
     return {
         f"AR@{limit}{area}": _mean(recall[:, a, i])
-        for i, limit in enumerate(ascending)
+        for i, limit in enumerate(PROPOSAL_LIMITS)
         for a, area in enumerate(AREAS)
     }
 
 
 @uncollected()
 def _read(
-    annotations: AnnotationSource,
-    results: ResultSource,
-    image_ids: Sequence[int | str] | None,
-    with_categories: bool,
+    annotations: AnnotationSource, results: ResultSource, with_categories: bool
 ) -> tuple[GroundTruth, Results]:
     truth = read_truth(annotations)
-    found = read_results(results, truth, with_categories=with_categories)
-    if image_ids is not None:
-        truth = truth.restricted_to(truth.image_numbers(image_ids))
-    return truth, found
+    return truth, read_results(results, truth, with_categories=with_categories)
 
 
 def _average_precisions(precision: np.ndarray) -> dict[str, float]:

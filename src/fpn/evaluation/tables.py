@@ -16,7 +16,7 @@ OF_CATEGORY = {name: name for name in ("AP", "AP50", "AP75")} | {f"AP{area}": ar
 
 
 def box_table(scores: Mapping[str, float]) -> Table:
-    """COCO's twelve numbers, `evaluate_boxes`, by kind and area."""
+    """COCO's twelve numbers, `BoxScores.overall`, by kind and area."""
     table = _by_area("Boxes (%)")
     for row in box_rows(scores):
         table.add_row(*row)
@@ -40,7 +40,7 @@ def proposal_table(scores: Mapping[str, float]) -> Table:
 
 
 def category_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
-    """AP of each category, `evaluate_categories`, in the order given."""
+    """AP of each category, `BoxScores.categories`, in the order given."""
     table = Table(title="AP by category (%)")
     table.add_column("category", overflow="fold")
     for heading in OF_CATEGORY.values():
