@@ -49,20 +49,14 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str], about
                 },
                 verbose=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
+        assert written is not None  # of this kind of export
+        onnx.checker.check_model(written.model_proto)
+    except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
         found = _UNKNOWN.findall(f"{error} {error.__cause__}")
         unknown = sorted({name.removesuffix(".default") for name in found})  # the same one, told twice
         what = f"ONNX has nothing for {', '.join(unknown)}" if unknown else str(error).splitlines()[0]
         raise InputError(
             f"this detector cannot be exported to ONNX: {what}; try --format torch_export"
-        ) from error
-    assert written is not None  # of this kind of export
-    try:
-        onnx.checker.check_model(written.model_proto)
-    except onnx.checker.ValidationError as error:
-        line = str(error).splitlines()[0]
-        raise InputError(
-            f"this detector cannot be exported to ONNX: {line}; try --format torch_export"
         ) from error
     for node in written.model.graph.all_nodes():
         node.metadata_props.clear()  # whence it came, as paths of this machine
