@@ -218,7 +218,7 @@ def _own(row: Row, scale: Sequence[Path]) -> Row:
     file = Path(row.file)
     asked = [f"--import {module}" for module in asked_for()]
     if missing := [flag for flag in flags_for([read_yaml(file), detector(file)]) if flag not in asked]:
-        raise InputError(f"{row.file}: `fpn test` imports what is yours only when asked: add {' '.join(missing)}")
+        raise InputError(f"{row.file}: `fpn test` imports it only when asked: add {' '.join(missing)}")
     named = settings_of(["--config", row.file]).items()
     if not scale or not any(_is_class(name, value) for name, value in named):
         return row
