@@ -29,7 +29,6 @@ GROUND = {
     "palette",
     "parsing",
     "shipped",
-    "upgrade",
     "words",
 }
 
@@ -48,7 +47,6 @@ ALLOWED: dict[str, set[str]] = {
     "trust": {"errors"},
     "parsing": {"errors"},
     "shipped": {"errors", "console"},
-    "upgrade": {"errors"},
     "words": {"errors"},
     "devices": {"errors"},
     "ops": {"ops"},

@@ -20,7 +20,6 @@ from fpn.models.detectors import Detector, FasterRCNN
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, check_remembered
 from fpn.types import Categories
-from fpn.upgrade import upgraded
 from fpn.weights import check_weights, read_checkpoint
 
 _SPLITS = ("train", "val", "test")
@@ -83,7 +82,7 @@ def kept_in(checkpoint: Mapping[str, Any], path: str | Path) -> Kept:
     if not isinstance(kept, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of this project: `fpn fit` did not write it")
     try:
-        given = upgraded(kept["config"]) if "detector" in kept["config"].get("model", {}) else {}
+        given = kept["config"] if "detector" in kept["config"].get("model", {}) else {}
         config = {part: given[part] for part in ("model", "data") if given}
         mappings = [config["data"], config["model"]["detector"]] if config else []
         loggers = kept.get("loggers", {})

@@ -157,11 +157,6 @@ def test_a_run_goes_on_with_the_optimiser_it_had(config: str, capsys: pytest.Cap
     for given, told in OTHER_OPTIONS:
         assert f"trained with {told}: leave it" in refused(capsys, "fit", *schedule, *more, *given)
     main(["fit", *schedule, *more])
-    # One of before these were kept.
-    content = torch.load(last, weights_only=True)
-    del content["fpn"]["options"], content["fpn"]["trainer_options"]
-    torch.save(content, "older.ckpt")
-    main(["fit", *schedule, *more[:-1], "older.ckpt"])
 
 
 def test_options_of_the_trainer_that_a_checkpoint_was_trained_with_are_asked_for(config: str) -> None:

@@ -17,7 +17,6 @@ from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead, TwoFCHead
 from fpn.ops.boxes import decode_boxes, encode_boxes
 from fpn.types import Batch, Targets
-from fpn.upgrade import upgraded
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
@@ -107,26 +106,6 @@ def test_one_line_of_a_configuration_names_one() -> None:
     detector = build_detector([small, {"rpn_box_loss": {"beta": 0.0}, "rpn_loss_per_image": 256}], 3)
     assert isinstance(detector, FasterRCNN)
     assert (detector.rpn_box_loss.beta, detector.rpn_loss_per_image) == (0, 256)
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_configurations_of_before_mean_the_same(whole: bool) -> None:
-    old = {
-        "loss": {"rpn_beta": 0.0, "roi_beta": 0.5, "rpn_per_image": 256},
-        "bottom_up": {"name": "resnet10", "width": 4},
-    }
-    for kind in ("FasterRCNN", "FastRCNN", "ProposalNetwork"):
-        part = {"class_path": f"fpn.{kind}", "init_args": old} if whole else old
-        new = upgraded({"model": {"detector": part, "lr": 1}})
-        assert new["model"]["lr"] == 1
-        assert upgraded(new) == new
-        detector = build_detector([new["model"]["detector"]], 3)
-        if hasattr(detector, "rpn"):
-            assert (detector.rpn_box_loss.beta, detector.rpn_loss_per_image) == (0, 256)
-        if hasattr(detector, "roi_head"):
-            assert detector.roi_box_loss.beta == 0.5
-    for other in ({}, {"model": None}, {"model": {"detector": None}}, {"data": {"loss": 3}}):
-        assert upgraded(other) == other
 
 
 def test_a_loss_is_given_as_a_class_or_as_one() -> None:

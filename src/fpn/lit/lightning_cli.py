@@ -55,7 +55,6 @@ from fpn.lit.watching import names
 from fpn.models.detectors import FasterRCNN
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, import_named, only_installed
-from fpn.upgrade import upgraded
 from fpn.words import options_of, read_yaml, value_of
 
 _PACKAGES = {
@@ -341,10 +340,9 @@ def _loggers(config: Namespace) -> list[Namespace]:
 
 
 def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
-    """The words, with the options of earlier versions in configuration files as they are called now.
+    """The words, and what each of the configuration files that they name holds.
 
-    What a file adds to the trainer's lists, as `logger+`, is added to what all files give. Besides, what each
-    of the files holds.
+    What a file adds to the trainer's lists, as `logger+`, is added to what all files give.
     """
     words, contents = list(words), []
     added: list[str] = []
@@ -352,9 +350,6 @@ def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:
         if option != "--config":
             continue
         content = read_yaml(Path(file))
-        if isinstance(content, dict) and (today := upgraded(content)) != content:
-            rank_zero_info(f"{file} is of an earlier version: its options are read as they are called now")
-            words[number] = as_word(content := today)
         contents.append(content)
         trainer = content.get("trainer") if isinstance(content, dict) else None
         if isinstance(trainer, dict) and (more := {k: v for k, v in trainer.items() if k.endswith("+")}):

@@ -71,7 +71,7 @@ def made_of(
     """
     kept = kept_in(checkpoint, path)
     takes = accepts(kind)
-    if lacking := [name for name in checkpoint["fpn"].get("untold", ()) if name not in given and takes(name)]:
+    if lacking := [name for name in checkpoint["fpn"]["untold"] if name not in given and takes(name)]:
         raise InputError(
             f"{path} does not tell its {lacking[0]}, which a function made: give {lacking[0]}= here, and "
             "where it is trained make it of a class or functools.partial"
@@ -97,18 +97,12 @@ def take_up(module: "DetectionModule", checkpoint: dict[str, Any]) -> None:
         InputError: it is of another detector, was trained for other categories or with other numbers of
             images, or has no optimiser to go on with.
     """
-    kept, trainer = checkpoint.get("fpn"), _trainer_of(module)
-    if kept is not None:
-        module.trained_for = kept_in(checkpoint, "the checkpoint").categories
-        if trainer is not None:
-            refuse_other_categories(module)
-    # Older ones may hold something of the metrics too.
-    weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("_metrics.")}
-    check_weights(module.state_dict(), weights, "the checkpoint")
-    checkpoint["state_dict"] = weights
-    if kept is None:
-        return
-    module.seed = kept.get("seed", module.seed)
+    module.trained_for = kept_in(checkpoint, "the checkpoint").categories
+    kept, trainer = checkpoint["fpn"], _trainer_of(module)
+    if trainer is not None:
+        refuse_other_categories(module)
+    check_weights(module.state_dict(), checkpoint["state_dict"], "the checkpoint")
+    module.seed = kept["seed"]
     if trainer is None or trainer.state.fn != TrainerFn.FITTING:
         return
     if not checkpoint.get("optimizer_states"):
@@ -122,13 +116,13 @@ def take_up(module: "DetectionModule", checkpoint: dict[str, Any]) -> None:
             f"{module.images_per_step}: choose data.batch_size, trainer.devices and "
             f"trainer.accumulate_grad_batches so that they agree"
         )
-    module.options_before = {"model.lr_factors": {}} | kept.get("options", {})
-    for name, before, now in _changed(kept.get("trainer_options", {}), _trainer_options(module.trainer)):
+    module.options_before = kept["options"]
+    for name, before, now in _changed(kept["trainer_options"], _trainer_options(module.trainer)):
         rank_zero_warn(
             f"the checkpoint was trained with {name} {before}, this run goes on with {now}: no checkpoint "
             "remembers the trainer's options, so give them again"
         )
-    if (lost := kept.get("untold_of_data")) and not module.data.untold:
+    if (lost := kept["untold_of_data"]) and not module.data.untold:
         rank_zero_warn(
             f"the checkpoint does not tell {', '.join(lost)} of its data: see that this run is given the same"
         )
@@ -159,7 +153,7 @@ def refuse_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Refuse other options than the checkpoint's, which is restored with what they made of it.
 
     Args:
-        kept: the checkpoint's; nothing in an older one.
+        kept: the checkpoint's; nothing where a run begins.
         ours: of the run that goes on.
 
     Raises:

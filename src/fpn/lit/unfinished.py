@@ -28,8 +28,8 @@ from fpn.types import Detections, Size
 UNFINISHED = "unfinished_prediction"
 _HEAD = struct.Struct("<4q")
 _BOX = 6 * 4
-_ALL = (*RESULTS, "proposals.safetensors", "pictures", "images.json")
-"""What a finished prediction may have; earlier versions wrote the last."""
+_ALL = (*RESULTS, "proposals.safetensors", "pictures")
+"""What a finished prediction may have."""
 
 
 class Recorder(AbstractContextManager["Recorder"]):

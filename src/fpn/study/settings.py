@@ -9,7 +9,6 @@ import yaml
 
 from fpn.errors import InputError
 from fpn.shipped import config_file
-from fpn.upgrade import upgraded
 from fpn.words import options_of, read_yaml, value_of
 
 Settings = Mapping[str, Any]
@@ -49,7 +48,7 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
     for name, given in options_of(words):
         text = "true" if given is None else given
         if name in ("config", "c"):
-            pairs = _flat(upgraded(read_yaml(config_file(text)) or {}))
+            pairs = _flat(read_yaml(config_file(text)) or {})
         else:
             pairs = _flat(value_of(text), name.replace(".init_args", ""))
         for inner, value in pairs:
