@@ -19,7 +19,7 @@ from fpn.interop.settings import detector_settings, differences
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, check_remembered
-from fpn.types import Categories
+from fpn.types import OBJECTS, Categories
 from fpn.weights import check_weights, read_checkpoint
 
 _SPLITS = ("train", "val", "test")
@@ -54,7 +54,7 @@ def load(path: str | Path) -> Trained:
     checkpoint = read_checkpoint(path)
     kept = kept_in(checkpoint, path)
     detector = filled(_detector(kept, path), _weights(checkpoint), str(path))
-    return Trained(detector, kept.categories, kept.image)
+    return Trained(detector, kept.categories if detector.finds_objects else OBJECTS, kept.image)
 
 
 class Kept(NamedTuple):

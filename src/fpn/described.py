@@ -122,7 +122,7 @@ def remade(kind: Any, config: Mapping[str, Any], source: str, given: Iterable[st
         raise InputError(f"{source}: {error}") from error
     except Exception as error:
         first = str(error).strip().splitlines()[0]
-        raise InputError(f"{source}: its model cannot be built by this version ({first})") from error
+        raise InputError(f"{source}: what it tells cannot be built by this version ({first})") from error
 
 
 def _arguments(cls: type, arguments: Any, named: Any) -> tuple[dict[str, Any], list[str]]:

@@ -21,7 +21,7 @@ from fpn.errors import InputError
 from fpn.models.detectors import Detector
 from fpn.models.optimized import optimized
 from fpn.prediction import Prediction
-from fpn.types import PRECISIONS, Batch, Categories, Detections, Precision, Targets
+from fpn.types import OBJECTS, PRECISIONS, Batch, Categories, Detections, Precision, Targets
 
 Picture = Tensor | NDArray[Any] | Image.Image | bytes | str | Path
 _ROUNDING = 1e-3
@@ -77,7 +77,7 @@ class Predictor:
         self.detector = optimized(detector.to(self.device))
         settings = replace(settings, short_side=short_side, max_side=max_side)
         self.scales = [settings.scaled(scale) for scale in scales] or [settings]
-        self.categories = categories if detector.finds_objects else None
+        self.categories = categories if detector.finds_objects else OBJECTS
         self._pyramid = len(scales) > 0
         self._half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
 
@@ -128,13 +128,13 @@ class Predictor:
             return []
         pixels = [_tensor(image) for image in images]
         found = self.detect(self.prepare([image.to(self.device) for image in pixels]))
-        named = self.categories if self.detector.finds_objects else Categories((1,), ("object",))
         # Files can be read again; other images may be written over by what follows.
         sources = [
             given if isinstance(given, str | Path) else image
             for given, image in zip(images, pixels, strict=True)
         ]
-        return [Prediction.of(one, named, source) for one, source in zip(found, sources, strict=True)]
+        known = self.categories
+        return [Prediction.of(one, known, source) for one, source in zip(found, sources, strict=True)]
 
     def prepare(self, images: Sequence[Tensor]) -> list[Batch]:
         """Batches for `detect`, whose image ids are 0 to N - 1, of N images.

@@ -92,6 +92,10 @@ class Categories(NamedTuple):
         return self.among({id_ for id_, name in zip(*self, strict=True) if name != NO_CATEGORY})
 
 
+OBJECTS = Categories((1,), ("object",))
+"""What proposals find."""
+
+
 class Detections(NamedTuple):
     """Boxes found in one image, best first."""
 

@@ -28,18 +28,17 @@ from fpn.data.datamodule import CocoDataModule
 from fpn.data.loader import Loader
 from fpn.data.proposals import Stamp, file_hash, write_counted
 from fpn.data.results import RESULTS, Listed, write_predictions
+from fpn.described import remade
 from fpn.devices import device_named
 from fpn.errors import InputError
 from fpn.importing import asked_for, import_asked
-from fpn.lit.to_predict import Asked, Files, Images, OfAnnotations, picture_names
+from fpn.lit.to_predict import Files, Images, OfAnnotations, picture_names
 from fpn.lit.unfinished import Recorded, Recorder, own_folder
 from fpn.models.detectors import ProposalNetwork
-from fpn.parsing import Parser
 from fpn.pictures import draw
 from fpn.predictor import Predictor
 from fpn.settings import NonNegativeInt, PositiveFloat, PositiveInt
 from fpn.stage_times import StageTimes
-from fpn.trust import check_classes, only_installed
 from fpn.types import Batch, Categories, Detections, Precision
 
 _PATIENCE = 600
@@ -100,17 +99,32 @@ def predict(
         precision: of the network's layers. Boxes are float32 in any.
         stage_times: print at the end how long each stage took.
     """
-    asked = _asked(ckpt_path, images, annotations, split, batch_size, num_workers)
     if stage_times and devices > 1:
         raise InputError("stage_times are those of one process: leave out devices")
     trained = load(ckpt_path)
-    source = OfAnnotations(asked, trained) if asked.annotations else Files(asked.images)
+    source: Images
+    if split is not None:
+        if images is not None or annotations is not None:
+            raise InputError(f"split {split} stands for images and annotations: give the one or the others")
+        data = _data_of(ckpt_path)
+        unreadable = data.max_unreadable if split == "train" else None
+        source = OfAnnotations(trained, *data.source(split), unreadable, data.exif)
+        batch_size = batch_size or data.eval_batch_size
+        num_workers = data.num_workers if num_workers is None else num_workers
+    elif images is None:
+        raise InputError("fpn predict needs --images, or --split for those of the checkpoint's own data")
+    elif annotations is not None:
+        source = OfAnnotations(trained, Path(annotations), _folder(images))
+    else:
+        source = Files([images] if isinstance(images, str) else images)
+    batch_size = batch_size or 1
     number = len(source.names)
-    drawn = pictures or (pictures is None and asked.annotations is None)
+    drawn = pictures or (pictures is None and isinstance(source, Files))
     work = _Work(
         ckpt_path,
         source,
-        asked,
+        batch_size,
+        num_workers or 0,
         _devices(device, devices),
         selection,
         scales or [],
@@ -122,20 +136,19 @@ def predict(
     predictor = work.predictor(trained, work.devices[0] if devices == 1 else "cpu")
     settings = {
         "checkpoint": file_hash(ckpt_path),
-        "annotations": file_hash(asked.annotations) if asked.annotations else None,
-        "images": [str(Path(name).resolve()) for name in asked.images],
+        "images": source.about,
         "files": sha256("\n".join(source.names.tolist()).encode()).hexdigest(),
         "pictures": score_threshold if drawn else None,
-        "options": [selection, scales, precision, asked.batch_size, asked.exif],
+        "options": [selection, scales, precision, batch_size],
     }
     times = StageTimes(predictor.detector) if stage_times else None
     with own_folder(out, settings) as kept, times or nullcontext():
         recorded = Recorded(kept, number)
         if recorded.done.any():
             say(f"going on in {kept.parent}: {recorded.done.sum():,} of {number:,} images are done")
-        left = np.unique(np.flatnonzero(~recorded.done) // asked.batch_size)  # the numbers of batches
+        left = np.unique(np.flatnonzero(~recorded.done) // batch_size)  # the numbers of batches
         if devices == 1:
-            work.do(kept, left, predictor, _categories(trained), times)
+            work.do(kept, left, predictor, trained.categories, times)
         else:
             _share_out(work, kept, left)
         recorded = Recorded(kept, number)
@@ -150,32 +163,19 @@ def predict(
         Console().print(times.table())
 
 
-def _asked(
-    ckpt_path: str,
-    images: str | list[str] | None,
-    annotations: str | None,
-    split: Literal["train", "val", "test"] | None,
-    batch_size: int | None,
-    num_workers: int | None,
-) -> Asked:
-    """What the options of `predict` come to."""
-    if split is None:
-        if images is None:
-            raise InputError("fpn predict needs --images, or --split for those of the checkpoint's own data")
-        paths = [images] if isinstance(images, str) else images
-        return Asked(paths, Path(annotations) if annotations else None, batch_size or 1, num_workers or 0)
-    if images is not None or annotations is not None:
-        raise InputError(f"split {split} stands for images and annotations: give the one or the others")
-    data = _data_of(ckpt_path)
-    listed, folder = data.source(split)
-    return Asked(
-        [str(folder)],
-        listed,
-        batch_size or data.eval_batch_size,
-        data.num_workers if num_workers is None else num_workers,
-        data.max_unreadable if split == "train" else None,
-        data.exif,
-    )
+def _folder(images: str | list[str]) -> Path:
+    """That of an annotation file's images."""
+    names = [images] if isinstance(images, str) else images
+    if len(names) != 1 or not Path(names[0]).is_dir():
+        raise InputError(f"with annotations, images is the folder of their files, not {', '.join(names)}")
+    return Path(names[0])
+
+
+class _Given:
+    """Takes data as the command line does."""
+
+    def __init__(self, data: CocoDataModule) -> None:
+        self.data = data
 
 
 def _data_of(ckpt_path: str) -> CocoDataModule:
@@ -183,12 +183,7 @@ def _data_of(ckpt_path: str) -> CocoDataModule:
     kept = remembered(ckpt_path).config
     if not kept:
         raise InputError(f"{ckpt_path} does not tell its data: give --images and --annotations")
-    parser = Parser(exit_on_error=False)
-    parser.add_subclass_arguments(CocoDataModule, "data", fail_untyped=False)
-    with only_installed():
-        config = parser.parse_object({"data": kept["data"]})
-    check_classes(config.as_dict())
-    data: CocoDataModule = parser.instantiate(config).data
+    data: CocoDataModule = remade(_Given, {"data": kept["data"]}, ckpt_path)["data"]
     data.prepare_data()
     return data
 
@@ -199,7 +194,8 @@ class _Work:
 
     ckpt_path: str
     images: Images
-    asked: Asked
+    batch_size: int
+    num_workers: int
     devices: list[str]
     """Of each process."""
     selection: Literal["testing", "training"]
@@ -229,13 +225,13 @@ class _Work:
         title: str = "predict",
     ) -> None:
         """Keep what is found in the images of batches of these numbers; no title, no progress bar."""
-        loaded = _Batches(self.images, self.asked.batch_size, predictor.prepare)
+        loaded = _Batches(self.images, self.batch_size, predictor.prepare)
         loader = Loader(
             loaded,
             [[number] for number in batches.tolist()],
             itemgetter(0),
             name=lambda number: ", ".join(self.images.names[[*loaded.places(number)]]),
-            workers=self.asked.num_workers,
+            workers=self.num_workers,
             patience=_PATIENCE,
             on_wait=lambda seconds: _end_with_parent(),
             persistent_workers=False,
@@ -325,7 +321,7 @@ def _share(rank: int, work: _Work, kept: Path, batches: NDArray[np.int64]) -> No
         predictor = work.predictor(trained, work.devices[rank])
         title = "" if rank else f"predict, process 1 of {world}"
         try:
-            work.do(kept, batches[rank::world], predictor, _categories(trained), title=title)
+            work.do(kept, batches[rank::world], predictor, trained.categories, title=title)
         except KeyboardInterrupt:
             sys.exit(130)  # which torch would take for a good end
 
@@ -335,11 +331,6 @@ def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         sys.exit(1)
-
-
-def _categories(trained: Trained) -> Categories:
-    """What labels mean."""
-    return trained.categories if trained.detector.finds_objects else Categories((1,), ("object",))
 
 
 def _write(folder: Path, source: Images, recorded: Recorded, trained: Trained, checkpoint: Path) -> list[str]:
@@ -357,5 +348,5 @@ def _write(folder: Path, source: Images, recorded: Recorded, trained: Trained, c
             if image := source.listed(place, (int(size[0]), int(size[1])) if done else None):
                 yield image, recorded[place]
 
-    write_predictions(folder, (image for image, _ in listed()), listed(), _categories(trained))
+    write_predictions(folder, (image for image, _ in listed()), listed(), trained.categories)
     return [*RESULTS]

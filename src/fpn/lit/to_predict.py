@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -15,23 +14,12 @@ from fpn.checkpoints import Trained
 from fpn.console import say
 from fpn.data.coco import CocoDataset, read_annotations, refuse_unreadable, tolerated
 from fpn.data.decoding import Exif, is_image, read_image
+from fpn.data.proposals import file_hash
 from fpn.data.results import RESULTS, Listed
 from fpn.data.transforms import as_stored
 from fpn.errors import InputError
 from fpn.lit.unfinished import UNFINISHED
 from fpn.types import Size
-
-
-class Asked(NamedTuple):
-    """The images to look at, and how they are read."""
-
-    images: list[str]
-    annotations: Path | None
-    batch_size: int
-    num_workers: int
-    max_unreadable: float | None = None
-    """The share of the images that may be unreadable; None for none of them."""
-    exif: Exif = "apply"
 
 
 class Files:
@@ -54,6 +42,8 @@ class Files:
             self.folder = Path(os.path.relpath(self.folder))  # as messages name it
         self.names = np.array([path.as_posix() for path in relative], dtype=np.str_)
         """(I,) relative to the folder; an array, which processes that load images share."""
+        self.about = [str(self.folder.resolve())]
+        """What tells them from others, besides their names."""
         numbers = [int(path.stem) for path in relative if path.stem.isdecimal() and len(path.stem) < 19]
         counted = len(set(numbers)) < len(relative)
         self.ids = np.array(range(1, len(relative) + 1) if counted else numbers, dtype=np.int64)
@@ -82,24 +72,29 @@ class Files:
 class OfAnnotations:
     """The images that an annotation file lists, under its ids.
 
+    Args:
+        trained: what is to look at them.
+        path: the file.
+        folder: where its file names start.
+        share: of the images that may be unreadable; None for none of them.
+        exif: as data.exif.
+
     Raises:
         InputError: the file cannot be read, is of other categories, or lists images that are missing.
     """
 
-    def __init__(self, asked: Asked, trained: Trained) -> None:
-        assert asked.annotations is not None
-        path, folder, share = asked.annotations, Path(*asked.images[:1]), asked.max_unreadable
-        if len(asked.images) != 1 or not folder.is_dir():
-            names = ", ".join(asked.images)
-            raise InputError(f"with annotations, images is the folder of their files, not {names}")
+    def __init__(
+        self, trained: Trained, path: Path, folder: Path, share: float | None = None, exif: Exif = "apply"
+    ) -> None:
         annotations = read_annotations(path, need_objects=False, trust_boxes=True, image_folder=folder)
         clash = trained.categories.listed().clash(annotations.categories)
         if clash and trained.detector.finds_objects:
             raise InputError(f"{path} lists other categories than the checkpoint was trained for: {clash}")
         allowed = None if share is None else tolerated(share, len(annotations))
         annotations = annotations.found_in(folder, allowed, say)
-        self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed, exif=asked.exif)
+        self.images = CocoDataset(annotations, folder, as_stored, max_unreadable=allowed, exif=exif)
         self.names = annotations.file_names
+        self.about = [file_hash(path), str(folder.resolve()), exif]
 
     def picture(self, place: int) -> Tensor:
         """An image in the frame of its annotations; InputError if it cannot be read."""

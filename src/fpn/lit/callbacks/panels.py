@@ -11,10 +11,7 @@ from fpn.evaluation.panels import TablePanel
 from fpn.lit.boards import Picture, boards_of
 from fpn.lit.module import DetectionModule
 from fpn.ops.boxes import rescale_boxes
-from fpn.types import Categories, Detections
-
-_OBJECTS = Categories((1,), ("object",))
-"""What proposals find."""
+from fpn.types import OBJECTS, Detections
 
 
 class Panels(Callback):
@@ -53,7 +50,7 @@ class Panels(Callback):
         data, found = pl_module.data, pl_module.last_found
         shown, its_categories = found.detections, data.categories
         if shown is None:
-            shown, its_categories = found.proposals, _OBJECTS
+            shown, its_categories = found.proposals, OBJECTS
         for n, one in enumerate(shown[:wanted]):
             size, target = batch.sizes[n], batch.targets[n]
             boxes = rescale_boxes(one.boxes, batch.original_sizes[n], size)
