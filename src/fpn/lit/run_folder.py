@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -12,7 +13,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fpn.lit.boards import Board, boards_of
 from fpn.lit.metrics_file import MetricsFile
-from fpn.lit.module import DetectionModule
 from fpn.lit.together import StepError
 
 _OF_A_FIT = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
@@ -81,9 +81,8 @@ class OwnFolder(SaveConfigCallback):
         if trainer.loggers:
             super().setup(trainer, pl_module, stage)
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Tell the dashboards too; Lightning asks the first process to."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        toggles = pl_module.detector.toggles if isinstance(pl_module, DetectionModule) else {}
         for board in boards_of(trainer.loggers):
-            board.show_config(config, toggles, training=stage == "fit")
+            board.show_config(config, pl_module.detector.toggles, training=stage == "fit")

@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fpn.errors import InputError
 from fpn.files import replacing
-from fpn.lit.module import DetectionModule
 from fpn.weights import read_checkpoint
 
 
@@ -24,10 +23,9 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(filename="best", mode="max", enable_version_counter=False)
         self._before: dict[str, Any] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Take the score to watch from the module."""
-        if isinstance(pl_module, DetectionModule):
-            self.monitor = pl_module.monitor
+        self.monitor = pl_module.monitor
         super().setup(trainer, pl_module, stage)
 
     def told(self) -> str:

@@ -2,13 +2,13 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from fpn.console import say
 from fpn.lit.callbacks.best_checkpoint import BestCheckpoint
 from fpn.lit.callbacks.last_checkpoint import LastCheckpoint
-from fpn.lit.module import DetectionModule
 from fpn.lit.resuming import config_of
 from fpn.trust import flags_for
 from fpn.weights import read_checkpoint
@@ -17,7 +17,7 @@ from fpn.weights import read_checkpoint
 class Ending(Callback):
     """Tells at the end of a fit, in a few lines, what came of it."""
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The best score and its checkpoint, the folder, and the command that scores a checkpoint."""
         folder = trainer.log_dir  # which all processes have to ask together
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -36,7 +36,6 @@ class Ending(Callback):
         if trainer.loggers and folder:
             say(f"the run's folder: {_short(folder)}")
         if newest:
-            assert isinstance(pl_module, DetectionModule)
             flags = flags_for(config_of(pl_module))
             say(" ".join(["next: fpn test --ckpt_path", shlex.quote(_short(newest)), *flags]))
 

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fpn.errors import InputError
 from fpn.lightning_private import averaging, batches_of_epoch, between_steps, failed_in, forget_validation
 from fpn.lit.together import StepError
+from fpn.settings import PositiveInt
 from fpn.types import Batch
 
 
@@ -29,14 +30,9 @@ class LastCheckpoint(Checkpoint):
             training ends, when the process is asked to end by a signal, as clusters do, and when a step or
             a validation cannot be done, or a callback or logger fails, from before it. With several
             processes, only what all of them know of ends in a checkpoint.
-
-    Raises:
-        InputError: every_n_steps is below 1.
     """
 
-    def __init__(self, every_n_steps: int = 1000) -> None:
-        if every_n_steps < 1:
-            raise InputError(f"LastCheckpoint: every_n_steps is {every_n_steps}, but must be at least 1")
+    def __init__(self, every_n_steps: PositiveInt = 1000) -> None:
         self.every_n_steps = every_n_steps
         self.path = Path()
         """Without a name until training begins."""
@@ -110,7 +106,8 @@ class LastCheckpoint(Checkpoint):
             except Exception as error:  # the weights are harmed already, or what failed does so in saving too
                 if str(error) != str(exception):
                     exception.add_note(f"and {error}")
-                newest = max(self.path.parent.glob("*.ckpt"), key=_written, default=trainer.ckpt_path)
+                files = self.path.parent.glob("*.ckpt")
+                newest = max(files, key=lambda path: path.stat().st_mtime, default=trainer.ckpt_path)
                 what = f"{newest} is the newest checkpoint" if newest else "no checkpoint is"
                 exception.add_note(f"{what} from before")
 
@@ -149,7 +146,3 @@ def _ends_all(exception: BaseException, processes: int) -> bool:
         return isinstance(exception, StepError)
     failed = isinstance(exception, Exception) and failed_in(exception) is not None
     return failed or isinstance(exception, InputError)
-
-
-def _written(path: Path) -> float:
-    return path.stat().st_mtime

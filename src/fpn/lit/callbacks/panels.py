@@ -3,13 +3,12 @@
 import math
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from fpn import pictures
 from fpn.evaluation.panels import TablePanel
-from fpn.lit.boards import Picture, boards_of
-from fpn.lit.module import DetectionModule
+from fpn.lit.boards import Board, Picture, boards_of
 from fpn.ops.boxes import rescale_boxes
 from fpn.types import OBJECTS, Detections
 
@@ -31,22 +30,21 @@ class Panels(Callback):
         self.best: dict[str, float] = {}
         """All scores of the validation with the greatest of `DetectionModule.monitor`."""
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Forget the images of the last one."""
         self.pictures = []
 
     on_test_start = on_validation_start
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Keep the first images."""
         if isinstance(batch, list):  # of an image pyramid
             batch = batch[0]
         wanted = self.number - len(self.pictures)
-        if trainer.sanity_checking or wanted <= 0 or batch.targets is None or not _shown(trainer, pl_module):
+        if trainer.sanity_checking or wanted <= 0 or batch.targets is None or not _boards(trainer):
             return
-        assert isinstance(pl_module, DetectionModule)
         data, found = pl_module.data, pl_module.last_found
         shown, its_categories = found.detections, data.categories
         if shown is None:
@@ -64,9 +62,9 @@ class Panels(Callback):
 
     on_test_batch_end = on_validation_batch_end
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Show all of it."""
-        if trainer.sanity_checking or not isinstance(pl_module, DetectionModule):
+        if trainer.sanity_checking:
             return
         self._show(trainer, pl_module, "val", trainer.global_step)
         monitor, boards = pl_module.monitor, boards_of(trainer.loggers)
@@ -80,10 +78,9 @@ class Panels(Callback):
             for board in boards:
                 board.show_best(self.best)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The same of a test."""
-        if isinstance(pl_module, DetectionModule):
-            self._show(trainer, pl_module, "test", None)
+        self._show(trainer, pl_module, "test", None)
 
     def state_dict(self) -> dict[str, Any]:
         """The best scores, for a run that goes on."""
@@ -93,16 +90,15 @@ class Panels(Callback):
         """The same."""
         self.best = dict(state_dict)
 
-    def _show(self, trainer: Trainer, module: DetectionModule, split: str, step: int | None) -> None:
-        if not _shown(trainer, module):
-            return
-        for board in boards_of(trainer.loggers):
+    def _show(self, trainer: Trainer, module: Any, split: str, step: int | None) -> None:
+        for board in _boards(trainer):
             for panel in (panel for metric in module.metrics for panel in metric.panels()):
                 show = board.show_table if isinstance(panel, TablePanel) else board.show_curves
-                show(f"{split}/{panel.name}", panel, step)  # type: ignore[arg-type]
+                show(f"{split}/{panel.name}", panel, step)
             if self.pictures:
                 board.show_pictures(f"{split}/pictures", self.pictures, step)
 
 
-def _shown(trainer: Trainer, module: LightningModule) -> bool:
-    return trainer.is_global_zero and isinstance(module, DetectionModule) and bool(boards_of(trainer.loggers))
+def _boards(trainer: Trainer) -> list[Board]:
+    """Those that this process shows something on."""
+    return boards_of(trainer.loggers) if trainer.is_global_zero else []

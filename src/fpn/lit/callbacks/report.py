@@ -2,14 +2,14 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from fpn.console import say
 from fpn.data.coco import CocoDataset
 from fpn.evaluation import BoxAP, BoxScores, ProposalRecall, Pyramid
-from fpn.lit.module import DetectionModule
 from fpn.lit.resuming import config_of
 from fpn.models.detectors import Detector
 from fpn.models.roi_head import RoIHead
@@ -29,10 +29,8 @@ class Report(Callback):
     def __init__(self, score_threshold: Share = 0.5) -> None:
         self.score_threshold = score_threshold
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """On process 0, of the images that all processes have seen."""
-        if not isinstance(pl_module, DetectionModule):
-            return
         found = pl_module.by_metric()
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes have to ask together
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]

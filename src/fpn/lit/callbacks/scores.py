@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from rich import get_console
 
 from fpn.console import say
 from fpn.data.results import write_results
 from fpn.files import replacing, strict_json
-from fpn.lit.module import DetectionModule
 
 
 class Scores(Callback):
@@ -23,9 +22,9 @@ class Scores(Callback):
     trainer.fast_dev_run nothing is written.
     """
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """One line: the main scores, and the loss."""
-        if trainer.sanity_checking or not isinstance(pl_module, DetectionModule):
+        if trainer.sanity_checking:
             return
         lines = [metric.line(scores) for metric, scores in pl_module.by_metric()]
         if "val/loss" in trainer.callback_metrics:
@@ -33,10 +32,8 @@ class Scores(Callback):
         if trainer.is_global_zero:
             say(f"step {trainer.global_step:,}: {'  '.join(lines)}")
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """All tables, and the files."""
-        if not isinstance(pl_module, DetectionModule):
-            return
         found = pl_module.by_metric()
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:

@@ -6,8 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import get_console
 
-from fpn.lit.module import DetectionModule
-from fpn.stage_times import Stage, StageTimes
+from fpn.stage_times import StageTimes
 
 
 class PrintStageTimes(Callback):
@@ -17,26 +16,24 @@ class PrintStageTimes(Callback):
     """
 
     def __init__(self) -> None:
-        self.times: StageTimes | None = None
         self._clock = ExitStack()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""
-        if isinstance(pl_module, DetectionModule):
-            self.times = self._clock.enter_context(StageTimes(pl_module.finder))
+        self.times = self._clock.enter_context(StageTimes(pl_module.finder))
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         """The next batch is waited for."""
-        self._begin("load")
+        self.times.begin("load")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """There is none; scoring begins."""
-        self._begin("results")
+        self.times.begin("results")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""
         self._clock.close()
-        if self.times is not None and trainer.is_global_zero:
+        if trainer.is_global_zero:
             of = f" of the first of {trainer.world_size} processes" if trainer.world_size > 1 else ""
             get_console().print(self.times.table(of))
 
@@ -49,7 +46,3 @@ class PrintStageTimes(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the detector as it was."""
         self._clock.close()
-
-    def _begin(self, stage: Stage) -> None:
-        if self.times is not None:
-            self.times.begin(stage)
