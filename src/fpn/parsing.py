@@ -36,9 +36,6 @@ _typehints.discard_init_args_on_class_path_change = _begin_anew
 
 # Where no type hint asks for a class, a configuration could have any made.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
-# A number of a restricted kind (fpn.settings) stays one where another class takes an argument over as an int.
-yaml.SafeDumper.add_multi_representer(int, lambda dumper, value: dumper.represent_int(int(value)))
-yaml.SafeDumper.add_multi_representer(float, lambda dumper, value: dumper.represent_float(float(value)))
 # As the default of an argument that is text, which some callbacks of Lightning's have.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 

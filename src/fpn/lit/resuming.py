@@ -34,7 +34,7 @@ def record(module: "DetectionModule") -> dict[str, Any]:
         "image": asdict(module.data.image_settings),
         "images_per_step": module.images_per_step,
         "seed": module.seed,
-        "options": _plain(module.options),
+        "options": module.options,
         "trainer_options": _trainer_options(module.trainer),
         "loggers": {type(logger).__name__: logger.version for logger in module.trainer.loggers},
     }
@@ -164,15 +164,6 @@ def refuse_others(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
             f"the checkpoint was trained with {name} {before}, this run has {now}: leave it as it was, or "
             "start a new run with model.start_from"
         )
-
-
-def _plain(value: Any) -> Any:
-    """Numbers of a restricted kind (fpn.settings) as plain ones: a checkpoint may hold no other."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    return int(value) if isinstance(value, int) else float(value)
 
 
 def _trainer_options(trainer: Trainer) -> dict[str, str]:
