@@ -100,35 +100,28 @@ class StageTimes:
         if stage == "load" and self.batches == 1:
             self._first = dict(self.seconds), self.images
 
-    def milliseconds(self) -> dict[Stage, float]:
-        """By stage, for an image; without the first batch where there are three. Empty without images."""
-        begun, done = self._first if self._first and self.batches >= 3 else ({}, 0)
-        if self.images == done:
-            return {}
-        return {
-            stage: 1000 * (seconds - begun.get(stage, 0.0)) / (self.images - done)
-            for stage, seconds in self.seconds.items()
-        }
-
     def table(self, of: str = "") -> Table:
-        """All of it for a terminal.
+        """All of it for a terminal; the time for an image is without the first batch where there are three.
 
         Args:
             of: what was timed, for the title.
         """
+        begun, done = self._first if self._first and self.batches >= 3 else ({}, 0)
+        images = self.images - done
         title = f"Time by stage{of} (images: {self.images:,}, batches: {self.batches:,})"
-        if self._first and self.batches >= 3:
+        if begun:
             title += "\nms per image without the first batch"
         table = Table(title=title)
         table.add_column("stage")
         for heading in ("seconds", "%", "ms per image"):
             table.add_column(heading, justify="right", no_wrap=True)
-        whole, each = sum(self.seconds.values()), self.milliseconds()
+        whole = sum(self.seconds.values())
         for stage, seconds in self.seconds.items():
-            ms = f"{each[stage]:,.1f}" if each else "–"
+            ms = f"{1000 * (seconds - begun.get(stage, 0.0)) / images:,.1f}" if images else "–"
             table.add_row(stage, f"{seconds:,.2f}", f"{100 * seconds / whole:.1f}", ms)
         table.add_section()
-        table.add_row("all", f"{whole:,.2f}", "100.0", f"{sum(each.values()):,.1f}" if each else "–")
+        ms = f"{1000 * (whole - sum(begun.values())) / images:,.1f}" if images else "–"
+        table.add_row("all", f"{whole:,.2f}", "100.0", ms)
         return table
 
     def _at(self, stage: Stage, *_: Any) -> None:
