@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from aliasing import bilinear, block_edges, drifts, merged_maps, smoothing, smooths_a_sum, spectrum
-from fpn.checkpoints import load
+from fpn.checkpoints import load, remembered
 from fpn.console import mistakes
 from fpn.data.coco import CocoDataset, read_annotations
 from fpn.data.samplers import Pick
@@ -127,7 +127,7 @@ def answers(checkpoint: Path, data: Path, number: int = 32) -> tuple[int, dict[s
     if number < 1:
         raise InputError(f"images is {number}: give 1 at least")
     annotations = read_annotations(data / "annotations" / "instances_val2017.json")
-    if difference := trained.categories.listed().difference(annotations.categories):
+    if difference := remembered(checkpoint).categories.listed().difference(annotations.categories):
         raise InputError(f"{checkpoint} and {data} have other categories: {difference}; give data of the run")
     images = CocoDataset(annotations, data / "val2017", EvalTransform(trained.image))
     found = []

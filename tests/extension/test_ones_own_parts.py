@@ -213,7 +213,7 @@ def test_a_row_names_only_what_its_test_would_import(folder: Path) -> None:
     """Before anything is trained; and a dry run prints commands that do what the study does."""
     (folder / "short.yaml").write_text("model: {detector: {neck: panet.PANet}}")
     for row in ("c_panet", "short"):
-        words = ["ablate", "table1", "--rows", f"./{row}.yaml", "--dry-run"]
+        words = ["ablate", "table1", "--rows", f"./{row}.yaml", "--out", "runs/dry", "--dry-run"]
         assert f"{row}.yaml: " in (said := run(words, folder, status=2))
         assert "add --import panet" in said
         commands = re.findall(r"fpn (?:fit|test) .*", run([*words, "--import", "panet"], folder))
