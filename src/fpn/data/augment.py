@@ -12,7 +12,7 @@ proposals of a file, labelled -1.
 import os
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -195,7 +195,9 @@ def _chance(generator: torch.Generator) -> Iterator[None]:
 
 
 def _check(changed: Any) -> None:
-    """Raise InputError if a transform has made of an image what is none."""
+    """Raise InputError if a transform has made of an image what is none, or lost count of its boxes."""
+    if not isinstance(changed, Mapping) or not {"image", "boxes", "labels"} <= changed.keys():
+        raise InputError("does not give back image, boxes and labels by name")
     image = changed["image"]
     if not isinstance(image, Tensor) or image.ndim != 3 or len(image) != 3 or not image.numel():
         what = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
@@ -206,3 +208,5 @@ def _check(changed: Any) -> None:
         raise InputError(
             "gives an image that is neither bytes nor floats from 0 to 1: normalising comes later"
         )
+    if len(changed["boxes"]) != len(changed["labels"]):
+        raise InputError("gives as many labels as boxes no more")
