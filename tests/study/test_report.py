@@ -423,6 +423,10 @@ def test_csv_files_hold_what_the_folders_hold(tmp_path: Path, monkeypatch: pytes
             assert flat(one) == pytest.approx(flat(other), nan_ok=True, rel=0, abs=0)
     texts = [write_report([folder], f"{folder}_report").read_text() for folder in ("runs", "results")]
     assert texts[0] == texts[1]
+    # More runs can be added to such a folder: what is there stays as it is written.
+    assert report(["results", "--csv", "again"]) == 0
+    for path in Path("results").glob("by_*.csv"):
+        assert path.read_text() == Path("again", path.name).read_text()
 
 
 def flat(numbers: Any) -> list[float]:

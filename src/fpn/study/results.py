@@ -140,7 +140,7 @@ def _from_csv(folder: Path) -> Iterator[Run]:
         for point in _read(folder / f"{curve}.csv"):
             columns = curves.setdefault(point.pop("run"), {}).setdefault(curve, {})
             for name, value in point.items():
-                columns.setdefault(name, []).append(float(value))
+                columns.setdefault(name, []).append(int(value) if value.isdigit() else float(value))
     for row in _read(folder / "runs.csv"):
         run, table, key, name, seed, family, data, anchors, setting = (row.pop(column) for column in _ABOUT)
         scores = {name: float(value) for name, value in row.items() if value}
