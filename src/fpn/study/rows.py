@@ -216,8 +216,9 @@ def _own(row: Row, scale: Sequence[Path]) -> Row:
         return read_detector([model["detector"] for model in models if "detector" in model])
 
     file = Path(row.file)
-    asked = [f"--import {module}" for module in asked_for()]
-    if missing := [flag for flag in flags_for([read_yaml(file), detector(file)]) if flag not in asked]:
+    asked = tuple(f"--import {module}." for module in asked_for())  # which brings what is below it too
+    flags = flags_for([read_yaml(file), detector(file)])
+    if missing := [flag for flag in flags if not f"{flag}.".startswith(asked)]:
         raise InputError(f"{row.file}: `fpn test` imports it only when asked: add {' '.join(missing)}")
     named = settings_of(["--config", row.file]).items()
     if not scale or not any(_is_class(name, value) for name, value in named):
