@@ -621,6 +621,8 @@ def test_runs_of_another_model_data_or_schedule_are_not_called_the_rows(tmp_path
     assert data("--data.val.annotations", "easy.json") == "coco, with --data.val.annotations easy.json"
     assert data("--trainer.callbacks+=EarlyStopping").endswith("with --trainer.callbacks [EarlyStopping]")
     assert data("--trainer.max_steps=-1") == "coco, with --trainer.max_steps -1"
+    assert data("--trainer.precision", "bf16-mixed") == "coco, with --trainer.precision bf16-mixed"
+    assert data("--trainer.sync_batchnorm=true") == "coco, with --trainer.sync_batchnorm true"
     wide = tmp_path / "wide.yaml"
     wide.write_text("model: {detector: {init_args: {neck: {channels: 512}}}}\n")
     assert data(f"--config={wide}") == "coco, with --model.detector.neck.channels 512"
@@ -656,11 +658,13 @@ def test_anchors_of_other_sizes_or_ratios_are_not_counted() -> None:
 
 
 def test_proposals_are_made_on_the_machine_that_is_given(tmp_path: Path) -> None:
-    def words(*given: str, data: str = "coco") -> list[str]:
-        first, _ = plan(["table2"], ["c"], data=data, given=given)
+    def words(*given: str, data: str = "coco", gpus: int = 1) -> list[str]:
+        first, _ = plan(["table2"], ["c"], data=data, given=given, devices_per_run=gpus)
         return [word for step in first.steps if step.name.startswith("propose") for word in step.words]
 
-    assert not {"--device", "--precision"} & set(words("--trainer.accelerator", "gpu"))
+    assert not {"--device", "--devices", "--precision"} & set(words("--trainer.accelerator", "gpu"))
+    eight = list(pairwise(words(gpus=8)))
+    assert eight.count(("--devices", "8")) == 2
     told = words("--trainer.accelerator=cpu", "--trainer.precision", "bf16-mixed")
     for option, value in (("--device", "cpu"), ("--precision", "bf16-mixed")):
         assert [after for word, after in pairwise(told) if word == option] == [value, value]
