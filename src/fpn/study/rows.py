@@ -223,9 +223,11 @@ def _own(row: Row, scale: Sequence[Path]) -> Row:
     named = settings_of(["--config", row.file]).items()
     if not scale or not any(_is_class(name, value) for name, value in named):
         return row
-    early = detector(file, *scale) is not None
+    adds = "+:" in file.read_text()  # to a list, which would be done twice
+    early = not adds and detector(file, *scale) is not None
     if not early:
-        say(f"{row.file}: its classes keep their own widths, having no option of those that --data sets")
+        reason = "the file adds to a list" if adds else "they lack an option that --data sets"
+        say(f"{row.file}: its classes keep their own widths, as {reason}")
     return row._replace(early=early)
 
 
