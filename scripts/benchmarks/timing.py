@@ -19,10 +19,9 @@ from fpn.files import strict_json
 from fpn.models.detectors import Detector
 from fpn.models.optimized import optimized
 from fpn.models.rpn import RPNHead
-from fpn.shipped import config_file
 from fpn.study.rows import TABLES as ROWS
+from fpn.study.settings import detectors_in
 from fpn.types import Batch
-from fpn.words import read_yaml
 
 LONG_OVER_SHORT = 4 / 3
 """Of the images timed, as of most of COCO's."""
@@ -125,8 +124,7 @@ def write_runs(table: str, measured: dict[str, dict[str, float]], out: Path, abo
 
 def detector_of(*files: str) -> Detector:
     """That of configuration files, by the names that `--config` takes, of COCO's 80 classes and random."""
-    models = [read_yaml(config_file(file))["model"] for file in files]
-    return build_detector([model["detector"] for model in models if "detector" in model], 80)
+    return build_detector(detectors_in(*files), 80)
 
 
 def _prepared(row: Timed, device: str, factor: float) -> Callable[[], object]:

@@ -117,6 +117,7 @@ def run(
 
 def describe(tasks: Sequence[Task], program: Sequence[str] = PROGRAM) -> None:
     """Print what `run` would do about each task, and the commands in full; start and write nothing."""
+    modules = [word for module in asked_for() for word in ("--import", module)]
     for task in tasks:
         needs = ", ".join(need.name for need in task.needs)
         say(task.name + (f" (needs {needs})" if needs else ""))
@@ -130,7 +131,6 @@ def describe(tasks: Sequence[Task], program: Sequence[str] = PROGRAM) -> None:
             words = task.words(step) if step is upcoming else step.words
             if step is upcoming or state != "finished":
                 state = "would start" if words == step.words else "would go on"
-            modules = [word for module in asked_for() for word in ("--import", module)]
             say(f"  {step.name}: {state}\n    {shlex.join([*program, *words, *modules])}")
 
 

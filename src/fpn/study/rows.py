@@ -9,7 +9,7 @@ from fpn.errors import InputError
 from fpn.importing import asked_for
 from fpn.shipped import config_file
 from fpn.study.recipes import JOINTLY, RPN, DetectorOf, FourSteps, OneStep, Row, Study, TwoSteps
-from fpn.study.settings import refuse_own, settings_of
+from fpn.study.settings import detectors_in, refuse_own, settings_of
 from fpn.study.tasks import Task
 from fpn.trust import flags_for
 from fpn.words import read_yaml
@@ -211,20 +211,16 @@ def _own(row: Row, scale: Sequence[Path]) -> Row:
     """
     from fpn.checkpoints import read_detector  # and PyTorch, which a runner does without
 
-    def detector(*files: Path) -> dict[str, Any] | None:
-        models = [(read_yaml(file) or {}).get("model", {}) for file in (config_file("base"), *files)]
-        return read_detector([model["detector"] for model in models if "detector" in model])
-
     file = Path(row.file)
     asked = tuple(f"--import {module}." for module in asked_for())  # which brings what is below it too
-    flags = flags_for([read_yaml(file), detector(file)])
+    flags = flags_for([read_yaml(file), read_detector(detectors_in("base", file))])
     if missing := [flag for flag in flags if not f"{flag}.".startswith(asked)]:
         raise InputError(f"{row.file}: `fpn test` imports it only when asked: add {' '.join(missing)}")
     named = settings_of(["--config", row.file]).items()
     if not scale or not any(_is_class(name, value) for name, value in named):
         return row
     adds = "+:" in file.read_text()  # to a list, which would be done twice
-    early = not adds and detector(file, *scale) is not None
+    early = not adds and read_detector(detectors_in("base", file, *scale)) is not None
     if not early:
         reason = "the file adds to a list" if adds else "they lack an option that --data sets"
         say(f"{row.file}: its classes keep their own widths, as {reason}")

@@ -59,6 +59,16 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def detectors_in(*files: str | Path) -> list[Any]:
+    """What configuration files have under `model.detector`, of those that have it; names as of `--config`.
+
+    Raises:
+        InputError: there is no such file, or it is none of YAML.
+    """
+    models = [(read_yaml(config_file(str(file))) or {}).get("model", {}) for file in files]
+    return [model["detector"] for model in models if "detector" in model]
+
+
 def refuse_own(settings: Settings) -> None:
     """Raise an InputError where something is set that each run of a study has of its own."""
     if own := [name for name in settings if _is_of(name, _OWN)]:
