@@ -16,7 +16,6 @@ from benchmarks import timing
 from fpn.console import say
 from fpn.errors import InputError
 from fpn.files import replacing
-from fpn.lit.lengths import spelled_out
 from fpn.models.detectors import Detector
 from fpn.models.roi_head import Conv5Head
 from fpn.shipped import CONFIGS
@@ -27,7 +26,7 @@ from fpn.study.rows import TABLES, plan
 from fpn.study.sections import LAYOUTS
 from fpn.study.settings import difference, result_settings, settings_of
 from fpn.study.tasks import Step
-from fpn.words import options_of, read_text, read_yaml
+from fpn.words import options_of, read_text, read_yaml, spelled_out
 
 PUBLISHED = ("torchvision", "detectron2")
 TABLES_1_TO_3 = ("table1", "table2", "table3")

@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "fpn"
 
-NETWORK = {"models.bottom_up", "models.timm_bottom_up", "models.resnet", "models.norms", "interop.msra"} | {
+NETWORK = {"models.bottom_up", "models.timm_bottom_up", "models.resnet", "models.norms", "models.msra"} | {
     "models.necks",
     "models.mobilenet",
     "models.rpn",
@@ -60,8 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     "data": GROUND | {"ops", "data"},
     "evaluation": GROUND | {"ops", "evaluation", "data.coco_file", "data.entries", "data.fields"},
     "study": GROUND | {"models", "checkpoints", "study"},
-    # Tables of a report; --epochs.
-    "study.commands": GROUND | {"models", "checkpoints", "study", "lit.wandb", "lit.lengths"},
+    # Tables of a report.
+    "study.commands": GROUND | {"models", "checkpoints", "study", "lit.wandb"},
     "pictures": GROUND,
     "report": GROUND | {"ops", "data", "evaluation", "pictures", "report"},
     "interop": GROUND | {"ops", "models", "data", "shipped", "interop"},

@@ -26,6 +26,7 @@ _SPLITS = ("train", "val", "test")
 _OF_A_RUN = (
     *("optimizer_states", "lr_schedulers", "callbacks", "loops"),
     *("hyper_parameters", "datamodule_hyper_parameters"),
+    *("current_model_state", "averaging_state"),
 )
 _PREFIX = "detector."
 """Of the detector's weights in our checkpoints."""

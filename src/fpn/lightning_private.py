@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from subprocess import Popen
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, WeightAveraging
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loops import _FitLoop, _TrainingEpochLoop
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 
@@ -92,6 +94,11 @@ def average_with(callback: WeightAveraging, average: Callable[..., None]) -> Non
     """Have a callback average all weights by one function, in place of one after the other."""
     callback._kwargs = {key: value for key, value in callback._kwargs.items() if key != "avg_fn"}
     callback._kwargs["multi_avg_fn"] = average
+
+
+def average_on(callback: WeightAveraging, device: torch.device) -> None:
+    """Have a callback keep its average on a device, unless it was given one."""
+    callback._device = callback._device or device
 
 
 def average_from(trainer: Trainer, module: LightningModule) -> None:
@@ -180,6 +187,13 @@ def between_steps(trainer: Trainer) -> Iterator[bool]:
         yield within
     finally:
         progress.load_state_dict(kept)
+
+
+def synchronise_by(trainer: Trainer, sync: TorchSyncBatchNorm) -> None:
+    """Where SyncBatchNorm is asked for, have it put in by this."""
+    strategy: Any = trainer.strategy
+    if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+        strategy._layer_sync = sync
 
 
 def leave_out_anonymous(logger: WandbLogger) -> None:

@@ -18,6 +18,12 @@ def options_of(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield name, value if equals else None if _is_option(after) else after
 
 
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """The words, with what --epochs is short for in its place."""
+    long = "--model.schedule.epochs"
+    return [long + word[8:] if word.partition("=")[0] == "--epochs" else word for word in words]
+
+
 def value_of(text: str) -> Any:
     """What a text is in YAML; itself where that cannot be, which the parser tells of."""
     try:

@@ -370,6 +370,15 @@ def test_a_size_in_pixels_and_its_scale(arguments: dict[str, Any], sides: tuple[
     assert data.image_settings == ImageSettings(*sides)
 
 
+def test_batches_are_padded_to_multiples(root: Path) -> None:
+    data = CocoDataModule(root, images=ImageOptions(32, 48, divisor=40), eval_batch_size=5, num_workers=0)
+    data.setup("validate")
+    (batch,) = batches(data.val_dataloader())
+    for side, longest in zip(batch.images.shape[-2:], map(max, zip(*batch.sizes, strict=True)), strict=True):
+        assert side % 40 == 0
+        assert 0 <= side - longest < 40
+
+
 def test_detectron2s_training_sizes_are_exact() -> None:
     images = ImageOptions(train_scales=(0.8, 0.84, 0.88, 0.92, 0.96, 1.0), scale_max_side=False)
     found = [(scale.short_side, scale.max_side) for scale in images.training.scales]

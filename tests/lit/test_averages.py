@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lit_runs import TEN_STEPS, kept
-from torch import Tensor
+from torch import Tensor, nn
 
-from fpn.lit.callbacks import Scores
+from fpn.lit.callbacks import EMA, Scores
 from fpn.lit.cli import main
 from fpn.lit.module import DetectionModule
 
@@ -80,3 +81,17 @@ def test_a_few_launches_average_as_lightning_does(config: str) -> None:
         torch.testing.assert_close(other[key], value)
     trained = kept(RUNS / "version_0", "last")["current_model_state"]
     assert not torch.equal(one[WEIGHT], trained[WEIGHT])
+
+
+def test_the_average_is_where_the_module_will_train(tmp_path: Path) -> None:
+    """When callbacks are set up, it is not there yet; an average elsewhere is copied at each step."""
+    module = LightningModule()
+    module.layer = nn.Linear(2, 2)
+    strategy = SingleDeviceStrategy("meta")
+    trainer = Trainer(strategy=strategy, accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    for given, expected in ((None, "meta"), ("cpu", "cpu")):
+        callback = EMA(device=given)
+        callback.setup(trainer, module, "fit")
+        average = callback._average_model
+        assert average is not None
+        assert {value.device.type for value in average.module.parameters()} == {expected}

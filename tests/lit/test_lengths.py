@@ -15,9 +15,10 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from fpn.checkpoints import build_detector, start_from
 from fpn.errors import InputError
 from fpn.lit.cli import main
-from fpn.lit.lengths import displaced_epochs, spelled_out
+from fpn.lit.lengths import displaced_epochs
 from fpn.lit.schedule import Schedule
 from fpn.shipped import config_file
+from fpn.words import spelled_out
 
 RUNS = Path("runs/tiny")
 QUIET = ["--trainer.limit_val_batches", "0"]

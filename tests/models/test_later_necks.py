@@ -27,7 +27,7 @@ from fpn.models.necks.balanced import NonLocal
 from fpn.models.necks.bifpn import Fusion
 from fpn.models.necks.carafe import Carafe
 from fpn.models.necks.fapn import Alignment, Selection
-from fpn.types import Features
+from fpn.types import Batch, Features
 
 CHANNELS = {2: 4, 3: 6, 4: 8, 5: 10}
 RESNET50 = {2: 256, 3: 512, 4: 1024, 5: 2048}
@@ -511,3 +511,16 @@ def test_parameters(cls: Callable[..., Neck], expected: int) -> None:
 def test_mistakes_are_named(make: Callable[[], Neck], told: str) -> None:
     with pytest.raises(InputError, match=told):
         make()
+
+
+@pytest.mark.parametrize(
+    ("neck", "told"),
+    [(CarafePyramid, "enlarges twofold"), (SimpleFPN, "the neck's map of level 2 is \\(64, 64\\)")],
+)
+def test_a_level_of_another_stride_is_no_coarser_map(neck: type[Neck], told: str) -> None:
+    """Level 6 of this MobileNet is as fine as C5: a neck for which it is not would give maps out of place."""
+    detector = fpn.ProposalNetwork(
+        1, lambda: fpn.MobileNetV3(two_last=True), lambda channels: neck(channels, 8, levels=[2, 3, 4, 5])
+    )
+    with pytest.raises(InputError, match=told):
+        detector(Batch(torch.rand(1, 3, 128, 128), [(128, 128)], [(128, 128)], [1]))

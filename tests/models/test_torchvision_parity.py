@@ -17,7 +17,7 @@ from torchvision_peer import LOSSES, SIZES, as_batch, assert_same, peer, peer_ta
 
 from fpn import FasterRCNN, InputError, Predictor
 from fpn.interop.torchvision import from_torchvision, load_torchvision, to_torchvision
-from fpn.models.necks import FeaturePyramid
+from fpn.models.necks import BalancedFeaturePyramid, FeaturePyramid
 from fpn.models.postprocess import DetectionSelection, ProposalSelection, ranked
 from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
@@ -288,6 +288,8 @@ def test_a_detector_of_ours_finds_the_same_in_torchvisions(norm: Any) -> None:
         ({"neck": partial(FeaturePyramid, smooth=False)}, "layer_blocks"),
         ({"neck": partial(FeaturePyramid, lateral=False)}, "inner_blocks"),
         ({"neck": partial(FeaturePyramid, channels=128)}, "shape"),
+        # The parameters of an FPN, and other maps.
+        ({"neck": partial(BalancedFeaturePyramid, refine=None)}, "neck 'BalancedFeaturePyramid'"),
         ({"bottom_up": partial(ResNet, "resnet18", norm="group")}, "running_mean"),
         ({"bottom_up": partial(ResNet, "resnet18", width=32)}, "shape"),
         ({"bottom_up": partial(ResNet, "resnet50", stride_in_1x1=True)}, "stride_in_1x1 True"),

@@ -48,6 +48,8 @@ class ImageOptions:
             take a quarter of the room. Otherwise as torchvision's detection models do.
         rounding: How the sides of a resized image become whole: down as in torchvision, nearest as in
             Detectron2.
+        divisor: Batches are padded to multiples of this many pixels: the more, the fewer sizes a compiled
+            network meets.
         mean: Subtracted from red, green and blue values between 0 and 1.
         std: Divides red, green and blue values once the mean is subtracted.
         exif: Whether photos are turned as their EXIF orientation says, as viewers do. One whose
@@ -66,6 +68,7 @@ class ImageOptions:
     flip_probability: Share = 0.5
     antialias: bool = False
     rounding: Rounding = "down"
+    divisor: PositiveInt = 32
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     exif: Exif = "apply"
@@ -76,7 +79,9 @@ class ImageOptions:
         """What every image goes through, where no scale of its own is asked for."""
         short = self.short_side or 800
         limit = self.max_side or round(short * 5 / 3)
-        settings = ImageSettings(short, limit, self.antialias, self.mean, self.std, self.rounding)
+        settings = ImageSettings(
+            short, limit, self.antialias, self.mean, self.std, self.rounding, self.divisor
+        )
         return settings.scaled(self.scale)
 
     @property

@@ -13,9 +13,9 @@ from torch import Tensor
 from fpn.data.transforms import ImageSettings
 from fpn.errors import InputError
 from fpn.interop.files import SCORES, content_of, filled, renamed, with_threshold
-from fpn.interop.msra import from_msra
 from fpn.interop.settings import arguments_in
 from fpn.models.detectors import FasterRCNN, ProposalNetwork
+from fpn.models.msra import from_msra
 
 _NAMES = {
     **{f"backbone.fpn_lateral{k}.": f"neck.laterals.{k}.0." for k in range(2, 6)},

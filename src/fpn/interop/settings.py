@@ -38,8 +38,10 @@ _DEFAULTS = {
 
 def detector_settings(detector: Detector) -> dict[str, Any]:
     """Those of a detector, as `rpn.grid`; what its weights' names or shapes tell is left out."""
-    parts = {part: getattr(detector, part, None) for part in _KEYS}
-    return {
+    parts = {part: getattr(detector, part) for part in _KEYS if hasattr(detector, part)}
+    # One neck may have the parameters of another.
+    kinds = {part: type(module).__name__ for part, module in parts.items() if part == "neck"}
+    return kinds | {
         f"{part}.{key}": getattr(module, key)
         for part, module in parts.items()
         for key in _KEYS[part]

@@ -9,13 +9,6 @@ from fpn.words import options_of, value_of
 _SCHEDULE = "model.schedule"
 
 
-def spelled_out(words: Sequence[str]) -> list[str]:
-    """The words, with what --epochs is short for in its place."""
-    return [
-        f"--{_SCHEDULE}.{word[2:]}" if word.partition("=")[0] == "--epochs" else str(word) for word in words
-    ]
-
-
 def displaced_epochs(contents: Sequence[Any], words: Sequence[str]) -> Any:
     """The epochs that a run is told and is not to count, for steps are given later; None if it has none such.
 

@@ -45,7 +45,7 @@ from fpn.lit.callbacks import (
 from fpn.lit.checkpointing import WholeCheckpoints
 from fpn.lit.cli import COMMANDS
 from fpn.lit.finding import Finder, find
-from fpn.lit.lengths import displaced_epochs, spelled_out
+from fpn.lit.lengths import displaced_epochs
 from fpn.lit.module import DetectionModule
 from fpn.lit.run_folder import OwnFolder, beside_its_run, led_by_a_file
 from fpn.lit.starting import look_ahead
@@ -55,7 +55,7 @@ from fpn.lit.watching import names
 from fpn.models.detectors import FasterRCNN
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, import_named, only_installed
-from fpn.words import options_of, read_yaml, value_of
+from fpn.words import options_of, read_yaml, spelled_out, value_of
 
 _PACKAGES = {
     "TensorBoardLogger": ("tensorboard", "'fpn[tensorboard]'"),

@@ -26,6 +26,7 @@ from fpn.lit.guards import FiniteSteps, ToldIfCutShort, ToldIfUnreadable
 from fpn.lit.optimizer import PaperSGD, by_part, scale
 from fpn.lit.schedule import Schedule
 from fpn.lit.starting import begin_fit, begin_test
+from fpn.lit.sync_norms import SyncNorms
 from fpn.models.cascade import CascadeRCNN as CascadeRCNN  # a short name on the command line
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.models.optimized import CompileMode, accelerate, optimized
@@ -202,6 +203,7 @@ class DetectionModule(OfCheckpoint, LightningModule):
             InputError: the precision or the data do not fit the detector.
         """
         precision_named(self.trainer.precision)
+        lightning_private.synchronise_by(self.trainer, SyncNorms())
         resuming.refuse_other_categories(self)
         if self.classes != (known := len(self.data.categories.ids)):
             raise InputError(

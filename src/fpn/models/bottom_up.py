@@ -214,7 +214,9 @@ class BottomUp(nn.Module):
         """For inference: make norms part of convolutions, in a bottom-up that says how; others stay."""
 
 
-def checked(x: Tensor, level: int, images: Tensor, stride: int | None = None) -> Tensor:
+def checked(
+    x: Tensor, level: int, images: Tensor, stride: int | None = None, part: str = "bottom-up"
+) -> Tensor:
     """A map that has the size of its level: anchors and RoIs are placed by strides of 2**level pixels.
 
     Raises:
@@ -226,7 +228,7 @@ def checked(x: Tensor, level: int, images: Tensor, stride: int | None = None) ->
     sizes = tuple(x.shape[-2:]), tuple(images.shape[-2:])
     if any(abs(cells - pixels / (stride or 2**level)) > 1.5 for cells, pixels in zip(*sizes, strict=True)):
         raise InputError(
-            f"the bottom-up's map of level {level} is {sizes[0]} for an image of {sizes[1]}: "
+            f"the {part}'s map of level {level} is {sizes[0]} for an image of {sizes[1]}: "
             "a level k has a stride of 2**k pixels, so it is of another level"
         )
     return x

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fpn.described import Described
 from fpn.errors import InputError
-from fpn.models.bottom_up import BottomUp, Stages
+from fpn.models.bottom_up import BottomUp, Stages, checked
 from fpn.models.losses import BoxLoss, SmoothL1, fast_rcnn_losses, rpn_losses
 from fpn.models.necks import FeaturePyramid, Neck
 from fpn.models.postprocess import (
@@ -148,7 +148,8 @@ class _OnPyramid(Detector):
 
     def _look(self, batch: Batch) -> Any:
         p: Features = self.neck(self.bottom_up(batch.images))
-        return p
+        known = min(self.bottom_up.strides, default=max(p) + 1)
+        return {k: checked(x, k, batch.images, part="neck") if k < known else x for k, x in p.items()}
 
     def _find_objects(self, p: Features, proposals: Found, sizes: Tensor) -> Found:
         scores, deltas = self.roi_head.on_places(p, proposals.boxes, proposals.there)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fpn.errors import InputError
-from fpn.interop.msra import from_msra, is_msra
 from fpn.models.bottom_up import BottomUp
+from fpn.models.msra import from_msra, is_msra
 from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
 from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveInt
 from fpn.weights import published, read_any, state_dict

@@ -8,10 +8,10 @@ from typing import Any
 
 from fpn.console import say
 from fpn.errors import InputError
-from fpn.lit.lengths import spelled_out
 from fpn.study import pool, slurm
 from fpn.study.rows import FAMILIES, SCALES, TABLES, plan
 from fpn.study.tasks import Task
+from fpn.words import spelled_out
 
 _ABLATE = """Run the rows of the paper's tables, here or on a SLURM cluster.
 

@@ -42,8 +42,16 @@ class Carafe(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """From (N, d, h, w) to the first `size` cells of (N, d, 2h, 2w)."""
+        """From (N, d, h, w) to the first `size` cells of (N, d, 2h, 2w).
+
+        Raises:
+            InputError: the finer map is not of twice as many cells.
+        """
         weights = F.pixel_shuffle(self.encode(self.compress(x)), 2).softmax(1)
+        if not torch.compiler.is_exporting() and any(
+            not 2 * old - 2 <= new <= 2 * old for old, new in zip(x.shape[-2:], size, strict=True)
+        ):
+            raise InputError(f"CARAFE enlarges twofold: {tuple(x.shape[-2:])} cells do not become {size}")
         # The four new cells of an old one see the same k × k: no map of these is made twice as large.
         weights = F.pixel_unshuffle(weights, 2).unflatten(1, (self.side**2, 4))
         around = F.pad(x, [self.side // 2] * 4).unfold(2, self.side, 1).unfold(3, self.side, 1)
