@@ -14,7 +14,7 @@ from fpn.described import remade
 from fpn.errors import InputError
 from fpn.files import replacing
 from fpn.interop.files import filled, read_weights
-from fpn.interop.peers import TrainedWeights, from_peer
+from fpn.interop.peers import TrainedWeights, detector_of, from_peer
 from fpn.interop.settings import detector_settings, differences
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.parsing import Parser, as_word
@@ -33,7 +33,7 @@ _PREFIX = "detector."
 
 
 class Trained(NamedTuple):
-    """A detector from one of our checkpoints, and what is needed to use it."""
+    """A detector from one of our checkpoints, or a peer's, and what is needed to use it."""
 
     detector: Detector
     """In evaluation mode, on the CPU."""
@@ -44,15 +44,21 @@ class Trained(NamedTuple):
 
 
 def load(path: str | Path) -> Trained:
-    """The detector of a checkpoint that `fpn fit` wrote.
+    """The detector of a checkpoint that `fpn fit` wrote, or torchvision's or Detectron2's.
 
     Args:
-        path: the `.ckpt` file.
+        path: the `.ckpt` file; or what `load_torchvision` and `load_detectron2` read, whose images are
+            prepared as there, and whose labels have names where the weights are published ones.
 
     Raises:
-        InputError: no such file, or not a checkpoint of this project, or one whose parts do not fit.
+        InputError: no such file, or one of none of them, or of a detector whose parts do not fit.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_weights(path)
+    if "fpn" not in checkpoint:
+        if (peers := detector_of(checkpoint, path)) is None:
+            raise InputError(_of_nobody(path))
+        theirs, categories, image = peers
+        return Trained(theirs, categories if theirs.finds_objects else OBJECTS, image)
     kept = kept_in(checkpoint, path)
     detector = filled(_detector(kept, path), _weights(checkpoint), str(path))
     return Trained(detector, kept.categories if detector.finds_objects else OBJECTS, kept.image)
@@ -267,14 +273,17 @@ def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
     """A checkpoint of this project; without settings where it does not tell its model."""
     if "fpn" not in checkpoint:
         raise InputError(
-            f"{path} holds neither a checkpoint of this project nor a detector of torchvision's or "
-            "Detectron2's; weights of a bottom-up alone go to model.detector.bottom_up.weights"
+            f"{_of_nobody(path)}; weights of a bottom-up alone go to model.detector.bottom_up.weights"
         )
     kept, settings = kept_in(checkpoint, path), {}
     if kept.config:
         with torch.device("meta"):
             settings = detector_settings(_detector(kept, path))
     return TrainedWeights(_weights(checkpoint), settings, "the configuration files it was trained with")
+
+
+def _of_nobody(path: str | Path) -> str:
+    return f"{path} is neither a checkpoint of this project nor a detector of torchvision's or Detectron2's"
 
 
 def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from rich.progress import track
 from fpn.errors import InputError
 
 T = TypeVar("T")
+_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")
+"""As PyTorch says it of CUDA, Apple's GPUs, and the CPU."""
 
 
 def say(line: str) -> None:
@@ -75,12 +77,22 @@ def told(error: BaseException | None) -> str | None:
             text = re.sub(r"NestedArg\(key='[^']*', val='([^']*)'\)", r"\1", str(error))
             plain = _out_of_bounds(text) or _no_number(text) or _unknown(text) or _no_class(text)
             return plain or " ".join(text.partition("Got value:")[0].split())
+        if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+            return "; ".join([_out_of_memory(error), *getattr(error, "__notes__", [])])
         if _refused_by_lightning(error):
             return " ".join(str(error).split())
         if isinstance(error, OSError) and (reason := refused(error)) is not None:
             return reason
         error = error.__cause__
     return None
+
+
+def _out_of_memory(error: RuntimeError) -> str:
+    what = " ".join(re.split(r"(?<=[.!])\s", str(error))[:2]).rstrip(".")
+    return (
+        f"{what}. Take fewer images at once (batch_size, and trainer.accumulate_grad_batches for as many to a"
+        " step), or smaller ones (data.images.scale), or less of each number (precision bf16-mixed)"
+    )
 
 
 def _keys(message: str) -> list[str]:

@@ -73,6 +73,7 @@ def infinite_gradient(parameter: Tensor) -> Tensor:
         pytest.param("loss", 0, [], marks=pytest.mark.long),
         ("loss", 5, []),  # the first of an epoch
         pytest.param("gradient", 7, [], marks=pytest.mark.long),
+        ("memory", 4, []),
         # The second batch of step 1.
         ("loss", 3, ["--trainer.accumulate_grad_batches", "2", "--model.schedule.reference_images", "4"]),
     ],
@@ -97,6 +98,10 @@ def test_a_step_that_cannot_be_done_ends_the_run_before_it(
             return found
         seen.append(batch.image_ids)
         if len(seen) == step + 1:
+            if fault == "memory":
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has less."
+                )
             weight = self.neck.get_parameter("smooths.2.0.weight")
             found["rpn_box"] = found["rpn_box"] + (
                 float("nan") if fault == "loss" else infinite_gradient(weight)
@@ -107,13 +112,15 @@ def test_a_step_that_cannot_be_done_ends_the_run_before_it(
     with monkeypatch.context() as patch:
         patch.setattr(FasterRCNN, "losses", losses)
         line = refused(capsys, lambda: fit(config, *more))
-    name = {
-        "loss": "rpn_box = nan",
-        "gradient": "the gradient of detector.neck.smooths.2.0.weight is not finite",
-    }
     step = step // 2 if more else step
+    at = f" at step {step} on images {seen[-1]}; "
+    told = {
+        "loss": f"rpn_box = nan{at}",
+        "gradient": f"the gradient of detector.neck.smooths.2.0.weight is not finite{at}",
+        "memory": "CUDA out of memory. Tried to allocate 2.00 GiB. Take fewer images at once (batch_size",
+    }
     last = RUNS / "version_0/checkpoints/last.ckpt"
-    assert line.startswith(f"fpn: {name[fault]} at step {step} on images {seen[-1]}; ")
+    assert line.startswith(f"fpn: {told[fault]}")
     assert f"; {last} is from before this step" in line
 
     assert kept(RUNS / "version_0", "last")["global_step"] == step
@@ -122,6 +129,22 @@ def test_a_step_that_cannot_be_done_ends_the_run_before_it(
     assert next(row["step"] for row in rest if row["train/rpn_box"]) == str(step)
     assert rest == whole[-len(rest) :]
     assert begun + rest == whole or begun[:-1] + rest == whole  # validated before, and again
+
+
+def test_an_optimiser_that_fails_leaves_no_checkpoint_of_half_a_step(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: PaperSGD, closure: Callable[[], Any]) -> None:
+        closure()
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].add_(1)
+        raise RuntimeError("half a step")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PaperSGD, "step", step)
+        with pytest.raises(RuntimeError, match="half a step"):
+            fit(config)
+    assert not (RUNS / "version_0/checkpoints/last.ckpt").exists()
 
 
 @pytest.mark.parametrize(("split", "steps"), [("val2017", 5), ("train2017", None), ("all of train2017", 3)])

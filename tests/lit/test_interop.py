@@ -12,7 +12,7 @@ import torch
 import yaml
 from detectron2_peer import detector_weights
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 from torchvision_peer import peer
 
 from fpn import (
@@ -28,6 +28,7 @@ from fpn import (
 from fpn.checkpoints import build_detector
 from fpn.data.coco import read_annotations
 from fpn.data.decoding import read_image
+from fpn.data.transforms import ImageSettings
 from fpn.lit.cli import main
 from fpn.models.losses import SmoothL1
 from fpn.models.mobilenet import MobileNetV3
@@ -36,7 +37,7 @@ from fpn.models.resnet import ResNet
 from fpn.models.roi_head import RoIHead
 from fpn.models.rpn import RegionProposalNetwork
 from fpn.models.targets import AnchorSampling, RoISampling
-from fpn.types import NO_CATEGORY
+from fpn.types import NO_CATEGORY, Categories
 from fpn.weights import read_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -387,3 +388,51 @@ def test_torchvisions_published_name_is_downloaded_once(monkeypatch: pytest.Monk
         assert torch.equal(detector.bottom_up.conv1.weight, state["backbone.body.conv1.weight"])
     assert [which for which, _ in asked] == [Published.COCO_V1] * 2
     assert all(options["check_hash"] for _, options in asked)
+
+
+def test_a_peers_file_is_loaded_and_predicts(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = peer(4)
+    torch.save({"model": theirs.state_dict()}, "theirs.pth")
+    trained = load("theirs.pth")
+    assert trained.categories == Categories((1, 2, 3), ("1", "2", "3"))
+    files = sorted((shapes / "val2017").iterdir())[:2]
+    main(["predict", "theirs.pth", "--images", *map(str, files), "--device", "cpu", "--pictures", "false"])
+    assert "in 2 of 2 images" in capsys.readouterr().out
+    entries = json.loads(Path("predictions/detections.json").read_text())
+    listed = json.loads(Path("predictions/predictions.json").read_text())["images"]
+    ids = {image["file_name"]: image["id"] for image in listed}
+    predictor = Predictor(load_torchvision(theirs.state_dict()), 800, 1333)
+    for file in files:
+        boxes, scores, labels = predictor(file)
+        mine = [one for one in entries if one["image_id"] == ids[file.name]]
+        assert [one["category_id"] for one in mine] == labels.tolist()
+        assert [one["score"] for one in mine] == pytest.approx(scores.tolist(), abs=1e-5)
+        corners = torch.tensor([one["bbox"] for one in mine])
+        corners[:, 2:] += corners[:, :2]
+        torch.testing.assert_close(corners, boxes, rtol=0, atol=0.011)  # of hundredths
+
+
+def test_published_detectors_name_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    state = peer(91).state_dict()
+    monkeypatch.setattr(FasterRCNN_ResNet50_FPN_Weights, "get_state_dict", lambda *_, **options: state)
+    trained = load("COCO_V1")
+    assert trained.image == ImageSettings(800, 1333)
+    assert len(trained.categories.listed().ids) == 80
+    for label, name in zip(*trained.categories, strict=True):
+        assert name == (NO_CATEGORY if names[label] == "N/A" else names[label])
+
+    content = {"model": detector_weights(classes=80), "__author__": "Detectron2 Model Zoo"}
+    torch.save(content, "zoo.pth")
+    zoo = load("zoo.pth")
+    assert zoo.image == DETECTRON2_IMAGES
+    assert zoo.categories == trained.categories.listed()
+    assert zoo.categories.ids[-1] == 90
+    torch.save({"model": content["model"]}, "own.pth")
+    assert load("own.pth").categories.names[:2] == ("1", "2")
+
+
+def test_a_file_of_nobodys_is_refused() -> None:
+    torch.save({"meta": {}, "state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "mmdet.pth")
+    with pytest.raises(InputError, match=r"mmdet\.pth is neither a checkpoint of this project nor"):
+        load("mmdet.pth")

@@ -39,7 +39,7 @@ def export(
     ONNX file.
 
     Args:
-        ckpt_path: a checkpoint written by `fpn fit`.
+        ckpt_path: a checkpoint written by `fpn fit`, or whatever else `fpn predict` takes.
         format: onnx, of opset 18, or torch_export, as `torch.export.load` reads it.
         output: the file to write; by default the checkpoint's name, with .onnx or .pt2, in this folder.
         input: pixels are uint8 RGB images as decoded, resized and normalised inside; normalised ones are

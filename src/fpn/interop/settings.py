@@ -1,6 +1,6 @@
 """What detectors do with the same weights: settings that no file of weights tells."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import yaml
 
+from fpn.data.options import ImageOptions
+from fpn.data.transforms import ImageSettings
 from fpn.models.detectors import Detector, FasterRCNN, ProposalNetwork
 from fpn.shipped import CONFIGS
 
@@ -68,12 +70,23 @@ def arguments_in(*names: str) -> dict[str, Any]:
         *names: of the files, as `conventions/detectron2`; each is a difference to those before.
     """
     merged: dict[str, Any] = {}
-    for name in names:
-        detector = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["detector"]
+    for detector in (content["model"]["detector"] for content in _contents(names)):
         for key, value in detector.get("init_args", detector).items():
             difference = isinstance(value, Mapping) and "class_path" not in value
             merged[key] = merged.get(key, {}) | value if difference else value
     return {key: _made(value, _DEFAULTS[key]) for key, value in merged.items()}
+
+
+def images_in(*names: str) -> ImageSettings:
+    """How configuration files have images prepared, as of `arguments_in`."""
+    merged: dict[str, Any] = {}
+    for content in _contents(names):
+        merged |= content["data"].get("images", {})
+    return ImageOptions(**merged).settings
+
+
+def _contents(names: Sequence[str]) -> list[Any]:
+    return [yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in names]
 
 
 def _made(value: Any, default: Any = None) -> Any:

@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it, so that the help comes at once."""
 
 import itertools
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,8 @@ commands:
 fpn COMMAND --help says more of each, with examples. Every command takes besides:
   --import MODULE  import a module of your own, whose classes a checkpoint names"""
 
+_FIRST = {"audit": "--root", "predict": "--ckpt_path"}
+"""What a first word without a name is."""
 _SWITCHES = ("--proposals", "--pictures", "--decode", "--twins", "--stage_times")
 """Options that mean true where no value follows."""
 
@@ -102,8 +105,9 @@ def _call(command: str, words: Sequence[str]) -> None:
 
     from fpn.lit.help_pages import of_options
 
-    if command == "audit" and words and not words[0].startswith("-"):
-        words = ["--root", *words]
+    if command in _FIRST and words and not words[0].startswith("-"):
+        words = [_FIRST[command], *words]
+    words = _listed(words, "--images") if command == "predict" else words
     module, _, name = _FUNCTIONS[command].rpartition(".")
     function = getattr(import_module(module), name)
     auto_cli(
@@ -149,6 +153,16 @@ def _importing(modules: Sequence[str]) -> Iterator[None]:
     finally:
         sys.path[:] = path
         os.environ[VARIABLE] = asked
+
+
+def _listed(words: Sequence[str], option: str) -> list[str]:
+    """Have all that follows an option, as what a shell makes of a pattern, be its value."""
+    if option not in words:
+        return [*words]
+    first = words.index(option) + 1
+    values = list(itertools.takewhile(lambda word: not word.startswith("-"), words[first:]))
+    together = [json.dumps(values)] if len(values) > 1 else values
+    return [*words[:first], *together, *words[first + len(values) :]]
 
 
 def _with_values(words: Sequence[str]) -> list[str]:

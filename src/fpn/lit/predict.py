@@ -67,6 +67,8 @@ def predict(
     examples:
       a folder of photos
         fpn predict --ckpt_path best.ckpt --images photos/
+      two of them, with a detector that torchvision publishes
+        fpn predict --ckpt_path COCO_V1 --images street.jpg house.jpg
       the images that a COCO file lists, under its ids, as COCO's server takes the results
         fpn predict --ckpt_path best.ckpt --images val2017/ --annotations instances_val2017.json
       those that the checkpoint was validated on, with pictures
@@ -83,8 +85,9 @@ def predict(
     out; with --annotations it is an error. Photos are taken as viewers show them.
 
     Args:
-        ckpt_path: a checkpoint written by `fpn fit`.
-        images: an image file, a folder, or a list of these; with annotations, where their file names start.
+        ckpt_path: a checkpoint written by `fpn fit`, a file of torchvision's or Detectron2's, or the name of
+            weights that torchvision publishes, as COCO_V1.
+        images: image files and folders; with annotations, where their file names start.
         annotations: a COCO file, with or without annotated objects.
         split: in place of images and annotations, those that the checkpoint was trained with.
         out: the folder to write to; by default predictions, or predictions_2 and so on.
@@ -135,7 +138,7 @@ def predict(
     # Of several processes each makes its own: what is wrong with it is told once, here.
     predictor = work.predictor(trained, work.devices[0] if devices == 1 else "cpu")
     settings = {
-        "checkpoint": file_hash(ckpt_path),
+        "checkpoint": file_hash(ckpt_path) if Path(ckpt_path).exists() else ckpt_path,
         "images": source.about,
         "files": sha256("\n".join(source.names.tolist()).encode()).hexdigest(),
         "pictures": score_threshold if drawn else None,

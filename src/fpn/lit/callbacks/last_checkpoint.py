@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from fpn.errors import InputError
 from fpn.lightning_private import averaging, batches_of_epoch, between_steps, failed_in, forget_validation
@@ -27,9 +28,9 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: it is written after so many steps, after every epoch that ends in a validation, when
-            training ends, when the process is asked to end by a signal, as clusters do, and when a step or
-            a validation cannot be done, or a callback or logger fails, from before it. With several
-            processes, only what all of them know of ends in a checkpoint.
+            training ends, when the process is asked to end by a signal, as clusters do, and when anything
+            fails but the optimiser, from before it. With several processes, only what all of them know of
+            ends in a checkpoint.
     """
 
     def __init__(self, every_n_steps: PositiveInt = 1000) -> None:
@@ -39,6 +40,8 @@ class LastCheckpoint(Checkpoint):
         self.saved = -1
         self._due = False
         self._validating = False
+        self._stepping = False
+        """Whether the optimiser is at the weights."""
         self._validated = -1
         """The last step that was, or where the run begins."""
         self._statistics: list[tuple[list[Tensor], list[Tensor]]] = []
@@ -66,10 +69,17 @@ class LastCheckpoint(Checkpoint):
         self._validated = trainer.global_step
         self._statistics = [(live, [buffer.clone() for buffer in live]) for live in by_kind.values()]
 
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """From now on the weights change, until the step is done."""
+        self._stepping = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """See whether it is time."""
+        self._stepping = False
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         self._due = stepped and trainer.global_step % self.every_n_steps == 0
 
@@ -96,7 +106,7 @@ class LastCheckpoint(Checkpoint):
             forget_validation(trainer)
         if isinstance(exception, SIGTERMException):
             self._save_from_before(trainer)  # the step, if it comes in the midst of what that accumulates
-        elif _ends_all(exception, trainer.world_size):
+        elif self._can_tell(exception, trainer.world_size):
             try:
                 within = self._save_from_before(trainer, to_validate=self._validated != trainer.global_step)
                 what = "from before this validation" if trainer.validating else "from before this step"
@@ -139,10 +149,10 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path, weights_only=False)
             self.saved = trainer.global_step
 
-
-def _ends_all(exception: BaseException, processes: int) -> bool:
-    """Whether all processes end in the same place, between what a checkpoint can tell of."""
-    if processes > 1:
-        return isinstance(exception, StepError)
-    failed = isinstance(exception, Exception) and failed_in(exception) is not None
-    return failed or isinstance(exception, InputError)
+    def _can_tell(self, exception: BaseException, processes: int) -> bool:
+        """Whether all processes end in the same place, between what a checkpoint can tell of."""
+        if processes > 1:
+            return isinstance(exception, StepError)
+        if isinstance(exception, InputError):
+            return True
+        return isinstance(exception, Exception) and (not self._stepping or failed_in(exception) is not None)
