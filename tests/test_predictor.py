@@ -243,6 +243,9 @@ def test_what_is_found_knows_its_names(predictor: Predictor, tmp_path: Path) -> 
         plotted = np.asarray(one.plot(threshold))
         assert np.array_equal(plotted, expected.permute(1, 2, 0).numpy())
     assert not np.array_equal(plotted, pixels)
+    best = found.above(threshold)
+    assert len(best.scores) == 3
+    assert (best.names, best.categories) == (found.names[:3], categories)
     half = found._replace(boxes=boxes / 2)
     assert half.names == found.names
     assert half.to_coco()[0]["bbox"][2] == pytest.approx(found.to_coco()[0]["bbox"][2] / 2, abs=0.011)

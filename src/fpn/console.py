@@ -140,12 +140,15 @@ def _no_class(message: str) -> str | None:
         message,
     )
     absent = re.search(r"module '(\S+)' has no attribute '(\w+)'", message)
-    if not keys or not (other or absent):
+    module = re.search(r"No module named '(\S+)'", message)
+    if not keys:
         return None
     if other:
         name, kind = filter(None, other.groups())
         return f"{'.'.join(keys)}: {name} is no {kind}"
-    return f"{'.'.join(keys)}: there is no {'.'.join(absent.groups())}" if absent else None
+    if absent:
+        return f"{'.'.join(keys)}: there is no {'.'.join(absent.groups())}"
+    return f"{'.'.join(keys)}: there is no module {module[1]}, here or installed" if module else None
 
 
 def _refused_by_lightning(error: BaseException) -> bool:

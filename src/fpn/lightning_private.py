@@ -101,6 +101,12 @@ def average_on(callback: WeightAveraging, device: torch.device) -> None:
     callback._device = callback._device or device
 
 
+def count_averages_here(callback: WeightAveraging) -> None:
+    """Have a callback's updates counted on the CPU: asked for their number, a GPU is waited for."""
+    if callback._average_model is not None:
+        callback._average_model.n_averaged = torch.zeros((), dtype=torch.long)
+
+
 def average_from(trainer: Trainer, module: LightningModule) -> None:
     """Have averages of weights that have not begun be these weights.
 

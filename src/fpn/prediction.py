@@ -37,6 +37,11 @@ class Prediction(Detections):
         known = self._categories().names
         return [known[label - 1] for label in self.labels.tolist()]
 
+    def above(self, score: float) -> "Prediction":
+        """What has this score, or a better one."""
+        kept = self.scores >= score
+        return self._replace(boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept])
+
     def plot(self, score_threshold: float = 0.5) -> Image.Image:
         """The image with the boxes of this score, and of a better one, drawn."""
         from fpn.pictures import draw  # whose letters are those of matplotlib, slow to import

@@ -71,16 +71,32 @@ def test_going_on_without_the_callback_is_told(config: str, caplog: pytest.LogCa
     assert torch.equal(weights("version_2", "last"), weights("version_3", "last"))
 
 
-def test_a_few_launches_average_as_lightning_does(config: str) -> None:
-    given = ["fit", "--config", config, "--trainer.num_sanity_val_steps", "0"]
-    for kind in (LIGHTNINGS, "fpn.lit.callbacks.EMA"):
-        main([*given, average(kind, decay=0.8, update_starting_at_step=1)])
-    one, other = (kept(RUNS / run, "last")["state_dict"] for run in ("version_0", "version_1"))
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        torch.testing.assert_close(other[key], value)
-    trained = kept(RUNS / "version_0", "last")["current_model_state"]
-    assert not torch.equal(one[WEIGHT], trained[WEIGHT])
+@pytest.mark.parametrize("decay", [0.15, 0.999])
+def test_a_few_launches_average_as_tensorflow_does(
+    decay: float, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorFlow's documentation: min(decay, (1 + num_updates) / (10 + num_updates))."""
+    steps: list[dict[str, Tensor]] = []
+
+    def record(_: Scores, trainer: Trainer, module: DetectionModule, *rest: Any) -> None:
+        steps.append({name: value.clone() for name, value in module.state_dict().items()})
+
+    monkeypatch.setattr(Scores, "on_train_batch_end", record)
+    main(["fit", "--config", config, average("fpn.lit.callbacks.EMA", decay=decay)])
+    expected = steps[0]
+    for updates, weights in enumerate(steps[1:], 1):
+        kept_share = min(decay, (1 + updates) / (10 + updates))
+        expected = {
+            name: kept_share * expected[name] + (1 - kept_share) * value
+            if value.is_floating_point()
+            else value
+            for name, value in weights.items()
+        }
+    found = kept(RUNS / "version_0", "last")
+    assert found["state_dict"].keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found["state_dict"][name], value)
+    assert not torch.equal(expected[WEIGHT], found["current_model_state"][WEIGHT])
 
 
 def test_the_average_is_where_the_module_will_train(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jsonargparse import auto_parser
 
-from fpn.lit.cli import _FUNCTIONS, COMMANDS, _with_values, main
+from fpn.lit.cli import _FUNCTIONS, COMMANDS, _named, _with_values, main
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = {"cli.md", "api.md"}
@@ -131,8 +131,7 @@ def test_commands_are_commands(
         module, _, name = _FUNCTIONS[command].rpartition(".")
         positional = command in ("shapes", "proposals", "join", "export")
         parser = auto_parser(getattr(import_module(module), name), as_positional=positional)
-        given = ["--root", *options] if command == "audit" and options[0][0] != "-" else options
-        parser.parse_args(_with_values(given))
+        parser.parse_args(_with_values(_named(command, options)))
     else:
         checkpoint = str(unbroken / "checkpoints" / "last.ckpt")
         known = [checkpoint if word.endswith(".ckpt") else word for word in options]

@@ -105,14 +105,11 @@ def _call(command: str, words: Sequence[str]) -> None:
 
     from fpn.lit.help_pages import of_options
 
-    if command in _FIRST and words and not words[0].startswith("-"):
-        words = [_FIRST[command], *words]
-    words = _listed(words, "--images") if command == "predict" else words
     module, _, name = _FUNCTIONS[command].rpartition(".")
     function = getattr(import_module(module), name)
     auto_cli(
         function,
-        args=list(words),
+        args=_named(command, words),
         # What these take is plain; the others have more that is better named.
         as_positional=command in ("shapes", "proposals", "join", "export"),
         prog=f"fpn {command}",
@@ -155,14 +152,15 @@ def _importing(modules: Sequence[str]) -> Iterator[None]:
         os.environ[VARIABLE] = asked
 
 
-def _listed(words: Sequence[str], option: str) -> list[str]:
-    """Have all that follows an option, as what a shell makes of a pattern, be its value."""
-    if option not in words:
-        return [*words]
-    first = words.index(option) + 1
-    values = list(itertools.takewhile(lambda word: not word.startswith("-"), words[first:]))
-    together = [json.dumps(values)] if len(values) > 1 else values
-    return [*words[:first], *together, *words[first + len(values) :]]
+def _named(command: str, words: Sequence[str]) -> list[str]:
+    """Name the first word, where that is plain, and make what a shell made of a pattern one value."""
+    words = [_FIRST[command], *words] if command in _FIRST and words and words[0][:1] != "-" else [*words]
+    if command != "predict" or "--images" not in words:
+        return words
+    first = words.index("--images") + 1
+    files = list(itertools.takewhile(lambda word: not word.startswith("-"), words[first:]))
+    together = [json.dumps(files)] if len(files) > 1 else files
+    return [*words[:first], *together, *words[first + len(files) :]]
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
