@@ -152,6 +152,18 @@ def test_yolo_boxes_are_shares_of_the_image_as_shown(tmp_path: Path) -> None:
     np.testing.assert_allclose(annotations.boxes[0], wanted, atol=64e-6)
 
 
+@pytest.mark.parametrize("layout", [layout_files.yolo, layout_files.voc])
+@pytest.mark.parametrize("ending", [".ppm", ".TGA", ".jp2", ".dib"])
+def test_images_are_found_by_all_endings_that_pillow_reads(
+    tmp_path: Path, layout: Callable[[Path], Path], ending: str
+) -> None:
+    root = layout(tmp_path)
+    for file in root.rglob("[bc]*.png"):
+        layout_files.draw(file.parent, next(one for one in PHOTOS["train"] if one[0] == file.stem), ending)
+        file.unlink()
+    assert_same(seen(CocoDataModule(str(root))), TRUTH, 64e-6)
+
+
 def test_a_few_unreadable_images_are_left_out_and_told(tmp_path: Path) -> None:
     for number in range(100):
         layout_files.draw(tmp_path / "images", (f"{number}", 20, 20, []))

@@ -8,12 +8,6 @@ from fpn.data.decoding import shown_size
 from fpn.errors import InputError
 from fpn.types import Size
 
-IMAGES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png"} | {
-    ".tif",
-    ".tiff",
-    ".webp",
-}
-"""Endings of image files."""
 MAX_LEFT_OUT = 0.01
 """Share of the images without a readable size above which the set, not an image, is at fault."""
 

@@ -230,15 +230,17 @@ def is_image(path: Path) -> bool:
         with opened(str(path)):
             return True
     except ValueError as error:
-        return str(error) not in (_EMPTY, _NO_IMAGE) or path.suffix.lower() in _suffixes()
+        return str(error) not in (_EMPTY, _NO_IMAGE) or path.suffix.lower() in image_endings()
     except OSError:
         return False
 
 
 @cache
-def _suffixes() -> frozenset[str]:
-    known = formats()
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in known)
+def image_endings() -> frozenset[str]:
+    """How the names of image files end, in small letters: also of formats that take another reader."""
+    known = {*formats(), "MPO"}  # which is read as JPEG
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in known}
+    return frozenset({*endings, ".avif", ".heic", ".heif"})
 
 
 def _unknown(begin: bytes) -> str:

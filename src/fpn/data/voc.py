@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fpn.console import tracked
-from fpn.data.converted import IMAGES, Converted
+from fpn.data.converted import Converted
+from fpn.data.decoding import image_endings
 from fpn.errors import InputError
 from fpn.types import Size
 from fpn.words import read_text
@@ -89,7 +90,7 @@ def read_voc(files: dict[str, list[Path]], split: str, where: Folders) -> tuple[
     at_zero = sum(min(one.corners[:2]) < 1 for one in boxes)
     shift = int(at_zero <= MAX_AT_ZERO * len(boxes))
     there, difficult = {path.name: path for path in where.images.iterdir()}, 0
-    by_stem = {path.stem: path for path in there.values() if path.suffix.lower() in IMAGES}
+    by_stem = {path.stem: path for path in there.values() if path.suffix.lower() in image_endings()}
     made = Converted(where.annotations, names)
     for file in files[split]:
         image = there.get(read[file].image) or by_stem.get(file.stem) or where.images / f"{file.stem}.jpg"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fpn.console import tracked
-from fpn.data.converted import IMAGES, Converted
+from fpn.data.converted import Converted
+from fpn.data.decoding import image_endings
 from fpn.errors import InputError
 from fpn.words import read_text, read_yaml
 
@@ -109,7 +110,7 @@ def _listed(file: Path, entry: Any) -> Iterator[Path]:
         where = " and ".join(dict.fromkeys(map(str, bases)))
         raise InputError(f"{file}: {entry!r}: no such folder, or list of images, in {where}; mend the path")
     if path.is_dir():
-        yield from sorted(one for one in path.rglob("*") if one.suffix.lower() in IMAGES)
+        yield from sorted(one for one in path.rglob("*") if one.suffix.lower() in image_endings())
         return
     for line in filter(None, map(str.strip, read_text(path).splitlines())):
         image = _there(line, [path.parent, *bases])
