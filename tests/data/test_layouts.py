@@ -9,6 +9,7 @@ from typing import Any
 import layout_files
 import numpy as np
 import pytest
+import yaml
 from layout_files import PHOTOS, TRUTH, Truth
 from PIL import Image
 
@@ -164,21 +165,62 @@ def test_images_are_found_by_all_endings_that_pillow_reads(
     assert_same(seen(CocoDataModule(str(root))), TRUTH, 64e-6)
 
 
-def test_a_few_unreadable_images_are_left_out_and_told(tmp_path: Path) -> None:
-    for number in range(100):
-        layout_files.draw(tmp_path / "images", (f"{number}", 20, 20, []))
-    (tmp_path / "images" / "0.png").write_text("no image")
+@pytest.mark.parametrize(("images", "few"), [(24, 3), (400, 4)])
+def test_a_few_unreadable_images_are_left_out_and_told(tmp_path: Path, images: int, few: int) -> None:
+    files = [layout_files.draw(tmp_path / "images", (f"{place:03}", 20, 20, [])) for place in range(images)]
     (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "1.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (tmp_path / "labels" / f"{images - 1:03}.txt").write_text("0 0.5 0.5 0.5 0.5")
     (tmp_path / "data.yaml").write_text("train: images\nnames: [bee]")
+    for file in files[:few]:
+        file.write_text("no image")
+    broken = ", ".join(map(str, files[:few]))
     data = CocoDataModule(str(tmp_path))
-    assert len(seen(data, "train")["train"]) == 99
-    told = f"train: 1 images cannot be read and are left out, the first: {tmp_path / 'images' / '0.png'}"
+    assert len(seen(data, "train")["train"]) == images - few
+    told = f"train: {few} images cannot be read and are left out: {broken}"
     assert data._splits.layout.notes == (told,)
     assert CocoDataModule(str(tmp_path))._splits.layout.notes == (told,)  # also when it was made before
-    (tmp_path / "images" / "2.png").write_text("no image")
-    with pytest.raises(InputError, match=r"2 of 100 images cannot be read"):
+    files[few].write_text("no image")
+    with pytest.raises(
+        InputError, match=rf"{few + 1} of {images} images cannot be read; .*remove them"
+    ) as caught:
         CocoDataModule(str(tmp_path)).source("train")
+    assert str(caught.value).endswith(f": {broken}, {files[few]}")
+    for file in files[few:]:
+        file.write_text("no image")
+    with pytest.raises(InputError, match=rf"{images} of {images} images .*{files[few]}.*, …$"):
+        CocoDataModule(str(tmp_path)).source("train")
+
+
+def test_unreadable_images_alone_are_refused(tmp_path: Path) -> None:
+    root = layout_files.yolo(tmp_path)
+    for file in (root / "images" / "val").iterdir():
+        file.write_text("no image")
+    with pytest.raises(InputError, match="2 of 2 images cannot be read"):
+        CocoDataModule(str(root)).source("val")
+
+
+@pytest.mark.parametrize("entry", ["../test/images", "images/test", ["images/val", "images/test"]])
+def test_test_images_of_yolo_that_are_not_there_are_left_out_and_told(
+    tmp_path: Path, entry: str | list[str]
+) -> None:
+    root = layout_files.yolo(tmp_path)
+    described = yaml.safe_load((root / "data.yaml").read_text())
+    (root / "data.yaml").write_text(yaml.safe_dump({**described, "test": entry}))
+    data = CocoDataModule(str(root))
+    assert data.source("test") == data.source("val")
+    assert data._splits.layout.notes == (f"test is left out: {entry!r} is not there",)
+    if entry == "images/test":  # as COCO keeps those of its test to itself
+        layout_files.draw(root / "images" / "test", PHOTOS["val"][0])
+        data = CocoDataModule(str(root))
+        assert data.source("test") == data.source("val")
+        assert data._splits.layout.notes == (f"test is left out: {entry!r} has no boxes",)
+        (root / "labels" / "test").mkdir()
+        (root / "labels" / "test" / "e.txt").write_text("0 0.5 0.5 0.5 0.5")
+        assert CocoDataModule(str(root)).source("test")[1] == root / "images" / "test"
+    for split in ("train", "val"):
+        (root / "data.yaml").write_text(yaml.safe_dump({**described, split: "images/nowhere"}))
+        with pytest.raises(InputError, match=r"data\.yaml: 'images/nowhere': no such folder"):
+            CocoDataModule(str(root)).source("train")
 
 
 def test_yolo_images_that_are_not_there_are_one_line(tmp_path: Path) -> None:
@@ -200,6 +242,53 @@ def test_voc(tmp_path: Path, count_from: int, home: str) -> None:
     assert_same(seen(data), TRUTH)
     assert ("pixels are counted from 0" in " ".join(data._splits.layout.notes)) == (count_from == 0)
     assert data.categories == ((1, 2, 3), ("ant", "bee", "wasp"))
+
+
+def test_voc_trains_on_trainval_without_val(tmp_path: Path) -> None:
+    root, lists = layout_files.voc(tmp_path), tmp_path / "ImageSets" / "Main"
+    every = [(lists / f"{split}.txt").read_text() for split in ("val", "train")]
+    (lists / "trainval.txt").write_text("".join(every))
+    assert CocoDataModule(str(root))._splits.layout.notes == ()  # with a list of its own
+    (lists / "train.txt").unlink()
+    data = CocoDataModule(str(root))
+    assert_same(seen(data), TRUTH)
+    assert data._splits.layout.notes == (
+        "train is trainval.txt without the images of val.txt, as there is no train.txt",
+    )
+    (lists / "val.txt").unlink()
+    assert len(seen(CocoDataModule(str(root)), "train")["train"]) == 6
+
+
+def test_images_to_train_and_to_validate_on_are_told(tmp_path: Path) -> None:
+    root = layout_files.voc(tmp_path / "voc")
+    with (root / "ImageSets" / "Main" / "val.txt").open("a") as file:
+        file.write("b.1\n")
+    data = CocoDataModule(str(root))
+    assert set(seen(data)["val"]) == {"e", "f", "b.1"}
+    told = "1 of the 3 validation images are training images too: b.1"
+    assert data._splits.layout.notes == (told,)
+    root = layout_files.yolo(tmp_path / "yolo")
+    described = yaml.safe_load((root / "data.yaml").read_text())
+    (root / "data.yaml").write_text(yaml.safe_dump({**described, "val": "images/train"}))
+    told = "4 of the 4 validation images are training images too: a, b.1, c, d"
+    assert CocoDataModule(str(root))._splits.layout.notes == (told,)
+
+
+def test_names_of_voc_may_have_spaces(tmp_path: Path) -> None:
+    root, lists = layout_files.voc(tmp_path), tmp_path / "ImageSets" / "Main"
+    for old, new in (("a", "photo (1)"), ("c", "photo 1")):
+        for folder, ending in (("Annotations", ".xml"), ("JPEGImages", ".png")):
+            (root / folder / f"{old}{ending}").rename(root / folder / f"{new}{ending}")
+        text = (root / "Annotations" / f"{new}.xml").read_text()
+        (root / "Annotations" / f"{new}.xml").write_text(text.replace(f"{old}.png", f"{new}.png"))
+    # The last two as in the lists of one class, with one space or two.
+    (lists / "train.txt").write_text("photo (1)\nphoto 1\nb.1 -1\nd  1\n")
+    found = seen(CocoDataModule(str(root)), "train")["train"]
+    renamed = {"a": "photo (1)", "c": "photo 1"}
+    assert found == {renamed.get(stem, stem): objects for stem, objects in TRUTH["train"].items()}
+    (lists / "train.txt").write_text("photo (1) 1\nphoto (2)\n")
+    with pytest.raises(InputError, match=r"1 of its 2 images have no annotations, as .*/photo \(2\)\.xml"):
+        CocoDataModule(str(root)).source("train")
 
 
 def test_voc_without_lists_is_divided(tmp_path: Path) -> None:

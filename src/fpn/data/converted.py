@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from fpn.data.decoding import shown_size
+from fpn.data.file_names import few
 from fpn.errors import InputError
 from fpn.types import Size
 
-MAX_LEFT_OUT = 0.01
-"""Share of the images without a readable size above which the set, not an image, is at fault."""
+MAX_LEFT_OUT = 3, 0.01
+"""So many images without a readable size, or the share, may be left out; of more the set is at fault."""
 
 
 class Converted:
@@ -65,14 +66,16 @@ class Converted:
         """All of it in COCO's format, and what there is to say of it.
 
         Raises:
-            InputError: there is no image, or too many are unreadable.
+            InputError: too many images are unreadable, or all.
         """
         unread, every = len(self._unread), len(self._unread) + len(self._images)
-        first = f"the first: {self._unread[0]}" if unread else "there is none"
-        if not self._images or unread > MAX_LEFT_OUT * every:
+        few_may_be, share = MAX_LEFT_OUT
+        if not self._images or unread > max(few_may_be, share * every):
             raise InputError(
-                f"{self._source}: {unread:,} of {every:,} images cannot be read {first}".rstrip()
+                f"{self._source}: {unread:,} of {every:,} images cannot be read; save them again, or remove"
+                f" them and their annotations: {few(self._unread)}"
             )
         categories = [{"id": place, "name": name} for place, name in enumerate(self._names, 1)]
         content = {"images": self._images, "annotations": self._annotations, "categories": categories}
-        return content, [f"{unread:,} images cannot be read and are left out, {first}"] * bool(unread)
+        note = f"{unread:,} images cannot be read and are left out: {few(self._unread)}"
+        return content, [note] if unread else []

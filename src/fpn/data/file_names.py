@@ -9,16 +9,15 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
 from fpn.errors import InputError
 
-SHOWN = 5
-"""The most names in a message."""
 _LEAVES = re.compile(r"[\\/]|[A-Za-z]:|(.*[\\/])?\.\.([\\/]|$)", re.DOTALL)
 """Paths from a root or a drive, or with a step up."""
 
@@ -84,7 +83,7 @@ def find_files(
             )
     if len(found.missing) > (allowed or 0):
         count, images = len(found.missing), len(listed)
-        names = ", ".join([*(listed[place] for place in found.missing[:SHOWN]), *["…"] * (count > SHOWN)])
+        names = few(listed[place] for place in found.missing)
         remedy = "put them there, or take them out of that file"
         if count == images:
             remedy = "is this the folder in which their names start?"
@@ -100,6 +99,12 @@ def find_files(
             f" {folder}, as {listed[first]!r}, which is taken for {found.names[first]!r}"
         )
     return found.names
+
+
+def few(names: Iterable[object], most: int = 5) -> str:
+    """The first of some names, for a message."""
+    first = [str(name) for name in islice(names, most + 1)]
+    return ", ".join([*first[:most], *["…"] * (len(first) > most)])
 
 
 class _Tree:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from fpn.data import voc as voc_format
 from fpn.data.cached import made_of
 from fpn.data.coco_file import CocoFile, read_json
 from fpn.data.fields import identity
+from fpn.data.file_names import few
 from fpn.data.options import Split
 from fpn.data.yolo import description_file, images_of, label_file, read_yolo
 from fpn.errors import InputError
@@ -69,8 +69,9 @@ def yolo(root: Path) -> Layout | None:
     """`data.yaml`, or another YAML file that has names and training images."""
     if (file := description_file(root)) is None:
         return None
-    splits, notes = {}, list[str]()
-    for split, images in images_of(file).items():
+    every, notes = images_of(file)
+    splits, notes = {}, [*notes, *_in_both(every)]
+    for split, images in every.items():
         folder = Path(os.path.commonpath([image.parent for image in images]))
         sources = [file, *images, *map(label_file, images)]
         make = partial(read_yolo, file, images, folder)
@@ -84,7 +85,8 @@ def voc(root: Path) -> Layout | None:
     """Pascal VOC's `Annotations/*.xml`, `JPEGImages/` and, where they are, `ImageSets/Main/*.txt`."""
     if (where := voc_format.folders(root)) is None:
         return None
-    files, found, notes = voc_format.splits(where), {}, list[str]()
+    files, notes = voc_format.splits(where)
+    found, notes = {}, [*notes, *_in_both(files)]
     sources = [file for some in files.values() for file in some]
     for split in files:
         make = partial(voc_format.read_voc, files, split, where)
@@ -276,6 +278,14 @@ def _half(file: Path, share: float, seed: int, name: str) -> tuple[dict[str, Any
     return {**content, "images": kept, "annotations": annotations}, [told]
 
 
+def _in_both(files: Mapping[str, list[Path]]) -> list[str]:
+    """What there is to say of images that are both in train and in val."""
+    train, val = {*files.get("train", ())}, files.get("val", [])
+    both = [file for file in val if file in train]
+    told = f"{len(both):,} of the {len(val):,} validation images are training images too: "
+    return [told + few(file.stem for file in both)] if both else []
+
+
 def _is_coco(file: Path) -> bool:
     with suppress(OSError):
         content = file.read_bytes()
@@ -309,11 +319,5 @@ def _contents(root: Path) -> str:
     entries = sorted(root.iterdir())
     folders = [f"{entry.name}/" for entry in entries if entry.is_dir()]
     kinds = Counter(entry.suffix or entry.name for entry in entries if not entry.is_dir())
-    return (
-        ", ".join([*_few(folders), *_few(f"{count:,} *{kind}" for kind, count in kinds.items())]) or "nothing"
-    )
-
-
-def _few(words: Iterable[str], most: int = 8) -> list[str]:
-    first = list(islice(words, most + 1))
-    return [*first[:most], *["…"] * (len(first) > most)]
+    every = (few(folders, 8), few((f"{count:,} *{kind}" for kind, count in kinds.items()), 8))
+    return ", ".join(filter(None, every)) or "nothing"

@@ -9,6 +9,7 @@ are neither object nor background. Converter libraries were tried: globox 2.9 ke
 supervision 0.31 decodes every image, and neither reads `difficult` or the lists of images.
 """
 
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,6 @@ MAX_AT_ZERO = 0.001
 """Share of the boxes that may begin before pixel 1, by mistake, in a set that counts from 1."""
 
 
-_SPLITS = ("train", "val", "test")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -55,19 +55,27 @@ def folders(root: Path) -> Folders | None:
     return Folders(found[0], next((one for one in images if one.is_dir()), home), home / "ImageSets" / "Main")
 
 
-def splits(where: Folders) -> dict[str, list[Path]]:
-    """The XML files of each split: by its list, or all as training images where there are no lists.
+def splits(where: Folders) -> tuple[dict[str, list[Path]], list[str]]:
+    """The XML files of each split, and what there is to say of them.
+
+    They are those of its list; or all, as training images, where there are no lists. Where `train.txt` is not
+    there, what `trainval.txt` has and `val.txt` has not is for training.
 
     Raises:
         InputError: an image of a list has no XML file.
     """
     lists = {name: where.lists / f"{name}.txt" for name in ("train", "val", "test", "trainval")}
     lists = {name: file for name, file in lists.items() if file.is_file()}
-    if "train" not in lists and "trainval" in lists:
-        lists["train"] = lists["trainval"]
-    found = {name: _of_list(lists[name], where) for name in _SPLITS if name in lists}
+    found = {name: _of_list(file, where) for name, file in lists.items() if name != "trainval"}
+    notes = []
+    if "trainval" in lists and "train" not in lists:
+        aside = {*found.get("val", ())}
+        every = _of_list(lists["trainval"], where)
+        found = {"train": [file for file in every if file not in aside], **found}
+        if aside:
+            notes.append("train is trainval.txt without the images of val.txt, as there is no train.txt")
     found = {name: files for name, files in found.items() if files}
-    return found or {"train": sorted(where.annotations.glob("*.xml"))}
+    return found or {"train": sorted(where.annotations.glob("*.xml"))}, notes
 
 
 def read_voc(files: dict[str, list[Path]], split: str, where: Folders) -> tuple[dict[str, Any], list[str]]:
@@ -149,8 +157,11 @@ def _read(file: Path) -> _Read:
 
 
 def _of_list(file: Path, where: Folders) -> list[Path]:
-    names = (line.split() for line in read_text(file).splitlines())
-    found = [where.annotations / f"{words[0]}.xml" for words in names if words]
+    found = []
+    for line in filter(None, map(str.strip, read_text(file).splitlines())):
+        # In the lists of one class, 1, 0 or -1 follows the name, which may itself have spaces.
+        paths = [where.annotations / f"{name}.xml" for name in (line, re.sub(r"\s+-?[01]$", "", line))]
+        found.append(paths[0] if paths[0].is_file() else paths[1])
     missing = [path for path in found if not path.is_file()]
     if file.stem == "test" and len(missing) == len(found):
         return []  # as VOC keeps the annotations of some tests to itself

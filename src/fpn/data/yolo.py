@@ -30,22 +30,28 @@ def description_file(root: Path) -> Path | None:
     return next((file for file in kept if {"names", "train"} <= _described(file).keys()), None)
 
 
-def images_of(file: Path) -> dict[str, list[Path]]:
-    """The image files of each split that the YAML file has.
+def images_of(file: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The image files of each split that the YAML file has, and what there is to say of them.
+
+    Test images that are not there, as in many exports, or that all lack boxes, as COCO's, are left out.
 
     Raises:
-        InputError: a folder or list of them is not there, or has none.
+        InputError: a folder or list of other images is not there, or has none.
     """
-    described, found = _described(file), dict[str, list[Path]]()
+    described, found, notes = _described(file), dict[str, list[Path]](), list[str]()
     for split, keys in _SPLITS.items():
         if entry := next((described[key] for key in keys if described.get(key)), None):
-            paths = [
-                one for some in (entry if isinstance(entry, list) else [entry]) for one in _listed(file, some)
-            ]
-            if not paths:
+            entries = entry if isinstance(entry, list) else [entry]
+            places = [_place(file, one, needed=split != "test") for one in entries]
+            paths = [*dict.fromkeys(one for place in places if place for one in _listed(file, place))]
+            if split != "test" and not paths:
                 raise InputError(f"{file}: {split!r} is {entry!r}, where no image lies")
-            found[split] = list(dict.fromkeys(paths))
-    return found
+            absent = None in places
+            if split == "test" and (absent or not any(label_file(path).is_file() for path in paths)):
+                notes.append(f"test is left out: {entry!r} {'is not there' if absent else 'has no boxes'}")
+            else:
+                found[split] = paths
+    return found, notes
 
 
 def label_file(image: Path) -> Path:
@@ -102,18 +108,28 @@ def _names(file: Path, names: Any) -> list[str]:
     return [named.get(number, str(number)) for number in range(max(named) + 1)]
 
 
-def _listed(file: Path, entry: Any) -> Iterator[Path]:
-    """The images of a folder and all below, or of a text file that lists them."""
-    bases = [file.parent / str(_described(file).get("path") or ""), file.parent]
+def _bases(file: Path) -> list[Path]:
+    return [file.parent / str(_described(file).get("path") or ""), file.parent]
+
+
+def _place(file: Path, entry: Any, needed: bool) -> Path | None:
+    """A folder, or a text file that lists images."""
+    bases = _bases(file)
     path = _there(str(entry), bases)
-    if path is None:
+    if path is None and needed:
         where = " and ".join(dict.fromkeys(map(str, bases)))
         raise InputError(f"{file}: {entry!r}: no such folder, or list of images, in {where}; mend the path")
+    return path
+
+
+def _listed(file: Path, path: Path) -> Iterator[Path]:
+    """The images of a folder and all below, or of a text file that lists them."""
     if path.is_dir():
         yield from sorted(one for one in path.rglob("*") if one.suffix.lower() in image_endings())
         return
+    bases = [path.parent, *_bases(file)]
     for line in filter(None, map(str.strip, read_text(path).splitlines())):
-        image = _there(line, [path.parent, *bases])
+        image = _there(line, bases)
         if image is None:
             raise InputError(f"{path}: {line}: no such image; mend the list")
         yield image
