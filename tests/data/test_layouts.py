@@ -62,6 +62,26 @@ def test_coco(tmp_path: Path, stem: str, folder: str, name: str) -> None:
     assert data.source("test") == data.source("val")
 
 
+@pytest.mark.parametrize(
+    ("stem", "folder"),
+    [("instances_{}2017", "{}2017"), ("instances_{}", "{}"), ("instances_{}", "images/{}"), ("{}", "images")],
+)
+def test_cocos_test_counts_where_it_has_annotations(tmp_path: Path, stem: str, folder: str) -> None:
+    root = layout_files.coco(tmp_path, stem, folder)
+    file, photo = root / "annotations" / f"{stem.format('test')}.json", ("g", 64, 48, [(1, 2, 3, 20, 30)])
+    layout_files.coco_file(file, [photo], 200)
+    layout_files.draw(root / folder.format("test"), photo)
+    data = CocoDataModule(str(root))
+    assert_same(seen(data, "test"), {"test": {"g": [("ant", [2.0, 3.0, 22.0, 33.0])]}})
+    assert data.source("test") == (file, root / folder.format("test"))
+    assert_same(seen(data), TRUTH)
+    for listed in ({"annotations": []}, {}):
+        content = {key: one for key, one in json.loads(file.read_text()).items() if key != "annotations"}
+        file.write_text(json.dumps(content | listed))
+        data = CocoDataModule(str(root))
+        assert data.source("test") == data.source("val")
+
+
 def test_roboflow(tmp_path: Path) -> None:
     root = layout_files.roboflow(tmp_path)
     assert_same(seen(CocoDataModule(str(root))), TRUTH)

@@ -27,6 +27,8 @@ from fpn.errors import InputError
 
 _PEEK = 4_000_000
 """Bytes of an annotation file in which a first file name is looked for."""
+_ANNOTATED = re.compile(rb'"annotations"\s*:\s*\[\s*\{')
+"""In a file of COCO's format that has at least one annotation."""
 
 
 class Layout(NamedTuple):
@@ -40,11 +42,17 @@ class Layout(NamedTuple):
 
 
 def coco(root: Path) -> Layout | None:
-    """`annotations/instances_train2017.json` beside `train2017/` or `images/train2017/`; 2014, or no year."""
+    """`annotations/instances_train2017.json` beside `train2017/` or `images/train2017/`; 2014, or no year.
+
+    Of a test those files do not count that list images alone, as COCO's do.
+    """
     for stem in ("instances_{}2017", "instances_{}2014", "instances_{}", "{}"):
-        files = {split: root / "annotations" / f"{stem.format(split)}.json" for split in ("train", "val")}
+        names = {split: f"{stem.format(split)}.json" for split in ("train", "val", "test")}
+        files = {split: root / "annotations" / name for split, name in names.items()}
         there = {split for split, file in files.items() if file.is_file()}
-        if there:
+        if there & {"train", "val"}:
+            if "test" in there and not _ANNOTATED.search(files["test"].read_bytes()):
+                there.remove("test")
             year = stem[-4:] if stem[-4:].isdigit() else ""
             splits = {
                 split: Split(str(_folder_of(files[split], root, f"{split}{year}")), str(files[split]))
