@@ -362,6 +362,65 @@ def stems(root: Path, **options: Any) -> list[set[str]]:
     return [set(found[split]) for split in ("train", "val")]
 
 
+def test_label_studios_yolo_is_divided(tmp_path: Path) -> None:
+    root = layout_files.yolo(tmp_path)
+    for folder in [*root.glob("*/*/")]:
+        for file in folder.iterdir():
+            file.rename(folder.parent / file.name)
+        folder.rmdir()
+    (root / "data.yaml").unlink()
+    (root / "notes.json").write_text(json.dumps({"categories": [], "info": {}}))
+    (root / "classes.txt").write_text("bee\nant\nwasp\n")
+    with pytest.raises(InputError, match=r"YOLO, without val; .*data\.val_share"):
+        CocoDataModule(str(root)).source("val")
+    data = CocoDataModule(str(root), val_share=0.3)
+    found = seen(data)
+    assert len(found["val"]) == 2
+    every = {stem: objects for photos in TRUTH.values() for stem, objects in photos.items()}
+    assert_same({"": found["train"] | found["val"]}, {"": every}, 64e-6)
+    (root / "classes.txt").write_text("bee\nant\n")
+    with pytest.raises(InputError, match="class 2 has no name; there are 2 names"):
+        CocoDataModule(str(root)).source("train")
+    (root / "labels").rename(root / "others")
+    with pytest.raises(InputError, match="no layout that is known"):
+        CocoDataModule(str(root)).source("train")
+
+
+def test_yolo_with_names_alone_keeps_its_splits(tmp_path: Path) -> None:
+    root = layout_files.yolo(tmp_path)
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("bee\nant\nwasp")
+    assert_same(seen(CocoDataModule(str(root))), TRUTH, 64e-6)
+
+
+def test_cvats_yolo(tmp_path: Path) -> None:
+    root = layout_files.yolo(tmp_path)
+    (root / "data.yaml").unlink()
+    for split, name in (("train", "train"), ("val", "valid")):
+        images = sorted((root / "images" / split).iterdir())
+        (root / f"{name}.txt").write_text("".join(f"data/obj_{name}_data/{one.name}\n" for one in images))
+        (root / f"obj_{name}_data").mkdir()
+        for file in (*images, *(root / "labels" / split).iterdir()):
+            file.rename(root / f"obj_{name}_data" / file.name)
+    (root / "obj.names").write_text("bee\nant\nwasp\n")
+    (root / "obj.data").write_text("classes = 3\nnames = data/obj.names\ntrain = data/train.txt\n")
+    data = CocoDataModule(str(root))
+    assert_same(seen(data), TRUTH, 64e-6)
+    assert data.source("test") == data.source("val")
+
+
+@pytest.mark.parametrize("folder", ["images", "{}", "images/{}"])
+def test_cocos_files_in_the_root(tmp_path: Path, folder: str) -> None:
+    root = layout_files.coco(tmp_path, "{}", folder)
+    for file in (root / "annotations").iterdir():
+        file.rename(root / file.name)
+    data = CocoDataModule(str(root))
+    assert_same(seen(data), TRUTH)
+    assert data.source("train") == (root / "train.json", root / folder.format("train"))
+    (root / "val.json").unlink()
+    assert len(seen(CocoDataModule(str(root), val_share=0.25))["val"]) == 1
+
+
 def test_a_share_depends_on_names_and_the_seed_alone(tmp_path: Path) -> None:
     photos = [(f"{number}", 20, 20, [(0, 1, 1, 9, 9)]) for number in range(40)]
     layout_files.coco_file(tmp_path / "all.json", photos)

@@ -41,14 +41,14 @@ class Layout(NamedTuple):
     """What there is to say of how they were read."""
 
 
-def coco(root: Path) -> Layout | None:
+def coco(root: Path, below: str = "annotations") -> Layout | None:
     """`annotations/instances_train2017.json` beside `train2017/` or `images/train2017/`; 2014, or no year.
 
-    Of a test those files do not count that list images alone, as COCO's do.
+    The files may lie elsewhere below the root. A test's does not count if it lists images alone, as COCO's.
     """
     for stem in ("instances_{}2017", "instances_{}2014", "instances_{}", "{}"):
         names = {split: f"{stem.format(split)}.json" for split in ("train", "val", "test")}
-        files = {split: root / "annotations" / name for split, name in names.items()}
+        files = {split: root / below / name for split, name in names.items()}
         there = {split for split, file in files.items() if file.is_file()}
         if there & {"train", "val"}:
             if "test" in there and not _ANNOTATED.search(files["test"].read_bytes()):
@@ -74,7 +74,7 @@ def roboflow(root: Path) -> Layout | None:
 
 
 def yolo(root: Path) -> Layout | None:
-    """`data.yaml`, or another YAML file that has names and training images."""
+    """`data.yaml`, or another YAML file that has names and training images; or a file of names alone."""
     if (file := description_file(root)) is None:
         return None
     every, notes = images_of(file)
@@ -119,9 +119,10 @@ def single_file(root: Path) -> Layout | None:
 LAYOUTS: dict[str, Callable[[Path], Layout | None]] = {
     "COCO 2017 or 2014 (annotations/instances_train2017.json; train2017/ or images/train2017/)": coco,
     "Roboflow's COCO export (train/_annotations.coco.json, valid/, test/)": roboflow,
-    "YOLO (data.yaml, which names images/, and labels/)": yolo,
+    "YOLO (data.yaml, which names images/, and labels/; classes.txt, images/ and labels/)": yolo,
     "Pascal VOC (Annotations/*.xml, JPEGImages/)": voc,
     "one COCO file and its images (*.json, with data.val_share)": single_file,
+    "COCO's files in the root (train.json, val.json; train/ or images/)": partial(coco, below=""),
 }
 """All layouts that are known, in the order in which they are looked for, by what lies in such a root."""
 

@@ -1,5 +1,7 @@
 """YOLO's data sets, read as Ultralytics documents them: a YAML file, images, a text file of boxes for each.
 
+Label Studio and CVAT (YOLO 1.1) write no YAML file, but one with a name in each line.
+
 Converter libraries were tried, and do less: globox 2.9 keeps boxes exactly, but takes one folder of labels
 and no YAML file; supervision 0.31 rounds to float32 and brings OpenCV; datumaro asks for Pillow below 13.
 
@@ -8,6 +10,7 @@ segment, `class x1 y1 x2 y2 x3 y3 …`, of which the box around is taken, as Ult
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,19 +22,25 @@ from fpn.errors import InputError
 from fpn.words import read_text, read_yaml
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_NAMES_ALONE = {
+    "classes.txt": {"train": "images/train", "val": "images/val", "test": "images/test"},
+    "obj.names": {"train": "train.txt", "val": "valid.txt", "test": "test.txt"},
+}
+"""Files of names, and where the images of each split may lie beside them."""
 _LARGEST = 2.0
 """Of a box that is written in shares, no number is greater, even where it leaves its image."""
 
 
 def description_file(root: Path) -> Path | None:
-    """The YAML file of a data set: the root, or the first in it that has names and training images."""
+    """The file that describes a data set: the root, or the first in it that has names and training images."""
     files = [root] if root.is_file() else sorted(root.glob("*.y*ml"), key=lambda file: file.stem != "data")
-    kept = (file for file in files if file.suffix in (".yaml", ".yml"))
+    kept = [file for file in files if file.suffix in (".yaml", ".yml")]
+    kept += [root / name for name in _NAMES_ALONE if (root / name).is_file()]
     return next((file for file in kept if {"names", "train"} <= _described(file).keys()), None)
 
 
 def images_of(file: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The image files of each split that the YAML file has, and what there is to say of them.
+    """The image files of each split that such a file has, and what there is to say of them.
 
     Test images that are not there, as in many exports, or that all lack boxes, as COCO's, are left out.
 
@@ -66,7 +75,7 @@ def read_yolo(file: Path, images: list[Path], folder: Path) -> tuple[dict[str, A
     """Images in COCO's format, and what there is to say of them. Class 0 is category 1, and so on.
 
     Args:
-        file: the YAML file.
+        file: that describes the set.
         images: their files.
         folder: what file names shall be relative to.
 
@@ -90,6 +99,13 @@ def read_yolo(file: Path, images: list[Path], folder: Path) -> tuple[dict[str, A
 
 
 def _described(file: Path) -> dict[str, Any]:
+    if beside := _NAMES_ALONE.get(file.name):
+        there = {split: place for split, place in beside.items() if (file.parent / place).exists()}
+        if file.name == "classes.txt":
+            if not all((file.parent / folder).is_dir() for folder in ("images", "labels")):
+                return {}  # which other formats have too
+            there = {"train": "images", **there}
+        return {"names": [*filter(None, map(str.strip, read_text(file).splitlines()))], **there}
     content = read_yaml(file)
     return content if isinstance(content, dict) else {}
 
@@ -138,11 +154,9 @@ def _listed(file: Path, path: Path) -> Iterator[Path]:
 def _there(path: str, bases: list[Path]) -> Path | None:
     """Where a path leads from the first base where it leads to something.
 
-    Exports of Roboflow have `../train/images` where `train/images` is meant.
+    Exports of Roboflow have `../train/images` where `train/images` is meant, and CVAT's `data/` in front.
     """
-    inner = path.replace("\\", "/")
-    while inner.startswith("../"):
-        inner = inner[3:]
+    inner = re.sub(r"^((\.\./)+|data/)", "", path.replace("\\", "/"))
     places = [Path(os.path.normpath(base / one)) for one in (path, inner) for base in bases]
     return next((place for place in places if place.exists()), None)
 
