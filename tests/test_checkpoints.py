@@ -90,7 +90,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     torch.save({"state": {"weight": torch.zeros(1)}}, nested)
     with pytest.raises(InputError, match="'state' is not a tensor"):
         as_tensors(read_checkpoint(nested), "nested.pth")
-    with pytest.raises(InputError, match="not a checkpoint of this project"):
+    with pytest.raises(InputError, match="neither a checkpoint of this project nor"):
         load(good)
 
 
@@ -120,7 +120,7 @@ def test_a_file_of_nobody_known_is_named(tmp_path: Path) -> None:
     with torch.device("meta"):
         detector = FasterRCNN(3, bottom_up=partial(ResNet, "resnet18"))
     with pytest.raises(
-        InputError, match=r"R-50\.pkl holds neither .* go to model\.detector\.bottom_up\.weights"
+        InputError, match=r"R-50\.pkl is neither .* go to model\.detector\.bottom_up\.weights"
     ):
         start_from(detector, file)
 

@@ -71,11 +71,9 @@ def test_going_on_without_the_callback_is_told(config: str, caplog: pytest.LogCa
     assert torch.equal(weights("version_2", "last"), weights("version_3", "last"))
 
 
-@pytest.mark.parametrize("decay", [0.15, 0.999])
-def test_a_few_launches_average_as_tensorflow_does(
-    decay: float, config: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_few_launches_average_as_tensorflow_does(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorFlow's documentation: min(decay, (1 + num_updates) / (10 + num_updates))."""
+    decay = 0.3  # more than is kept at first, and less than is kept at last
     steps: list[dict[str, Tensor]] = []
 
     def record(_: Scores, trainer: Trainer, module: DetectionModule, *rest: Any) -> None:

@@ -390,29 +390,28 @@ def test_torchvisions_published_name_is_downloaded_once(monkeypatch: pytest.Monk
     assert all(options["check_hash"] for _, options in asked)
 
 
-def test_a_peers_file_is_loaded_and_predicts(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_peers_file_is_loaded_and_predicts(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     theirs = peer(4)
     torch.save({"model": theirs.state_dict()}, "theirs.pth")
     trained = load("theirs.pth")
     assert trained.categories == Categories((1, 2, 3), ("1", "2", "3"))
-    files = sorted((shapes / "val2017").iterdir())[:2]
-    main(["predict", "theirs.pth", "--images", *map(str, files), "--device", "cpu", "--pictures", "false"])
-    assert "in 2 of 2 images" in capsys.readouterr().out
+    file = min((shapes / "val2017").iterdir())
+    main(["predict", "theirs.pth", "--images", str(file), "--device", "cpu", "--pictures", "false"])
+    assert "in 1 of 1 images" in capsys.readouterr().out
     entries = json.loads(Path("predictions/detections.json").read_text())
-    listed = json.loads(Path("predictions/predictions.json").read_text())["images"]
-    ids = {image["file_name"]: image["id"] for image in listed}
-    predictor = Predictor(load_torchvision(theirs.state_dict()), 800, 1333)
-    for file in files:
-        boxes, scores, labels = predictor(file)
-        mine = [one for one in entries if one["image_id"] == ids[file.name]]
-        assert [one["category_id"] for one in mine] == labels.tolist()
-        assert [one["score"] for one in mine] == pytest.approx(scores.tolist(), abs=1e-5)
-        corners = torch.tensor([one["bbox"] for one in mine])
-        corners[:, 2:] += corners[:, :2]
-        torch.testing.assert_close(corners, boxes, rtol=0, atol=0.011)  # of hundredths
+    boxes, scores, labels = Predictor(load_torchvision(theirs.state_dict()), 800, 1333)(file)
+    assert [one["category_id"] for one in entries] == labels.tolist()
+    assert [one["score"] for one in entries] == pytest.approx(scores.tolist(), abs=1e-5)
+    corners = torch.tensor([one["bbox"] for one in entries])
+    corners[:, 2:] += corners[:, :2]
+    torch.testing.assert_close(corners, boxes, rtol=0, atol=0.011)  # of hundredths
 
 
-def test_published_detectors_name_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_detectors_name_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     state = peer(91).state_dict()
     monkeypatch.setattr(FasterRCNN_ResNet50_FPN_Weights, "get_state_dict", lambda *_, **options: state)
@@ -430,9 +429,3 @@ def test_published_detectors_name_their_classes(monkeypatch: pytest.MonkeyPatch)
     assert zoo.categories.ids[-1] == 90
     torch.save({"model": content["model"]}, "own.pth")
     assert load("own.pth").categories.names[:2] == ("1", "2")
-
-
-def test_a_file_of_nobodys_is_refused() -> None:
-    torch.save({"meta": {}, "state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "mmdet.pth")
-    with pytest.raises(InputError, match=r"mmdet\.pth is neither a checkpoint of this project nor"):
-        load("mmdet.pth")

@@ -167,7 +167,7 @@ def test_a_folder_of_its_own(
     assert "in 4 of 4 images; written to predictions_3: " in said
     # A list: names start in the folder that has all of them; what is named twice is one image.
     names = [f"{photos}/sub", str(photos / "a.jpg"), str(photos / "sub" / "a.jpg")]
-    main([*predict, "--images", json.dumps(names), "--pictures", "false", "--out", "listed"])
+    main(["predict", predict[2], "--images", *names, *predict[3:], "--pictures", "false", "--out", "listed"])
     listed = json.loads(Path("listed/predictions.json").read_text())["images"]
     assert [image["file_name"] for image in listed] == ["sub/a.jpg", "sub/b", "a.jpg"]
 
@@ -294,7 +294,7 @@ def test_the_example_of_the_page(unbroken: Path, photos: Path) -> None:
     text = (REPOSITORY / "docs" / "python.md").read_text()
     block = text.partition("```python\n")[2].partition("```")[0]
     code, _, last = block.strip().rpartition("\n")
-    assert "load_torchvision" in last
+    assert "device" in last
     shutil.copy(photos / "a.jpg", "street.jpg")
     shutil.copy(photos / "a.png", "house.png")
     checkpoint = str(unbroken / "checkpoints" / "best.ckpt")
