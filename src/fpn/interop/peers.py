@@ -79,11 +79,10 @@ def detector_of(
     if peer == "torchvision":
         detector: FasterRCNN | ProposalNetwork = torchvision.load_torchvision(path)
         images = images_in(*torchvision.configs_of(str(path), content.get("model", content)))
-        known = published(str(path))
-        categories = _published() if known is not None else None
+        categories = _published() if published(str(path)) is not None else None
     else:
         detector = detectron2.load_detectron2(path)
-        images = images_in(detectron2.CONVENTION)
+        images = detectron2.DETECTRON2_IMAGES
         zoo = content.get("__author__") == "Detectron2 Model Zoo"
         categories = _published().listed() if zoo else None
     numbers = range(1, detector.classes + 1)
