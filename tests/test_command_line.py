@@ -55,6 +55,29 @@ def test_the_help_of_a_command_is_short_and_has_examples(
     assert any(line.startswith(f"    fpn {command}") for line in examples)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("fit --epoch 3", "there is no option --epoch, but there is --epochs"),
+        ("fit --traner.devices=2", "there is no option --traner.devices, but there is --trainer.devices"),
+        ("fit --lr 0.1", "there is no option --lr, but there is --model.optimizer.lr"),
+        ("fit --zzz 0.1", "there is no option --zzz: `--help` lists those there are"),
+        ("fit --ckpt last.ckpt", "there is no option --ckpt, but there is --ckpt_path"),
+        ("fit base.yaml", "fit does not take 'base.yaml': a configuration is named by --config base.yaml"),
+        ("predict --image street.jpg", "there is no option --image, but there is --images"),
+        ("test --ckpt_path best", "there is no best.ckpt below runs: give --ckpt_path its file"),
+    ],
+)
+def test_a_mistyped_option_is_told_the_one_it_is_near_to(
+    words: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(words.split())
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
+
+
 def test_nothing_heavy_is_imported_for_the_names_of_the_package() -> None:
     script = "import fpn, sys; print(fpn.__version__, 'torch' in sys.modules, 'lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

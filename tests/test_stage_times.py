@@ -329,4 +329,4 @@ def test_it_is_no_option_of_training(
     assert pages["test"][0] == 0
     assert "\nstage_times: true\n" in pages["test"][1].out
     assert pages["fit"][0] == 2
-    assert "unrecognized arguments: --stage_times" in pages["fit"][1].err
+    assert "there is no option --stage_times" in pages["fit"][1].err

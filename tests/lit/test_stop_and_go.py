@@ -45,7 +45,9 @@ def test_a_run_ended_by_a_signal_goes_on_as_if_it_had_not_been(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """By the same command, as a cluster starts it again."""
     given = ["fit", "--config", config, "--model.schedule", TEN_STEPS, "--trainer.num_sanity_val_steps", "0"]
+    given += ["--ckpt_path", "last"]
     with monkeypatch.context() as patch:
         ask = at_call(call, getattr(Scores, hook), lambda *_: os.kill(os.getpid(), number))
         patch.setattr(Scores, hook, ask)
@@ -55,7 +57,7 @@ def test_a_run_ended_by_a_signal_goes_on_as_if_it_had_not_been(
     printed = capfd.readouterr().err
     assert f"fpn: ended by {number.name};" in printed
     assert printed.count("ending after this step; again to stop at once") == (number == signal.SIGINT)
-    main([*given, "--ckpt_path", str(RUNS / "version_0/checkpoints/last.ckpt")])
+    main(given)
     whole, begun, rest = (rows(run) for run in (unbroken, RUNS / "version_0", RUNS / "version_1"))
     steps = [row["step"] for row in rest if row["train/rpn_box"]]
     of_all = [row["step"] for row in whole if row["train/rpn_box"]]

@@ -3,13 +3,17 @@
 import itertools
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
-from inspect import getdoc
+from inspect import getdoc, signature
 from pathlib import Path
+from typing import Any, cast
 
 from fpn.allocator import keep_freed_memory
 from fpn.console import mistakes
@@ -94,10 +98,38 @@ def _run(command: str, words: list[str]) -> None:
         return
     keep_freed_memory()
     words = _with_files(_with_values(words))
-    if command in _FUNCTIONS:
-        _call(command, words)
-    else:
-        import_module("fpn.lit.lightning_cli").run_lightning([command, *words])
+    try:
+        if command in _FUNCTIONS:
+            _call(command, words)
+        else:
+            import_module("fpn.lit.lightning_cli").run_lightning([command, *words])
+    except ArgumentError as error:
+        if unknown := re.match(r"unrecognized arguments: (--)?([^\s=]+)", str(error)):
+            raise InputError(_unknown(command, unknown[2], option=bool(unknown[1]))) from error
+        raise
+
+
+def _unknown(command: str, name: str, option: bool) -> str:
+    if option:
+        return f"there is no option --{name}{_meant(name, _options(command))}: `--help` lists those there are"
+    remedy = f": a configuration is named by --config {name}" if name.endswith((".yaml", ".yml")) else ""
+    return f"fpn {command} does not take {name!r}{remedy}"
+
+
+def _options(command: str) -> list[str]:
+    """The options of a command that its help is about."""
+    if command in PAGES:
+        found = re.findall(r"(?<!\S)--([a-z][\w.]*)", PAGES[command])
+        return [name for name in found if not name.endswith(".help")]
+    return list(signature(_function(command)).parameters)
+
+
+def _meant(name: str, options: Iterable[str]) -> str:
+    """The option that a name is near to: as a whole, or to the last part of it."""
+    known = {option.rpartition(".")[2]: option for option in options}
+    known |= {option: option for option in known.values()}
+    near = get_close_matches(name, known, n=1) or get_close_matches(name.rpartition(".")[2], known, n=1)
+    return f", but there is --{known[near[0]]}" if near else ""
 
 
 def _call(command: str, words: Sequence[str]) -> None:
@@ -105,8 +137,7 @@ def _call(command: str, words: Sequence[str]) -> None:
 
     from fpn.lit.help_pages import of_options
 
-    module, _, name = _FUNCTIONS[command].rpartition(".")
-    function = getattr(import_module(module), name)
+    function = _function(command)
     auto_cli(
         function,
         args=_named(command, words),
@@ -116,7 +147,13 @@ def _call(command: str, words: Sequence[str]) -> None:
         description=(getdoc(function) or "").partition("\n\nArgs:")[0],
         formatter_class=of_options(),
         exit_on_error=False,
+        allow_abbrev=False,
     )
+
+
+def _function(command: str) -> Callable[..., Any]:
+    module, _, name = _FUNCTIONS[command].rpartition(".")
+    return cast(Callable[..., Any], getattr(import_module(module), name))
 
 
 def _modules(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -34,8 +34,8 @@ examples:
     fpn fit --config base --data.root /data/coco --trainer.devices 8
   a row of the paper's tables, here without the top-down pathway
     fpn fit --config base --config table1/d --data.root /data/coco
-  go on with an interrupted run: its files and options, and
-    fpn fit --config base --data.root /data/coco --ckpt_path last.ckpt
+  go on with an interrupted run, if there is one
+    fpn fit --config base --data.root /data/coco --ckpt_path last
 
 options used most:
   --config NAME                  a file, or one that `fpn configs` lists
@@ -48,7 +48,7 @@ options used most:
   --model.optimizer.lr RATE      learning rate, for model.schedule.reference_images (16) a step
   --trainer.devices N            GPUs or processes; --trainer.accelerator cpu for the CPU
   --trainer.precision bf16-mixed faster on a GPU
-  --ckpt_path FILE               the run to go on with
+  --ckpt_path FILE               the run to go on with; last: the newest below runs/
 """
 
 _SCORE = """usage: fpn {command} --ckpt_path FILE [options]
@@ -67,7 +67,7 @@ examples:
   {last}
 
 options used most:
-  --ckpt_path FILE               what is scored; it remembers its model and data
+  --ckpt_path FILE               what is scored; it remembers its model and data; best: the newest
   --config NAME                  a file, or one that `fpn configs` lists
   --data.root DIR                the data
   --data.{split}.annotations FILE  other annotations; with --data.{split}.images, their folder

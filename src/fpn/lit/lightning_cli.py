@@ -47,7 +47,7 @@ from fpn.lit.cli import COMMANDS
 from fpn.lit.finding import Finder, find
 from fpn.lit.lengths import displaced_epochs
 from fpn.lit.module import DetectionModule
-from fpn.lit.run_folder import OwnFolder, beside_its_run, led_by_a_file
+from fpn.lit.run_folder import OwnFolder, beside_its_run, led_by_a_file, newest_of_runs
 from fpn.lit.starting import look_ahead
 from fpn.lit.stopping import EndOnSignal, EndTogether
 from fpn.lit.together import StepError, first_process
@@ -127,9 +127,11 @@ class DetectionCLI(LightningCLI):
         if subcommand == "fit":
             rest = spelled_out(rest)
         rest, contents = _read_files(rest)
-        named = [content.get("ckpt_path") for content in contents if isinstance(content, dict)]
-        named.append(dict(options_of(rest)).get("ckpt_path"))  # which has the last word
-        path = next((path for path in reversed(named) if path is not None), None)
+        path = _last_word("ckpt_path", contents, rest)
+        if path in ("best", "last"):
+            root = _last_word("trainer.default_root_dir", contents, rest)
+            path = newest_of_runs(path, root, must_be=subcommand != "fit" or path == "best")
+            rest.append(f"--ckpt_path={path or 'null'}")
         configs: list[dict[str, Any]] = [{"weights_only": True}]
         if subcommand != "fit":
             configs.append({"verbose": False})  # our own tables say it better
@@ -306,7 +308,7 @@ def run_lightning(arguments: list[str], listed: str = "") -> None:
                     "init_args": {"save_dir": "runs", "name": "fpn"},
                 },
             },
-            parser_kwargs={"prog": "fpn", "exit_on_error": False}
+            parser_kwargs={"prog": "fpn", "exit_on_error": False, "allow_abbrev": False}
             | {command: {"description": _description(command), "exit_on_error": False}},
             auto_configure_optimizers=False,
         )
@@ -337,6 +339,16 @@ def _listed(given: Any) -> list[Any]:
 def _loggers(config: Namespace) -> list[Namespace]:
     """What a configuration says of each logger."""
     return [one for one in _listed(config.trainer.logger) if isinstance(one, Namespace)]
+
+
+def _last_word(name: str, contents: Sequence[Any], words: Sequence[str]) -> Any:
+    """What an option is set to by configuration files or, which goes before, the command line; else None."""
+    first, _, second = name.partition(".")
+    given = [content.get(first) for content in contents if isinstance(content, dict)]
+    if second:
+        given = [within.get(second) for within in given if isinstance(within, dict)]
+    given.append(dict(options_of(words)).get(name))
+    return next((value for value in reversed(given) if value is not None), None)
 
 
 def _read_files(words: Sequence[str]) -> tuple[list[str], list[Any]]:

@@ -10,7 +10,9 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
+from fpn.errors import InputError
 from fpn.lit.boards import Board, boards_of
 from fpn.lit.metrics_file import MetricsFile
 from fpn.lit.together import StepError
@@ -31,6 +33,31 @@ def led_by_a_file(loggers: Sequence[Logger]) -> list[Logger]:
     for board in boards_of(others):
         board.leader = files[0]
     return [*files, *others]
+
+
+def newest_of_runs(name: str, root: str | None, must_be: bool) -> Path | None:
+    """The newest last.ckpt or best.ckpt of the runs below a folder, of which a line tells.
+
+    Args:
+        name: "last" or "best".
+        root: the folder; None is runs/.
+        must_be: there has to be one.
+
+    Returns:
+        Its path; None where there is none.
+
+    Raises:
+        InputError: there is none, and has to be.
+    """
+    folder = Path(root or "runs")
+    found = folder.glob(f"**/checkpoints/{name}.ckpt")
+    path = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if path is None and must_be:
+        raise InputError(f"there is no {name}.ckpt below {folder}: give --ckpt_path its file")
+    rank_zero_info(
+        f"no {name}.ckpt below {folder}: a new run begins" if path is None else f"--ckpt_path {path}"
+    )
+    return path
 
 
 def beside_its_run(checkpoint: str | Path, what: str) -> dict[str, str]:
