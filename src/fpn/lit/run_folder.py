@@ -55,7 +55,7 @@ def newest_of_runs(name: str, root: str | None, must_be: bool) -> Path | None:
     if path is None and must_be:
         raise InputError(f"there is no {name}.ckpt below {folder}: give --ckpt_path its file")
     rank_zero_info(
-        f"no {name}.ckpt below {folder}: a new run begins" if path is None else f"--ckpt_path {path}"
+        f"no {name}.ckpt below {folder}: a new run begins" if path is None else f"{name}: {path}, the newest"
     )
     return path
 
