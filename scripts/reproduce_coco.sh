@@ -55,10 +55,10 @@ for split in val2017 $([[ $steps =~ modern|paper ]] && echo train2017); do
 done
 words=(--data.root "$root" "${given[@]}")
 
-run() {  # a command, whose failure the others outlive; Ctrl-C ends all of them
+run() {  # a command, whose failure the others outlive; what asks it to end, as Ctrl-C, ends all of them
     local status=0
     "$@" || status=$?
-    [ "$status" -lt 128 ] || exit "$status"
+    case $status in 129 | 130 | 138 | 143) exit "$status" ;; esac
     [ "$status" -eq 0 ] || failed=1
     return "$status"
 }

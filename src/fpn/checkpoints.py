@@ -73,6 +73,8 @@ class Kept(NamedTuple):
     image: ImageSettings
     loggers: Mapping[str, Any]
     """What each logger called the run, by its class."""
+    seed: int | None
+    """Of what is drawn, `seed_everything`."""
 
 
 def kept_in(checkpoint: Mapping[str, Any], path: str | Path) -> Kept:
@@ -100,7 +102,7 @@ def kept_in(checkpoint: Mapping[str, Any], path: str | Path) -> Kept:
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in kept["image"].items()
         }
-        return Kept(config, categories, ImageSettings(**settings), loggers)
+        return Kept(config, categories, ImageSettings(**settings), loggers, kept.get("seed"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not tell how it was trained: {error!r}") from error
 

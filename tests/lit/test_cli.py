@@ -405,7 +405,8 @@ def test_mistakes_end_in_one_line(config: str, shapes: Path, capsys: pytest.Capt
     Path("torn.json").write_text('{"images": [')
     assert "torn.json" in fit("--data.val.annotations", "torn.json")
     assert "absent.ckpt" in fit("--ckpt_path", "absent.ckpt")
-    assert "last" in fit("--ckpt_path", "last")
+    message = fit("--ckpt_path", "last", "--seed_everything", "1")
+    assert "last.ckpt was trained with seed_everything 0, this run has 1" in message
     assert "needs --ckpt_path" in refused(capsys, "test", "--config", config)
     truth = str(shapes / "annotations" / "instances_val2017.json")
     assert "absent.json" in refused(capsys, "evaluate", "--annotations", truth, "--results", "absent.json")

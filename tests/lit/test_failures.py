@@ -298,10 +298,26 @@ def test_no_run_writes_where_another_has(
         MetricsFile(str(tmp_path), "", "named")
     # Two that begin at once find the same next version.
     late = MetricsFile(str(tmp_path), "")
-    metrics.parent.rename(tmp_path / f"version_{late.version}")
-    with pytest.raises(InputError, match=r"has the metrics\.csv"):
-        _ = late.experiment
-    assert Path(late.log_dir, "metrics.csv").read_text() == "step\n"
+    taken = metrics.parent.rename(tmp_path / f"version_{late.version}")
+    late.log_metrics({"loss": 1.0}, step=3)
+    assert Path(late.log_dir) != taken
+    assert Path(late.log_dir, "metrics.csv").read_text() == "loss,step\n1.0,3\n"
+    assert (taken / "metrics.csv").read_text() == "step\n"
+
+
+def test_one_process_where_two_are_asked_for_is_no_run(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a SLURM job of one task: Lightning takes it for one of two that srun has started."""
+    for name, value in {"NTASKS": "1", "JOB_ID": "5", "JOB_NAME": "x", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    monkeypatch.setenv("SLURM_NODELIST", "localhost")
+    try:
+        line = refused(capsys, lambda: fit(config, "--trainer.devices", "2"))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert line.startswith("fpn: 1 of 2 processes were started, as in a SLURM job of one task: start the")
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """What a training starts from is loaded once, when it begins; a checkpoint needs none of it."""
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from fpn.data.datamodule import CocoDataModule
 from fpn.data.options import ImageOptions
+from fpn.errors import InputError
 from fpn.lit.cli import main
 from fpn.lit.module import DetectionModule
+from fpn.lit.run_folder import newest_of_runs
 from fpn.lit.schedule import Schedule
 from fpn.models.detectors import FasterRCNN
 from fpn.models.necks import FeaturePyramid
@@ -185,3 +188,22 @@ def test_plain_python_starts_from_them_too(
     trainer().fit(again, data(), ckpt_path="two.ckpt")
     assert torch.equal(bottom_up(again.state_dict()), weights[WEIGHT])
     assert len(loads) == 1
+
+
+def test_the_newest_of_the_runs_is_none_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    for age, run in enumerate(("study/table1/c/seed_0/version_0", "fpn/version_1", "fpn/version_0")):
+        file = tmp_path / run / "checkpoints/last.ckpt"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (1e9 - age, 1e9 - age))
+    (tmp_path / "study/table1/c/seed_0/run.json").touch()
+    newest = tmp_path / "fpn/version_1/checkpoints/last.ckpt"
+    assert newest_of_runs("last", str(tmp_path), must_be=True) == newest
+    # What a process of the same run finds later, which Lightning has started.
+    os.utime(tmp_path / "fpn/version_0/checkpoints/last.ckpt")
+    os.environ["LOCAL_RANK"] = "1"
+    assert newest_of_runs("last", str(tmp_path), must_be=True) == newest
+    del os.environ["LOCAL_RANK"]
+    with pytest.raises(InputError, match=r"there is no best\.ckpt below"):
+        newest_of_runs("best", str(tmp_path / "study"), must_be=True)

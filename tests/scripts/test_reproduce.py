@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -180,6 +181,31 @@ def test_a_folder_of_results_is_of_one_coco_and_tells_of_other_words(tmp_path: P
     reason = "trainer.limit_test_batches was 2, now not given"
     remedy = f"give another --out, or remove {out}/published/detectron2_rpn_1x"
     assert f"detectron2_rpn_1x: scored earlier with other words ({reason}): {remedy}" in said
+
+
+@pytest.mark.parametrize(("ends", "begun"), [("ABRT", 4), ("KILL", 4), ("TERM", 1), ("INT", 1)])
+def test_what_crashes_is_outlived_and_what_is_asked_to_end_ends_all(
+    ends: str, begun: int, tmp_path: Path
+) -> None:
+    write(tmp_path / "coco" / "annotations" / "instances_val2017.json", {"images": []})
+    (tmp_path / "coco" / "val2017").mkdir()
+    crashes = tmp_path / "python"
+    crashes.write_text(f'#!/bin/sh\n[ "$2" != fpn ] || kill -{ends} $$\n')
+    crashes.chmod(0o755)
+    words = [
+        str(tmp_path / "coco"),
+        "--out",
+        str(tmp_path / "out"),
+        "--steps",
+        "torchvision",
+        "--devices",
+        "0",
+    ]
+    status = 1 if begun == 4 else 128 + signal.Signals[f"SIG{ends}"]
+    command, environment = ["bash", str(SCRIPT), *words], os.environ | {"PYTHON": str(crashes)}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    assert done.stdout.count(" -m fpn test ") == begun
+    assert done.returncode == status
 
 
 def test_the_page_has_results_beside_others(tmp_path: Path) -> None:

@@ -617,6 +617,8 @@ def test_runs_of_another_model_data_or_schedule_are_not_called_the_rows(tmp_path
     other = data("--trainer.devices", "8", "--model.schedule.length", "0.1", "--model.optimizer.lr=1")
     assert other == "coco, with --model.schedule.length 0.1, with --model.optimizer.lr 1"
     assert data("--data.images.scale", "0.5") == "coco, with --data.images.scale 0.5"
+    # The paper's images a step on fewer GPUs, to which the schedule is scaled.
+    assert data("--data.batch_size", "1", "--trainer.accumulate_grad_batches", "8") == "coco"
     assert data("--data.val.annotations", "/data/instances_val2017.json") == "coco"
     assert data("--data.val.annotations", "easy.json") == "coco, with --data.val.annotations easy.json"
     assert data("--trainer.callbacks+=EarlyStopping").endswith("with --trainer.callbacks [EarlyStopping]")

@@ -127,11 +127,38 @@ def test_each_task_is_a_job_that_starts_after_those_it_needs(
 def test_a_job_that_is_in_the_queue_is_waited_for(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, job in (("stage", "7"), ("a", "6")):  # the second is there no more
         Path("study", name).mkdir(parents=True)
-        Path("study", name, "job.txt").write_text(job)
+        Path("study", name, "job.txt").write_text(f"{job} fit test")
     submit([tasks()["stage"], tasks()["a"]], work)
     printed = capsys.readouterr().out
     assert "stage: in the queue as job 7" in printed
     assert "a: job 1, afterok:7" in printed
+
+
+def test_a_job_in_the_queue_that_does_less_is_followed_by_another(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Table 1 waits when Table 2, which needs the proposals of one of its rows, is asked for."""
+    Path("bin/sbatch").write_text('#!/bin/sh\necho "$@" >> calls.txt; expr 6 + $(wc -l < calls.txt)\n')
+    words = ["--data", "shapes", "--rows", "c", "--slurm"]
+    assert ablate(["table1", *words]) == 0
+    assert ablate(["table1", *words]) == 0
+    assert ablate(["table2", *words]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        "table1/c/seed_0: job 7",
+        "table1/c/seed_0: in the queue as job 7",
+        "table1/c/seed_0: job 8, afterany:7",
+        "table2/c/seed_0: job 9, afterok:8",
+    ]
+
+
+def test_a_queue_that_does_not_answer_is_not_taken_for_empty(cluster: Path) -> None:
+    Path("study/stage").mkdir(parents=True)
+    Path("study/stage/job.txt").write_text("7 fit")
+    Path("bin/squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out' >&2; exit 1\n")
+    with pytest.raises(InputError, match="squeue refused --jobs=7: slurm_load_jobs error: Socket timed out"):
+        submit([tasks()["stage"]], work)
+    assert not Path("calls.txt").exists()
 
 
 def test_only_some_run_at_a_time(cluster: Path) -> None:
@@ -252,6 +279,8 @@ def test_ablate_told_to_do_nothing_does_nothing(cluster: Path, capsys: pytest.Ca
         (["--devices_per_run", "-1", "--slurm", "--dry-run"], "--devices_per_run at least 0"),
         (["--seeds", "0", "-1"], "seed -1: give 0 or more"),
         (["--slurm", "array=3"], "sbatch option array"),
+        (["--slurm", "nodes=2"], "a run of a study is on one node"),
+        (["--", "--trainer.num_nodes", "2"], "trainer.num_nodes is what a study sets"),
         (["--task", "table1/z/seed_0"], "no task 'table1/z/seed_0' among these rows"),
     ],
 )

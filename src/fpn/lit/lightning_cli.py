@@ -138,6 +138,12 @@ class DetectionCLI(LightningCLI):
         if path is not None:
             import_named([*contents, *_values(rest)])  # what is named here may be the checkpoint's too
             before = remembered(path)
+            seed = _last_word("seed_everything", contents, rest)
+            if subcommand == "fit" and str(seed).isdigit() and int(seed) != before.seed:
+                raise InputError(
+                    f"{path} was trained with seed_everything {before.seed}, this run has {seed}: leave it as"
+                    " it was, or give each run a trainer.default_root_dir of its own"
+                )
             configs.append(before.config)
         if subcommand == "fit" and (epochs := displaced_epochs([*configs, *contents], rest)) is not None:
             rank_zero_info(f"this run counts steps, which are given last, and not its {epochs} epochs")

@@ -30,6 +30,7 @@ class MetricsFile(CSVLogger):
         super().__init__(save_dir, name, version)
         self._path: Path | None = None
         self._columns: list[str] = []
+        self._named = version is not None
         if version is not None:  # known to all processes, and to each before it waits for the others
             self._refuse_taken()
 
@@ -38,9 +39,14 @@ class MetricsFile(CSVLogger):
     def experiment(self) -> Any:
         """The path of the file, whose folder is made when a run first asks for it."""
         if self._path is None:
-            self._refuse_taken()
+            if self._named:
+                self._refuse_taken()
+            try:
+                Path(self.log_dir).mkdir(parents=True, exist_ok=self._named)
+            except FileExistsError:  # by a run that was started at the same time
+                self._version = None
+                return self.experiment
             self._path = Path(self.log_dir, "metrics.csv")
-            self._path.parent.mkdir(parents=True, exist_ok=True)
         return self._path
 
     @rank_zero_only

@@ -203,6 +203,12 @@ class DetectionModule(OfCheckpoint, LightningModule):
             InputError: the precision or the data do not fit the detector.
         """
         precision_named(self.trainer.precision)
+        wanted = self.trainer.num_devices * self.trainer.num_nodes
+        if self.trainer.world_size != wanted:
+            raise InputError(
+                f"{self.trainer.world_size} of {wanted} processes were started, as in a SLURM job of one"
+                " task: start the command by srun with --ntasks-per-node, or unset SLURM_NTASKS"
+            )
         lightning_private.synchronise_by(self.trainer, SyncNorms())
         resuming.refuse_other_categories(self)
         if self.classes != (known := len(self.data.categories.ids)):

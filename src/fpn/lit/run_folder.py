@@ -17,6 +17,8 @@ from fpn.lit.boards import Board, boards_of
 from fpn.lit.metrics_file import MetricsFile
 from fpn.lit.together import StepError
 
+_FOUND = "FPN_CKPT_PATH"
+"""In the environment, for the processes that Lightning starts of the same command."""
 _OF_A_FIT = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
 _OF_A_TEST = ("scores.json", "curves.json", "detections.json", "proposals.json", "report.html", "curves.png")
 
@@ -38,6 +40,8 @@ def led_by_a_file(loggers: Sequence[Logger]) -> list[Logger]:
 def newest_of_runs(name: str, root: str | None, must_be: bool) -> Path | None:
     """The newest last.ckpt or best.ckpt of the runs below a folder, of which a line tells.
 
+    Those of a study are none of them. What the first process finds, those that it starts take too.
+
     Args:
         name: "last" or "best".
         root: the folder; None is runs/.
@@ -50,14 +54,22 @@ def newest_of_runs(name: str, root: str | None, must_be: bool) -> Path | None:
         InputError: there is none, and has to be.
     """
     folder = Path(root or "runs")
-    found = folder.glob(f"**/checkpoints/{name}.ckpt")
+    if "LOCAL_RANK" in os.environ and _FOUND in os.environ:
+        return Path(os.environ[_FOUND]) if os.environ[_FOUND] else None
+    found = [path for path in folder.glob(f"**/checkpoints/{name}.ckpt") if not _of_a_study(path, folder)]
     path = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
     if path is None and must_be:
         raise InputError(f"there is no {name}.ckpt below {folder}: give --ckpt_path its file")
     rank_zero_info(
         f"no {name}.ckpt below {folder}: a new run begins" if path is None else f"{name}: {path}, the newest"
     )
+    os.environ[_FOUND] = str(path or "")
     return path
+
+
+def _of_a_study(path: Path, below: Path) -> bool:
+    parents = itertools.takewhile(lambda parent: parent != below, path.parents)
+    return any((parent / "run.json").exists() for parent in parents)
 
 
 def beside_its_run(checkpoint: str | Path, what: str) -> dict[str, str]:

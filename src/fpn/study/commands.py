@@ -1,6 +1,7 @@
 """`fpn ablate` runs the rows of the paper's tables, `fpn report` sets the results beside the paper's."""
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,8 @@ def ablate(arguments: Sequence[str]) -> int:
     if options.dry_run:
         pool.describe(tasks)
         return 0
+    if options.task and options.devices_per_run and "SLURM_JOB_ID" in os.environ:
+        pool.refuse_without_gpus()
     status = pool.run(tasks, pool.places(options.jobs, options.devices_per_run))
     if options.wandb and options.task is None and status in (0, 1):
         _to_wandb([options.out], options.out, options.tables)

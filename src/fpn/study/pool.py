@@ -57,6 +57,14 @@ def places(jobs: int | None = None, devices_per_run: int = 1) -> list[dict[str, 
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
 
 
+def refuse_without_gpus() -> None:
+    """Raise InputError where no GPU is visible, as on a machine of a cluster whose driver is broken."""
+    import torch
+
+    if not torch.cuda.device_count():
+        raise InputError("no GPU is visible in this job: --devices_per_run 0 runs on the CPU")
+
+
 def run(
     tasks: Sequence[Task],
     places: Sequence[Mapping[str, str]] = ({},),

@@ -19,10 +19,11 @@ _OWN = (
     *("ckpt_path", "seed_everything", "data.seed", "model.start_from"),
     *(f"data.{split}.proposals" for split in _SPLITS),
     *(f"trainer.{name}" for name in ("default_root_dir", "enable_checkpointing", "fast_dev_run", "logger")),
+    "trainer.num_nodes",
 )
 """What a study sets for each run."""
 _MACHINE = (
-    # The schedule is scaled to batch_size.
+    # The schedule is scaled to batch_size, and to trainer.accumulate_grad_batches.
     *(f"data.{name}" for name in ("root", "folder", "batch_size", "eval_batch_size", "num_workers")),
     *(f"data.{split}.images" for split in _SPLITS),
     *("data.max_unreadable", "model.engine", "model.metrics", "trainer"),
@@ -30,7 +31,7 @@ _MACHINE = (
 )
 """Where the data lie, how a machine is used, what is shown: it makes no other result."""
 _LEARNING = (
-    *("callbacks", "max_", "min_", "limit_t", "overfit_", "accumulate_", "gradient_clip"),
+    *("callbacks", "max_", "min_", "limit_t", "overfit_", "gradient_clip"),
     *("precision", "sync_batchnorm"),
 )
 """How those names of `trainer` begin that do."""

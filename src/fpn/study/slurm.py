@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import which
 
 from fpn.console import say
 from fpn.errors import InputError
@@ -96,11 +97,15 @@ def submit(
         if task.next_step() is None:
             say(f"{task.name}: finished earlier{task.score}")
             continue
-        if (job := _in_queue(task)) is not None:
-            jobs[task.name] = job
-            say(f"{task.name}: in the queue as job {job}")
+        queued, *known = _in_queue(task)
+        steps = [step.name for step in task.steps]
+        if queued and {*steps} <= {*known}:
+            jobs[task.name] = queued
+            say(f"{task.name}: in the queue as job {queued}")
             continue
         after = [f"afterok:{jobs[need.name]}" for need in task.needs if need.name in jobs]
+        if queued:  # for less: its proposals may be asked for only now
+            after.append(f"afterany:{queued}")
         if at_once and len(submitted) >= at_once:
             after.append(f"afterany:{submitted[-at_once]}")
         waits = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
@@ -114,21 +119,24 @@ def submit(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             job = _asked(call)
-            (task.folder / "job.txt").write_text(job)
+            (task.folder / "job.txt").write_text(" ".join([job, *steps]))
             say(f"{task.name}: job {job}" + (f", {', '.join(after)}" if after else ""))
         jobs[task.name] = job
         submitted.append(job)
 
 
-def _in_queue(task: Task) -> str | None:
-    """The job that was submitted for a task, if it waits or runs."""
+def _in_queue(task: Task) -> list[str]:
+    """The job that was submitted for a task, if it waits or runs, and its steps; else an empty number."""
     path = task.folder / "job.txt"
-    if not path.is_file():
-        return None
+    if not path.is_file() or which("squeue") is None:
+        return [""]
+    job, *steps = path.read_text().split()
     try:
-        return path.read_text() if _asked(["squeue", "--noheader", f"--jobs={path.read_text()}"]) else None
-    except InputError:  # it is forgotten
-        return None
+        return [job, *steps] if _asked(["squeue", "--noheader", f"--jobs={job}"]) else [""]
+    except InputError as error:
+        if "Invalid job id" in str(error):  # it is forgotten
+            return [""]
+        raise
 
 
 def _asked(call: Sequence[str]) -> str:
@@ -148,6 +156,8 @@ def _option(text: str) -> tuple[str, str]:
         raise InputError(
             f"sbatch option {key} cannot be given: each task is a job that waits for what it needs"
         )
+    if key == "nodes" and value != "1":
+        raise InputError("sbatch option nodes cannot be given: a run of a study is on one node")
     if not key or any(letter.isspace() for letter in key):
         raise InputError(f"sbatch option {text!r} is not KEY=VALUE or KEY; give them as words of their own")
     return key, value
