@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fpn.data.shapes import generate_shapes
+from fpn.errors import InputError
 from fpn.lit.callbacks import PrintStageTimes
 from fpn.lit.cli import main
 from fpn.lit.module import DetectionModule
@@ -255,6 +256,8 @@ def test_only_the_first_process_prints(capsys: pytest.CaptureFixture[str]) -> No
     assert traces(module.finder)
     callback.on_exception(trainer, module, RuntimeError())
     assert not traces(module.finder)
+    with pytest.raises(InputError, match="leave it out of a training"):
+        callback.setup(trainer, module, "fit")
 
 
 @pytest.fixture(scope="module")

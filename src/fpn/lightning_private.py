@@ -96,8 +96,13 @@ def average_with(callback: WeightAveraging, average: Callable[..., None]) -> Non
     callback._kwargs["multi_avg_fn"] = average
 
 
-def average_on(callback: WeightAveraging, device: torch.device) -> None:
-    """Have a callback keep its average on a device, unless it was given one."""
+def begin_averages(callback: WeightAveraging, device: torch.device) -> None:
+    """Have a callback forget those of an earlier run, and keep its own on a device, unless it was given one.
+
+    Lightning's would put that run's average into what is tested next, and the test of a checkpoint would be
+    of what was trained.
+    """
+    callback._average_model, callback._latest_update_step = None, 0
     callback._device = callback._device or device
 
 

@@ -150,7 +150,6 @@ class Predictor:
         ]
         return collate_scales(samples, self.scales)
 
-    @torch.inference_mode()
     def detect(self, batches: Sequence[Batch]) -> list[Detections]:
         """What is found in the images of prepared batches.
 
@@ -160,6 +159,12 @@ class Predictor:
         Returns:
             N detections on the CPU, best first, boxes in pixels of the original images.
         """
+        with torch.inference_mode():
+            found = self._detect(batches)
+        # Copies, which may be written to; what inference mode has made may not.
+        return [Detections(*(part.cpu().clone() for part in one)) for one in found]
+
+    def _detect(self, batches: Sequence[Batch]) -> Sequence[Detections]:
         batches = [
             normalise(batch._replace(images=batch.images.to(self.device), targets=None), scale)
             for batch, scale in zip(batches, self.scales, strict=True)
@@ -171,9 +176,7 @@ class Predictor:
             else:
                 (batch,) = batches
                 found = self.detector.detect(batch)
-        if self.categories is not None:
-            found = [one.among(self.categories) for one in found]
-        return [Detections(*(part.cpu() for part in one)) for one in found]
+        return found if self.categories is None else [one.among(self.categories) for one in found]
 
 
 def _tensor(image: Picture) -> Tensor:

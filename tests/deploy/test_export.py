@@ -262,6 +262,7 @@ def test_it_needs_no_pytorch(trained: Trained, exported: Path, tmp_path: Path) -
     assert done.stdout.split() == [str(len(expected.boxes)), *expected.names[:2], "False"]
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider 'TensorExecutionProvider'")
 def test_mistakes_are_named(exported: Path, tmp_path: Path) -> None:
     predictor = OnnxPredictor(exported)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
@@ -285,6 +286,8 @@ def test_mistakes_are_named(exported: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             OnnxPredictor(path)
+    with pytest.raises(InputError, match="has no TensorExecutionProvider here, but CPUExecutionProvider"):
+        OnnxPredictor(exported, providers=["TensorExecutionProvider", "CPUExecutionProvider"])
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:

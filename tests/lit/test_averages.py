@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lit_runs import TEN_STEPS, kept
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fpn.lit.callbacks import EMA, Scores
 from fpn.lit.cli import main
@@ -109,3 +110,44 @@ def test_the_average_is_where_the_module_will_train(tmp_path: Path) -> None:
         average = callback._average_model
         assert average is not None
         assert {value.device.type for value in average.module.parameters()} == {expected}
+
+
+class One(LightningModule):
+    """A weight that grows by one a step, and what it was when it was looked at."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self.seen: list[float] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return -self.weight
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.seen.append(self.weight.item())
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:You're using the WeightAv")
+def test_a_later_use_of_the_trainer_has_the_weights_it_is_given(tmp_path: Path) -> None:
+    """Not those of the training before, with which Lightning's callback would go on."""
+    batches = DataLoader([torch.zeros(1)] * 4)  # type: ignore[arg-type]
+    average = EMA(decay=0.5)
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(max_steps=4, callbacks=[average], default_root_dir=tmp_path, **options)
+    trainer.fit(One(0.0), batches)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    scored, other = One(0.0), One(42.0)
+    trainer.test(scored, batches, ckpt_path=str(tmp_path / "last.ckpt"), verbose=False, weights_only=True)
+    assert scored.seen == [kept["state_dict"]["weight"].item()] * 4
+    trainer.validate(other, batches, verbose=False)
+    assert other.seen == [42.0] * 4
+    again = Trainer(max_steps=3, callbacks=[average], default_root_dir=tmp_path / "again", **options)
+    again.fit(One(0.0), batches)
+    assert average._average_model is not None
+    assert average._average_model.n_averaged == 3

@@ -1,5 +1,6 @@
 """Lightning's own ways in: a Trainer in a script, its checkpoints anywhere, README's ten lines."""
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -79,6 +80,7 @@ def test_its_checkpoints_are_loaded_anywhere(detector: Callable[[int], Any], sha
     running = trainer()
     trained = module(detector, optimizer=partial(AdamW, lr=1e-4), lr_factors={"rpn": 0.5})
     running.fit(trained, data(shapes))
+    copy.deepcopy(trained)  # as what averages weights does where it is trained on
     running.save_checkpoint("two.ckpt")
     kept = torch.load("two.ckpt", weights_only=True)
     assert kept["hyper_parameters"]["lr_factors"] == {"rpn": 0.5}

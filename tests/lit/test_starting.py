@@ -60,9 +60,16 @@ def bottom_up(state: dict[str, Any]) -> Tensor:
 
 
 def test_a_fit_loads_the_bottom_ups_weights_and_a_checkpoint_needs_no_file(
-    config: str, weights: dict[str, Tensor], loads: list[str | None]
+    config: str,
+    weights: dict[str, Tensor],
+    loads: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
+    monkeypatch.setattr(ResNet, "pixels", ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))  # timm tells them of its own
     main(["fit", "--config", config, "--model.detector.bottom_up.frozen_stages", "5"])
+    remedy = "--data.images.mean '[0.5, 0.5, 0.5]' --data.images.std '[0.25, 0.25, 0.25]'"
+    assert any(str(one.message).endswith(remedy) for one in recwarn)
     assert loads == ["classifier.pth"]
     assert torch.equal(bottom_up(kept(RUNS / "version_0", "last")["state_dict"]), weights[WEIGHT])
     Path("classifier.pth").unlink()

@@ -213,3 +213,15 @@ def test_a_tag_is_timms(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
     with pytest.raises(InputError, match=r"cannot be loaded \(no route to host\): give others"):
         TimmBottomUp("resnet18", weights="default").load_weights()
+
+
+def test_what_pixels_its_weights_were_trained_on(timm: Any, tmp_path: Path) -> None:
+    """As timm's own pre-processing is told."""
+    for name, weights, tagged in (
+        ("vit_tiny_patch16_224", "default", "vit_tiny_patch16_224"),
+        ("resnet18", "fb_swsl_ig1b_ft_in1k", "resnet18.fb_swsl_ig1b_ft_in1k"),
+    ):
+        told = timm.data.resolve_data_config(timm.create_model(tagged).pretrained_cfg)
+        assert TimmBottomUp(name, weights=weights).pixels == (told["mean"], told["std"])
+    assert TimmBottomUp("resnet18").pixels is None
+    assert TimmBottomUp("resnet18", weights=str(tmp_path / "own.pth")).pixels is None

@@ -71,6 +71,12 @@ class OnnxPredictor:
             )
         except Exception as error:  # its own classes, which are not public
             raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+        there = self._session.get_providers()  # which are fewer than were asked for, without an error
+        if lacking := {*(providers or ())} - {*there}:
+            raise InputError(
+                f"ONNX Runtime has no {min(lacking)} here, but {', '.join(there)}: for NVIDIA's GPUs"
+                " pip install onnxruntime-gpu, in place of onnxruntime"
+            )
         told = self._session.get_modelmeta().custom_metadata_map.get("fpn")
         if told is None:
             raise InputError(f"{path} was not written by `fpn export`")

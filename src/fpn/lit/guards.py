@@ -75,8 +75,7 @@ class FiniteSteps(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
         """Remember the losses: not the one given here, which 16-mixed has scaled."""
-        losses: dict[str, Tensor] = pl_module.last_losses
-        self._batches.append((self._image_ids, {name: value.detach() for name, value in losses.items()}))
+        self._batches.append((self._image_ids, pl_module.last_losses))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

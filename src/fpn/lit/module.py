@@ -271,6 +271,11 @@ class DetectionModule(OfCheckpoint, LightningModule):
         if not self.begun:
             begin_fit(self)
         self.begun = True
+        if self._records_graphs and self.trainer.accumulate_grad_batches > 1:
+            raise InputError(
+                f"model.compile {self.compile_mode} keeps gradients where the next batch's are written: set"
+                " it to default, or leave out trainer.accumulate_grad_batches"
+            )
         accelerate(self.detector, self.compile_mode, self.channels_last)
         # Nothing here reads memory before it is written to.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -284,15 +289,18 @@ class DetectionModule(OfCheckpoint, LightningModule):
         # Chance depends on the seed, the step and the process alone: a run that goes on samples the same.
         seed = sample_seed(self.seed, lightning_private.batches_begun(self.trainer), self.global_rank)
         chance = torch.Generator(device=self.device).manual_seed(seed)
-        self.last_losses = losses = self.detector.losses(batch, chance)
+        self._begin_graphs()
+        losses = self.detector.losses(batch, chance)
+        self.last_losses = {name: value.detach() for name, value in losses.items()}
         total = torch.stack(list(losses.values())).sum()
-        values = {f"train/{name}": value.detach() for name, value in losses.items()}
+        values = {f"train/{name}": value for name, value in self.last_losses.items()}
         self.log_dict(values, batch_size=len(batch.images))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.images))
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add what is found to the metrics, and the losses to their mean over the images."""
+        self._begin_graphs()
         if not self.val_losses:
             self._collect(batch, self.finder(batch))
             return
@@ -306,10 +314,20 @@ class DetectionModule(OfCheckpoint, LightningModule):
 
     def test_step(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         """The same, of images at several sizes where the data has an image pyramid."""
+        self._begin_graphs()
         if isinstance(batch, list):
             self._collect(batch[0], self.finder.over_scales(batch))
         else:
             self._collect(batch, self.finder(batch))
+
+    @property
+    def _records_graphs(self) -> bool:
+        return self.compile_mode not in (None, "default") and self.device.type == "cuda"
+
+    def _begin_graphs(self) -> None:
+        """Tell CUDA graphs that a step begins: each compiled part would take its input for an old step's."""
+        if self._records_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def _collect(self, batch: Batch, found: Inference) -> None:
         self.last_found = found

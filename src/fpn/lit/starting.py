@@ -60,6 +60,13 @@ def begin_fit(module: "DetectionModule") -> None:
             return
         if bottom_up.weights is not None:
             bottom_up.load_weights()
+            image = module.data.image_settings
+            if bottom_up.pixels is not None and bottom_up.pixels != (tuple(image.mean), tuple(image.std)):
+                mean, std = (list(value) for value in bottom_up.pixels)
+                rank_zero_warn(
+                    f"the bottom-up's weights were trained on images of another mean and deviation: give"
+                    f" --data.images.mean '{mean}' --data.images.std '{std}'"
+                )
         elif bottom_up.fixed or "bottom_up" in module.frozen_parts:
             rank_zero_warn(
                 "the bottom-up starts from random weights, yet part of it is not trained: set its weights, "

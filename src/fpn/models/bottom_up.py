@@ -169,6 +169,11 @@ class BottomUp(nn.Module):
             *modules, channels=top, names=names, frozen=(module for module in frozen if id(module) in inside)
         )
 
+    @property
+    def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of the images of `weights`; None where they are not known."""
+        return None
+
     def load_weights(self) -> None:
         """Copy `weights`, where there are any, into this bottom-up and the stages taken out of it.
 

@@ -21,7 +21,9 @@ class TimmBottomUp(BottomUp):
     Its strides decide the levels: a map of stride 4 is C2, one of stride 32 is C5. Where a network is a chain
     of stages, as a ResNet, MobileNet, EfficientNet or ConvNeXt is, it can be frozen from the first stage on,
     and stages that no neck reads are taken out. Any other (some transformers, HRNet) is one stage: it is
-    frozen as a whole or not at all, and `levels` says which maps it makes.
+    frozen as a whole or not at all, and `levels` says which maps it makes. What makes only maps that nothing
+    reads, as in an HRNet without C2, gets no gradient: several processes then need `trainer.strategy`
+    ddp_find_unused_parameters_true.
 
     Not every network ends its stages with a non-linearity. The maps of an EfficientNet and a ConvNeXt have
     values of both signs, and their spread may differ much from level to level; the neck's first convolutions
@@ -64,6 +66,15 @@ class TimmBottomUp(BottomUp):
             return super().forward(images)
         maps = (x.permute(0, 3, 1, 2) if _channels_last(body) else x for x in body(images))
         return {k: checked(x, k, images) for k, x in zip(self.channels, maps, strict=True)}
+
+    @property
+    def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """As of `BottomUp`."""
+        if self.weights is None or Path(self.weights).suffix or Path(self.weights).exists():
+            return None
+        tagged = self.name if self.weights == "default" else f"{self.name.partition('.')[0]}.{self.weights}"
+        trained = _timm().models.get_pretrained_cfg(tagged)
+        return tuple(trained.mean), tuple(trained.std)
 
     def read_weights(self, weights: str) -> dict[str, Tensor]:
         """What timm or a file calls so, as of `BottomUp`.

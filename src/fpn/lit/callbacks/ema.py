@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
-from fpn.lightning_private import average_on, average_with, count_averages_here
+from fpn.lightning_private import average_with, begin_averages, count_averages_here
 
 
 class EMA(EMAWeightAveraging):
@@ -29,7 +29,7 @@ class EMA(EMAWeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """As Lightning's, where the module will train: it is not there yet."""
-        average_on(self, trainer.strategy.root_device)
+        begin_averages(self, trainer.strategy.root_device)
         super().setup(trainer, pl_module, stage)
         count_averages_here(self)
 

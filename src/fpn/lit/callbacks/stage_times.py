@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import get_console
 
+from fpn.errors import InputError
 from fpn.stage_times import StageTimes
 
 
@@ -17,6 +18,15 @@ class PrintStageTimes(Callback):
 
     def __init__(self) -> None:
         self._clock = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a training, in whose validations averaged weights come after the clock has to start.
+
+        Raises:
+            InputError: it is one.
+        """
+        if stage == "fit":
+            raise InputError("PrintStageTimes is for validations and tests: leave it out of a training")
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""

@@ -41,9 +41,10 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """From (N, d, h, w) to the same size."""
-        # One head, and the paper's scores as they are: not over √d.
+        # One head, and the paper's scores as they are: not over √d. Contiguous, as what holds no (h·w)² asks.
         query, key, value = (
-            conv(x).flatten(2).transpose(1, 2)[:, None] for conv in (self.theta, self.phi, self.g)
+            conv(x).flatten(2).transpose(1, 2)[:, None].contiguous()
+            for conv in (self.theta, self.phi, self.g)
         )
         seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
         return x + self.out(seen.transpose(1, 2).reshape(x.shape))
