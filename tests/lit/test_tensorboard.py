@@ -7,8 +7,10 @@ import pytest
 from lightning.pytorch.loggers import MLFlowLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fpn.evaluation.panels import CurvesPanel
 from fpn.lit import lightning_cli
 from fpn.lit.cli import main
+from fpn.lit.tensorboard import TensorBoard
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -72,3 +74,12 @@ def test_without_the_package(
     assert caught.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1] == f"fpn: {line.format('which is not installed: pip install ')}"
+
+
+def test_a_category_may_have_any_name(tmp_path: Path) -> None:
+    """A dollar begins a formula in matplotlib, and a line of a name with _ is not in the legend."""
+    board = TensorBoard(str(tmp_path))
+    lines = {"$5 bill_$": [1.0, 0.5], "_hidden": [0.5, 0.25]}
+    board.show_curves("curves", CurvesPanel("curves", "$US_1_$", "x", "y", [0.0, 1.0], lines), 0)
+    board.finalize("success")
+    assert read(tmp_path).Tags()["images"] == ["curves"]

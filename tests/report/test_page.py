@@ -99,6 +99,11 @@ def test_evaluate_makes_the_page(
     small = {row[0]: row[2] for row in page.rows if len(row) == 6 and row[1] == "small"}
     assert small["size in the image"] == str((areas <= 32**2).sum())
     assert small["size at the input"] == str((areas <= 16**2).sum())
+    Path("0.jpg").unlink()  # the best or the worst, perhaps
+    main([*words, "--report", "fewer.html", "--images", "."])
+    page = page_of(Path("fewer.html"))
+    assert page.pictures == 4  # two pairs of five
+    assert "size at the input" not in page.text
 
     main([*words, "--proposals", "--report", "proposals.html"])
     assert page_of(Path("proposals.html")).headings[1:] == ["Proposals", "Training", "Settings and versions"]

@@ -400,6 +400,28 @@ def test_a_broken_file_is_named_in_one_line(tmp_path: Path, file: str, content: 
     assert str(folder) in str(caught.value)
 
 
+def test_a_run_of_csv_files_and_another_in_the_folder_of_its_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Path("runs/one"), ar(0.5))
+    assert report(["runs", "--csv", "csv"]) == 0
+    Path("runs/one/scores.json").write_text(json.dumps(ar(0.9)))  # run once more
+    for given in (["csv", "runs"], ["runs", "csv"]):
+        with pytest.raises(InputError, match=r"/runs/one: both are table1, row c, seed 0"):
+            read_runs(given)
+    with pytest.raises(InputError, match="--csv runs: it has runs, which its CSV files would hide"):
+        report(["runs", "--csv", "runs"])
+    assert not Path("runs/runs.csv").exists()
+
+
+def test_a_metric_of_ones_own_may_be_called_nearly_as_cocos(tmp_path: Path) -> None:
+    run(tmp_path / "one", {"AP": 0.5, "AP_rare": 0.125, "ARea": 3.0}, table="table3")
+    rows = parsed(write_report([tmp_path], tmp_path / "out"))[0]["Table 3 on coco"]
+    ours = rows["c"]["ours"]
+    assert (ours["AP"], ours["AP rare"], ours["ARea"]) == ("50.0", "0.125", "3")
+
+
 def test_runs_of_a_table_that_is_not_known(tmp_path: Path) -> None:
     run(tmp_path / "run", ar(0.5), table="table9")
     with pytest.raises(InputError, match="its table 'table9' is unknown; there are table1"):
@@ -485,7 +507,7 @@ def test_numbers_survive_the_way_through_csv(tmp_path: Path) -> None:
 
 
 def test_differences_of_the_same_seeds_have_a_confidence_interval(tmp_path: Path) -> None:
-    """SciPy's of a paired t test; none where the seeds are not the same."""
+    """SciPy's of a paired t test, over the seeds that both have."""
     stats = pytest.importorskip("scipy.stats")
     fpn, others = [0.30, 0.34, 0.31, 0.33], [0.33, 0.35, 0.325, 0.34]
     for row, seeds in (("fpn", range(4)), ("bifpn", range(4)), ("pafpn", range(1, 4)), ("carafe", range(2))):
@@ -496,7 +518,9 @@ def test_differences_of_the_same_seeds_have_a_confidence_interval(tmp_path: Path
     interval = stats.ttest_rel(others, fpn).confidence_interval(0.95)
     half = 50 * (interval.high - interval.low)
     assert rows["bifpn"]["ours - ours (fpn)"]["AP"] == f"+1.6 ± {half:.1f}"
-    assert rows["pafpn"]["ours - ours (fpn)"]["AP"] == "+1.8"
-    assert rows["carafe"]["ours - ours (fpn)"]["AP"] == "+2.0"
+    interval = stats.ttest_rel(others[1:], fpn[1:]).confidence_interval(0.95)
+    half = 50 * (interval.high - interval.low)
+    assert rows["pafpn"]["ours - ours (fpn)"]["AP"] == f"+1.2 ± {half:.1f} (n = 3)"
+    assert rows["carafe"]["ours - ours (fpn)"]["AP"].endswith(" (n = 2)")
     for degrees, passed in enumerate(_T, 1):
         assert passed == pytest.approx(stats.t.ppf(0.975, degrees), abs=5e-4)

@@ -29,7 +29,7 @@ def evaluate(
     report: str | None = None,
     images: str | None = None,
     score_threshold: Share = 0.5,
-    short_side: PositiveInt = 800,
+    short_side: PositiveInt | None = None,
     max_side: PositiveInt = 1333,
     crowds: Crowds = "regions",
 ) -> None:
@@ -54,7 +54,8 @@ def evaluate(
         report: the page to write, as report.html.
         images: the folder in which the annotations' file names start, for the page to show some.
         score_threshold: what counts as found in the page's confusions and pictures.
-        short_side: pixels of an image's short side at the network's input, for the page.
+        short_side: pixels of an image's short side at the network's input: the page tells of sizes there too,
+            and of the paper's levels.
         max_side: most pixels of its long side there.
         crowds: what iscrowd 1 says of an annotation, as data.crowds.
     """
@@ -80,7 +81,9 @@ def evaluate(
     if images is not None:
         listed = listed.found_in(Path(images), len(listed), console.print)
         dataset = CocoDataset(listed, Path(images), as_stored)
-        pictures = {id_: partial(dataset.picture, i) for i, id_ in enumerate(listed.image_ids.tolist())}
+        files = zip(listed.image_ids.tolist(), listed.file_names.tolist(), strict=True)
+        there = [(place, id_) for place, (id_, name) in enumerate(files) if Path(images, name).is_file()]
+        pictures = {id_: partial(dataset.picture, place) for place, id_ in there}
     config = folder / "config.yaml"
     write_report(
         Reported(
@@ -89,7 +92,7 @@ def evaluate(
             None if proposals else found,
             scores,
             found if proposals else None,
-            input_scales(truth, listed, ImageSettings(short_side, max_side)),
+            input_scales(truth, listed, ImageSettings(short_side, max_side)) if short_side else None,
             pictures=pictures,
             history=folder.parent / "metrics.csv",
             settings=config.read_text() if config.is_file() else "",

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from fpn.evaluation.panels import CurvesPanel, TablePanel
@@ -60,14 +61,14 @@ class TensorBoard(Board, TensorBoardLogger):
 
     def show_curves(self, name: str, curves: CurvesPanel, step: int | None) -> None:
         """As a figure: TensorBoard's own kind is drawn from counts, which COCO's precision does not have."""
-        figure = Figure(figsize=(6, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        for label, line in curves.lines.items():
-            axes.plot(curves.x, line, label=label)
-        axes.set(title=curves.title, xlabel=curves.x_name, ylabel=curves.y_name, ylim=(0, 1.02))
-        if 0 < len(curves.lines) <= 20:
-            axes.legend(fontsize="small")
-        self.experiment.add_figure(name, figure, step, close=False)
+        with rc_context({"text.parse_math": False}):  # as in a category's "$5 bill"
+            figure = Figure(figsize=(6, 4.5), layout="constrained")
+            axes = figure.add_subplot()
+            lines = [axes.plot(curves.x, line)[0] for line in curves.lines.values()]
+            axes.set(title=curves.title, xlabel=curves.x_name, ylabel=curves.y_name, ylim=(0, 1.02))
+            if 0 < len(lines) <= 20:
+                axes.legend(lines, list(curves.lines), fontsize="small")
+            self.experiment.add_figure(name, figure, step, close=False)
 
 
 def _cell(value: str | float | None) -> str:

@@ -189,7 +189,7 @@ def _errors(errors: Errors) -> str:
         rows.append([kind, number, percent(points), bar, _MEANING[kind]])
     return _section(
         "Errors",
-        f"AP at an IoU of .5 is {percent(errors.AP50)}. dAP is by how many points it would rise if all"
+        f"AP at an IoU of .5 is {percent(errors.AP50) or '–'}. dAP is by how many points it would rise if all"
         " errors of a kind were mended and no other: TIDE (Bolya et al., ECCV 2020). They do not add up.",
         _table(("error", "number", "dAP", "", "what it is"), rows),
     )
@@ -227,7 +227,9 @@ def _confusion(confusion: Confusion, names: Sequence[str]) -> str:
 
 def _examples(tested: Reported, shown: Shown) -> str:
     pictures = []
-    for kind, places in zip(("Best", "Worst"), extremes(shown.truth, shown.by_image), strict=True):
+    ids = shown.truth.image_ids.tolist()
+    there = [one if id_ in tested.pictures else None for id_, one in zip(ids, shown.by_image, strict=True)]
+    for kind, places in zip(("Best", "Worst"), extremes(shown.truth, there), strict=True):
         reads = (tested.pictures[int(shown.truth.image_ids[place])] for place in places)
         made = [example(shown, place, read) for place, read in zip(places, reads, strict=True)]
         pictures.append(f"<h3>{kind}</h3>" + "".join(map(_figure, made)))
@@ -256,7 +258,7 @@ def _settings(tested: Reported) -> str:
     settings = f"<details><summary>Settings</summary><pre>{escape(tested.settings)}</pre></details>"
     return _section(
         "Settings and versions",
-        f"Scored against {tested.truth.source}. Levels: {levels}.",
+        f"Scored against {tested.truth.source}." + f" Levels: {levels}." * (tested.scales is not None),
         _table(("", "version"), versions),
         settings if tested.settings else "",
     )

@@ -96,12 +96,9 @@ def _lines(section: Section, row: Compared) -> list[list[str]]:
         means = section.means(row)
         apart = {"ours - paper": [_difference(means.get(c), row.paper.get(c)) for c in columns]}
     elif (other := next((one for one in section.rows if one.key == key != row.key), None)) is not None:
-        one, two = section.means(row), section.means(other)
         apart = {
             f"paper - paper ({key})": [_difference(row.paper.get(c), other.paper.get(c)) for c in columns],
-            f"ours - ours ({key})": [
-                _difference(one.get(c), two.get(c), section.margin(row, other, c)) for c in columns
-            ],
+            f"ours - ours ({key})": [section.apart(row, other, c) for c in columns],
         }
     else:
         apart = {}
@@ -132,11 +129,10 @@ def _number(value: float | None, column: str) -> str:
     return "-" if value is None else written(value, column)
 
 
-def _difference(value: float | None, other: float | None, margin: float | None = None) -> str:
+def _difference(value: float | None, other: float | None) -> str:
     if value is None or other is None:
         return "-"
-    ending = "" if margin is None else f" ± {margin:.1f}"
-    return f"{round(value - other, 1) + 0.0:+.1f}{ending}"  # adding zero turns -0.0 into 0.0
+    return f"{round(value - other, 1) + 0.0:+.1f}"  # adding zero turns -0.0 into 0.0
 
 
 def _remarks(section: Section, shown: Sequence[Compared]) -> list[str]:

@@ -59,6 +59,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     seen: dict[tuple[str, str, str, str, int], Path] = {}
+    # What was read from CSV files has the name of a folder that may be there too, with another run.
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give folders of runs")
@@ -70,18 +71,24 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             raise InputError(f"{folder}: no run.json in it or below it; give folders of runs")
         for path in paths:
             found.setdefault(path.parent.resolve(), _from_folder(path.parent))
-    for run in found.values():
+    for path, run in found.items():
         key = (run.table, run.row, run.family, run.data, run.seed)
-        if seen.setdefault(key, run.folder) != run.folder:
+        if seen.setdefault(key, path) != path:
             raise InputError(
-                f"{seen[key]} and {run.folder}: both are {run.table}, row {run.row}, seed {run.seed} "
+                f"{seen[key]} and {path}: both are {run.table}, row {run.row}, seed {run.seed} "
                 f"({run.family}, {run.data}); leave one of them out"
             )
     return list(found.values())
 
 
 def write_csv(runs: Iterable[Run], folder: Path) -> None:
-    """Write what is known of some runs into the four CSV files of a folder."""
+    """Write what is known of some runs into the four CSV files of a folder.
+
+    Raises:
+        InputError: it is a folder of runs, which these files would hide from `read_runs`.
+    """
+    if folder.is_dir() and next(folder.rglob("run.json"), None) is not None:
+        raise InputError(f"--csv {folder}: it has runs, which its CSV files would hide; give another folder")
     runs = list(runs)
     names = sorted({name for run in runs for name in run.scores or {}})
     rows = [dict(zip(_ABOUT, run[:-2], strict=True)) | (run.scores or {}) for run in runs]

@@ -84,7 +84,7 @@ of which it is a little less."""
 _ALTERED = ", with --"
 """What run.json has between the data and each setting that was given besides the row's own."""
 _PLAIN = {"anchors": "{:,.0f}", "seconds": "{:.3f}", "peak_memory_mb": "{:,.0f}"}
-_COCO = re.compile(r"(proposal_)?A[PR](@|_|\d|$)")
+_COCO = re.compile(r"(proposal_)?A[PR](\d\d)?(@\d+)?(_(small|medium|large))?$")
 
 
 def is_percentage(column: str) -> bool:
@@ -181,16 +181,21 @@ class Section(NamedTuple):
         """The same without NaN."""
         return [value for value in self.values(row, column).values() if not math.isnan(value)]
 
-    def margin(self, row: Compared, other: Compared, column: str) -> float | None:
-        """Half of the 95 % confidence interval by Student's t of how far two rows are apart, seed by seed.
+    def apart(self, row: Compared, other: Compared, column: str) -> str:
+        """How far two rows are apart, seed by seed: the mean and half of its 95 % interval by Student's t.
 
-        None where they do not have the same seeds, two at least.
+        Of how many seeds it is stands behind where either has others too.
         """
         one, two = self.values(row, column), self.values(other, column)
         apart = [one[seed] - two[seed] for seed in one.keys() & two.keys()]
-        if one.keys() != two.keys() or len(apart) < 2 or any(map(math.isnan, apart)):
-            return None
-        return _T[min(len(apart), len(_T) + 1) - 2] * stdev(apart) / math.sqrt(len(apart))
+        apart = [value for value in apart if not math.isnan(value)]
+        if not apart:
+            return "-"
+        text = f"{round(mean(apart), 1) + 0.0:+.1f}"  # adding zero turns -0.0 into 0.0
+        if len(apart) > 1:
+            margin = _T[min(len(apart), len(_T) + 1) - 2] * stdev(apart) / math.sqrt(len(apart))
+            text += f" ± {margin:.1f}"
+        return text + ("" if len(apart) == len(one) == len(two) else f" (n = {len(apart)})")
 
     def means(self, row: Compared) -> dict[str, float]:
         """The means over the runs, of the columns that have any."""

@@ -28,7 +28,7 @@ class Panels(Callback):
         self.number, self.score_threshold = number, score_threshold
         self.pictures: list[Picture] = []
         self.best: dict[str, float] = {}
-        """All scores of the validation with the greatest of `DetectionModule.monitor`."""
+        """All scores and losses of the validation with the greatest of `DetectionModule.monitor`."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Forget the images of the last one."""
@@ -70,7 +70,9 @@ class Panels(Callback):
         monitor, boards = pl_module.monitor, boards_of(trainer.loggers)
         if monitor is None or not boards or trainer.state.fn != TrainerFn.FITTING:
             return
-        scores = pl_module.scores("val")
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        scores = {name: value for name, value in logged.items() if name.startswith("val/")}
+        scores |= pl_module.scores("val")
         best = self.best.get(monitor, math.nan)
         if math.isnan(best) or scores[monitor] > best:
             self.best = scores
