@@ -203,8 +203,19 @@ def test_albumentations_are_told_also_where_they_are_made_in_python() -> None:
         assert torch.equal(augmented([made], seed).image, augmented([other], seed).image)
     with pytest.raises(InputError, match=r"cannot make .*Nope"):
         fpn.Albumentations([{"__class_fullname__": "Nope"}])
-    with pytest.raises(InputError, match=r"cannot make .*q.* not valid"):
+    with pytest.raises(InputError, match=r"cannot make .*: there is no argument q"):
         fpn.Albumentations([{"__class_fullname__": "HorizontalFlip", "q": 1}])
+
+
+def test_albumentations_takes_what_albumentations_writes() -> None:
+    """Arguments of a base class among it, of which it warns itself."""
+    library = pytest.importorskip("albumentations")
+    for transform in (library.PadIfNeeded(320, 320), library.SafeRotate()):
+        made = fpn.Albumentations([transform])
+        assert augmented([made], 0).image.ndim == 3
+    blur = {"__class_fullname__": "Blur", "p": 1.0, "sigm": 1}
+    with pytest.raises(InputError, match="there is no argument sigm"):
+        fpn.Albumentations([{"__class_fullname__": "OneOf", "transforms": [blur], "p": 1.0}])
 
 
 def test_without_albumentations_it_is_made_but_not_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -624,6 +624,26 @@ def test_sizes_and_names_that_are_elsewhere(tmp_path: Path) -> None:
     assert [line[:9] for line in found.told] == ["2 images ", "2 images "]
 
 
+def test_sizes_of_files_under_another_spelling(tmp_path: Path) -> None:
+    picture(30, 40).save(tmp_path / "a.jpg")
+    file = written(tmp_path, content(images=[{"id": 5, "file_name": r"C:\x\A.JPG"}]))
+    assert read_annotations(file, image_folder=tmp_path).sizes.tolist() == [[30, 40]]
+
+
+@pytest.mark.parametrize("angle", [0, 90, 30.0, -135.5, 360])
+def test_a_box_that_cvat_turned_is_the_upright_one_around_it(tmp_path: Path, angle: float) -> None:
+    """By its four corners, turned about the centre."""
+    data = content([[10, 12, 16, 4]])
+    data["annotations"][0]["attributes"] = {"occluded": False, "rotation": angle}
+    turn = np.deg2rad(angle)
+    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    corners = np.array([[-8, -2], [8, -2], [8, 2], [-8, 2]]) @ matrix.T + (18, 14)
+    found = read_annotations(written(tmp_path, data))
+    expected = [*corners.min(axis=0), *corners.max(axis=0)]
+    np.testing.assert_allclose(found.boxes[0], np.clip(expected, 0, [40, 30, 40, 30]), atol=1e-5)
+    assert any("turned by an attribute" in line for line in found.told) == bool(angle % 180)
+
+
 def test_crowds_alone_name_their_remedy(tmp_path: Path) -> None:
     path = written(tmp_path, changed("annotations", "iscrowd", 1))
     with pytest.raises(InputError, match=r"all 1 have iscrowd 1, .* data\.crowds to objects"):

@@ -1,6 +1,7 @@
 """Every layout: the same objects written by hand, read as training reads them."""
 
 import json
+import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -311,6 +312,26 @@ def test_names_of_voc_may_have_spaces(tmp_path: Path) -> None:
         CocoDataModule(str(root)).source("train")
 
 
+def test_voc_is_read_again_when_images_change(tmp_path: Path) -> None:
+    """As when they are saved anew with another ending: the XML files stay."""
+    root = layout_files.voc(tmp_path)
+    names = read_annotations(CocoDataModule(str(root)).source("train")[0]).file_names.tolist()
+    for image in (root / "JPEGImages").iterdir():
+        with Image.open(image) as opened:
+            opened.save(image.with_suffix(".bmp"))
+        image.unlink()
+    again = read_annotations(CocoDataModule(str(root)).source("train")[0]).file_names.tolist()
+    assert again == [Path(name).with_suffix(".bmp").name for name in names]
+
+
+def test_voc_with_fractions_counts_from_0(tmp_path: Path) -> None:
+    """As CVAT writes it: no pixel has a fraction."""
+    root = layout_files.voc(tmp_path)
+    (file,) = (root / "Annotations").glob("a.xml")
+    file.write_text(file.read_text().replace("<xmin>2</xmin>", "<xmin>2.25</xmin>"))
+    assert seen(CocoDataModule(str(root)), "train")["train"]["a"][0][1][0] == 2.25
+
+
 def test_voc_without_lists_is_divided(tmp_path: Path) -> None:
     root = layout_files.voc(tmp_path, lists=False)
     with pytest.raises(InputError, match=r"Pascal VOC, without val; .*data\.val_share"):
@@ -421,7 +442,7 @@ def test_cocos_files_in_the_root(tmp_path: Path, folder: str) -> None:
     assert len(seen(CocoDataModule(str(root), val_share=0.25))["val"]) == 1
 
 
-def test_a_share_depends_on_names_and_the_seed_alone(tmp_path: Path) -> None:
+def test_a_share_depends_on_names_alone(tmp_path: Path) -> None:
     photos = [(f"{number}", 20, 20, [(0, 1, 1, 9, 9)]) for number in range(40)]
     layout_files.coco_file(tmp_path / "all.json", photos)
     for photo in photos:
@@ -433,7 +454,7 @@ def test_a_share_depends_on_names_and_the_seed_alone(tmp_path: Path) -> None:
     assert val == {Path(name).stem for name in names[:10]}
     assert train | val == {stem for stem, *_ in photos}
     assert not train & val
-    assert stems(tmp_path, val_share=0.25, seed=1) != [train, val]
+    assert stems(tmp_path, val_share=0.25, seed=1) == [train, val]
     layout_files.coco_file(tmp_path / "all.json", photos[::-1])
     assert stems(tmp_path, val_share=0.25) == [train, val]
 
@@ -443,9 +464,9 @@ def test_what_belongs_together_is_not_divided(tmp_path: Path) -> None:
     layout_files.coco_file(tmp_path / "_annotations.coco.json", [*copies, *copies[:5]])
     for photo in copies:
         layout_files.draw(tmp_path, photo)
-    for seed in range(5):
-        train, val = stems(tmp_path, val_share=0.2, seed=seed)
-        assert len(val) == 4
+    for share in (0.2, 0.4, 0.6, 0.8):
+        train, val = stems(tmp_path, val_share=share)
+        assert len(val) == 20 * share
         assert not {stem[:2] for stem in train} & {stem[:2] for stem in val}
 
 
@@ -460,6 +481,29 @@ def test_a_divided_file_is_made_again_when_it_changes(tmp_path: Path) -> None:
     (root / "annotations.json").write_text(json.dumps(content))
     assert "bumblebee" in CocoDataModule(str(root), val_share=0.3).categories.names
     assert not [*root.rglob("*.part")]
+
+
+def test_a_class_0_stays_one_in_a_half_without_it(tmp_path: Path) -> None:
+    """Roboflow's category 0 is none, but for one that has objects somewhere."""
+    root = layout_files.single(tmp_path)
+    content = json.loads((root / "annotations.json").read_text())
+    for one in content["categories"]:
+        one["id"] -= 1
+    for one in content["annotations"]:
+        one["category_id"] -= 1
+    rare = content["annotations"][0]["image_id"]  # the only image of class 0
+    content["annotations"] = [
+        one for one in content["annotations"] if one["category_id"] or one["image_id"] == rare
+    ]
+    (root / "annotations.json").write_text(json.dumps(content))
+    for share in (0.2, 0.5, 0.8):
+        data = CocoDataModule(str(root), val_share=share)
+        for split in ("train", "val"):
+            assert read_annotations(data.source(split)[0]).categories.names == layout_files.NAMES
+    content["annotations"] = [one for one in content["annotations"] if one["category_id"]]
+    (root / "annotations.json").write_text(json.dumps(content))
+    data = CocoDataModule(str(root), val_share=0.5)
+    assert read_annotations(data.source("train")[0]).categories.names == layout_files.NAMES[1:]
 
 
 def test_masks_and_ids_stay_as_they_are(tmp_path: Path) -> None:
@@ -485,6 +529,24 @@ def test_where_nothing_can_be_written_the_users_cache_has_it(
     file, _ = CocoDataModule(str(root), val_share=0.3).source("train")
     assert file.is_relative_to(tmp_path / "cache" / "fpn")
     assert not (root / ".fpn").exists()
+
+
+def test_another_users_cache_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = layout_files.single(tmp_path / "set")
+    (root / ".fpn").mkdir()
+    usual = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != ".fpn" and usual(path, mode))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert CocoDataModule(str(root), val_share=0.5).source("val")[0].is_relative_to(tmp_path / "cache")
+
+
+def test_a_name_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
+    root = layout_files.yolo(tmp_path)
+    image = next((root / "images" / "train").iterdir())
+    image.rename(image.with_name(os.fsdecode(b"Stra\xdfe.png")))
+    file, _ = CocoDataModule(str(root)).source("train")
+    with pytest.raises(InputError, match=r"file_name.*Stra"):
+        read_annotations(file)
 
 
 def test_what_is_given_wins_over_the_layout(tmp_path: Path) -> None:

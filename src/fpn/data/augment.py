@@ -160,9 +160,12 @@ class Albumentations(Described, v2.Transform):
         for one in self.transforms:
             try:
                 with warnings.catch_warnings():
-                    # Of an argument that does not exist.
-                    warnings.filterwarnings("error", "Argument", UserWarning)
-                    built.append(albumentations.from_dict({"transform": {"p": 0.5} | one}))
+                    # Of an argument that does not exist, or that albumentations itself has written.
+                    warnings.filterwarnings("ignore", "Argument", UserWarning)
+                    made: Any = albumentations.from_dict({"transform": {"p": 0.5} | one})
+                if strange := _strange(one, made.to_dict()["transform"]):
+                    raise TypeError(f"there is no argument {min(strange)}")
+                built.append(made)
             except Exception as error:  # whatever it raises
                 said = " ".join(str(error).split())
                 raise InputError(
@@ -172,6 +175,12 @@ class Albumentations(Described, v2.Transform):
             "pascal_voc", label_fields=["labels"], clip=True, filter_invalid_bboxes=True
         )
         return albumentations.Compose(built, bbox_params=format_)
+
+
+def _strange(given: Mapping[str, Any], made: Mapping[str, Any]) -> set[str]:
+    """Arguments of transforms, and of those within them, that they do not have."""
+    within = zip(given.get("transforms") or (), made.get("transforms") or (), strict=False)
+    return (given.keys() - made.keys()).union(*(_strange(one, other) for one, other in within))
 
 
 def _boxes(boxes: Tensor, size: Size) -> tv_tensors.BoundingBoxes:

@@ -53,23 +53,25 @@ def cache_folder(beside: Path) -> Path:
     """Where to keep what is made of the files in a folder."""
     if beside.name == ".fpn":  # what is made of what was made
         return beside
-    if os.access(beside, os.W_OK):
-        return beside / ".fpn"
+    own = beside / ".fpn"  # perhaps another user's
+    if os.access(own if own.exists() else beside, os.W_OK):
+        return own
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / "fpn" / f"{beside.name}-{hashlib.sha256(str(beside.resolve()).encode()).hexdigest()[:12]}"
 
 
 def _state(sources: Iterable[Path]) -> str:
-    digest = hashlib.sha256(b"2")  # goes up with every change of what is made of the same sources
+    digest = hashlib.sha256(b"3")  # goes up with every change of what is made of the same sources
     for source in sources:
+        name = os.fsencode(Path.cwd() / source)
         try:
             seen = source.stat()
         except FileNotFoundError:
-            digest.update(f"{source}\0".encode())
+            digest.update(name + b"\0")
         except OSError as error:
             raise InputError(f"{source}: cannot be read ({error.strerror})") from None
         else:
-            digest.update(f"{source}\0{seen.st_size}\0{seen.st_mtime_ns}\0".encode())
+            digest.update(name + f"\0{seen.st_size}\0{seen.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 

@@ -413,6 +413,7 @@ def _told(file: CocoFile) -> Iterator[str]:
     counts = {
         "annotation ids are missing or repeated, which training never needs": file.listed_annotations.lost,
         "boxes are those of the masks, as there is no bbox": int(file.from_mask.sum()),
+        "boxes are turned by an attribute: those around them stand for them": file.annotations.rotated,
         "annotations have no area, for which that of the box stands": file.annotations.absent("area"),
         "images state no size, which is read from the file": int(file.measured.sum()),
         "images have no file_name, but the end of their coco_url": int(file.from_url.sum()),

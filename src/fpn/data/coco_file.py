@@ -23,6 +23,8 @@ from fpn.errors import InputError
 
 Crowds = Literal["regions", "objects"]
 """What annotations of `iscrowd` 1 are: regions of many objects, as in COCO, or objects like others."""
+CLASS = "fpn_class"
+"""In a category that is a class although it has no object here, as in a half of a data set."""
 MIN_SIDE = 0.01
 """Boxes with a side below this many pixels are degenerate: resized in float32 they may lose all area."""
 
@@ -67,6 +69,7 @@ class CocoFile:
         """(B,) the place of its category, -1 for none."""
         zero = (self.category_ids == 0) & (self.listed_categories.keys == 0)
         used = np.bincount(self.category[self.category >= 0], minlength=len(zero)) > 0
+        used |= categories.column(CLASS, FLAG)
         self.placeholder: NDArray[np.bool_] = np.logical_and(zero, ~used) if len(zero) > 1 else zero & False
         """(K,) whether a category is no class: it has id 0 and no object, as Roboflow writes it."""
         self.bbox: NDArray[Any]

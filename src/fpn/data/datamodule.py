@@ -122,7 +122,7 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
             past their image that they look like another convention's.
         crowds: What annotations of iscrowd 1 are: regions of many objects, as in COCO, or objects, as
             brush tools write each of theirs.
-        seed: Determines the order of the training images, what is drawn for each, and which are set aside.
+        seed: Determines the order of the training images and what is drawn for each.
     """
 
     takes_settings_over = True
@@ -163,7 +163,7 @@ class CocoDataModule(OfCheckpoint, LightningDataModule):  # type: ignore[misc]
         self.max_unreadable, self.trust_boxes = max_unreadable, trust_boxes
         self.crowds: Crowds = crowds
         self._given = {"train": train, "val": val, "test": test}
-        self._splits = Splits(Path(root), self._given, val_share, self.seed)
+        self._splits = Splits(Path(root), self._given, val_share)
         self._read: dict[Path, Annotations] = {}
         self._datasets: dict[str, CocoDataset] = {}
         self._listed: Categories | None = None

@@ -11,8 +11,10 @@ by the ids.
 Symbols: E entries of a list.
 """
 
+import math
 import re
 import reprlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from fpn.data.decoding import shown_size
 from fpn.data.fields import BOX, ID, SIDE, STRING, Kind, all_of, kind_of, plain_boxes, text
+from fpn.data.file_names import locate
 from fpn.errors import InputError
 
 MAX_NAME = 1000
@@ -95,6 +98,8 @@ class Entries:
         self.source, self.name = source, name
         self.spelt = 0
         """Numbers, or boxes of some, that are written as strings."""
+        self.rotated = 0
+        """Boxes that an attribute turns, for which the upright ones around them stand."""
         self.flaw = ""
         """Why this is no list of objects."""
         if not isinstance(values, list):
@@ -155,13 +160,15 @@ class Entries:
 
     def boxes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """(E, 4) the boxes at `bbox`, and (E,) whether one is that of the entry's mask, for want of it."""
-        values = [entry.get("bbox") for entry in self._entries]
+        values: list[Any] = [entry.get("bbox") for entry in self._entries]
         drawn = [False] * len(values)
         if not (all_of(values, list) and all(values)):
             drawn = [not isinstance(value, np.ndarray) and not value for value in values]
             pairs = zip(values, drawn, self._entries, strict=True)
             values = [box_of_mask(e.get("segmentation")) or v if empty else v for v, empty, e in pairs]
             drawn = [a and bool(value) for a, value in zip(drawn, values, strict=True)]
+        for place, angle in self._turned():
+            values[place] = _upright(values[place], angle)
         if not plain_boxes(values):
             rotated = [isinstance(value, list) and len(value) == 5 for value in values]
             what = ", a rotated box [x, y, width, height, angle]; give the upright box around it"
@@ -170,6 +177,16 @@ class Entries:
         infinite = ~np.isfinite(column).all(axis=1)
         self.note("bbox finite", infinite, ", not four finite numbers", malformed=False)
         return column, np.array(drawn, dtype=bool)
+
+    def _turned(self) -> Iterator[tuple[int, float]]:
+        """The boxes that CVAT's attribute `rotation` turns about their centre, and by how many degrees."""
+        for place, entry in enumerate(self._entries):
+            attributes = entry.get("attributes")
+            angle = attributes.get("rotation") if isinstance(attributes, dict) else None
+            box = entry.get("bbox")
+            if isinstance(angle, int | float) and angle % 180 and isinstance(box, list) and len(box) == 4:
+                self.rotated += 1
+                yield place, angle
 
     def names(self, folder: Path | None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """(E,) the strings at `file_name`, and (E,) whether one is the end of `coco_url`, as in LVIS."""
@@ -185,8 +202,10 @@ class Entries:
         stated = [[entry.get(side) for entry in self._entries] for side in ("height", "width")]
         absent = [all(side is None for side in sides) for sides in zip(*stated, strict=True)]
         if folder is not None and any(absent):
-            for place in [p for p in np.flatnonzero(absent) if not leaves_folder(names[p])]:
-                if size := shown_size(folder / names[place]):
+            places = [place for place in np.flatnonzero(absent) if not leaves_folder(names[place])]
+            located = locate(folder, [names[place] for place in places]).names
+            for place, name in zip(places, located, strict=True):
+                if size := shown_size(folder / name):
                     stated[0][place], stated[1][place] = size
         sides = [
             self._converted(side, SIDE, one) for side, one in zip(("height", "width"), stated, strict=True)
@@ -292,6 +311,17 @@ def box_of_mask(segmentation: Any) -> list[float] | None:
         corner = points.min(axis=0)
         return [*corner.tolist(), *(points.max(axis=0) - corner).tolist()]
     return None
+
+
+def _upright(box: list[Any], angle: float) -> list[Any]:
+    """The upright [x, y, width, height] around one that is turned about its centre by degrees."""
+    try:
+        x, y, width, height = map(float, box)
+    except (TypeError, ValueError):  # which is told of as a box that is none
+        return box
+    cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+    across, down = width * cos + height * sin, width * sin + height * cos
+    return [x + (width - across) / 2, y + (height - down) / 2, across, down]
 
 
 def _end_of(url: str, folder: Path | None) -> str:

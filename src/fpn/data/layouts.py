@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from fpn.data import voc as voc_format
 from fpn.data.cached import made_of
-from fpn.data.coco_file import CocoFile, read_json
+from fpn.data.coco_file import CLASS, CocoFile, read_json
 from fpn.data.fields import identity
 from fpn.data.file_names import few
 from fpn.data.options import Split
@@ -96,6 +96,7 @@ def voc(root: Path) -> Layout | None:
     files, notes = voc_format.splits(where)
     found, notes = {}, [*notes, *_in_both(files)]
     sources = [file for some in files.values() for file in some]
+    sources += sorted(where.images.iterdir())  # whose names it has, and perhaps sizes
     for split in files:
         make = partial(voc_format.read_voc, files, split, where)
         made = made_of([Path(split), *sources], where.annotations.parent, f"voc-{split}.json", make)
@@ -153,13 +154,11 @@ class Splits:
         root: folder of the data set, or its one annotation file.
         given: what is given of train, val and test; it wins over the layout.
         val_share: share of the training images that is set aside for validation.
-        seed: determines which.
     """
 
     root: Path
     given: Mapping[str, Split]
     val_share: float | None = None
-    seed: int = 0
 
     @cached_property
     def layout(self) -> Layout:
@@ -235,19 +234,19 @@ class Splits:
                 " give only one"
             )
         assert self.val_share is not None
-        return divided(whole, self.val_share, self.seed)
+        return divided(whole, self.val_share)
 
 
-def divided(whole: Split, share: float, seed: int) -> tuple[dict[str, Split], tuple[str, ...]]:
+def divided(whole: Split, share: float) -> tuple[dict[str, Split], tuple[str, ...]]:
     """A split in two, train and val, and what there is to say of it.
 
-    Which images are val's depends on the seed and their file names alone, not on the order of the file. What
-    is listed twice, or is a photo of several files by Roboflow's names (NAME.rf.HASH.jpg), stays together.
+    Which images are val's depends on their file names alone: not on the order of the file, nor on a seed, so
+    that runs of several seeds are scored on the same images. What is listed twice, or is a photo of several
+    files by Roboflow's names (NAME.rf.HASH.jpg), stays together.
 
     Args:
         whole: with its files.
         share: of the images for val, rounded.
-        seed: any number.
 
     Raises:
         InputError: a half would have no image, or the file is not in COCO's format.
@@ -255,13 +254,13 @@ def divided(whole: Split, share: float, seed: int) -> tuple[dict[str, Split], tu
     file = Path(str(whole.annotations))
     halves, notes = {}, tuple[str, ...]()
     for name in ("train", "val"):
-        half = partial(_half, file, share, seed, name)
-        made = made_of([file], file.parent, f"{file.stem}-{share:g}-seed{seed}-{name}.json", half)
+        half = partial(_half, file, share, name)
+        made = made_of([file], file.parent, f"{file.stem}-{share:g}-{name}.json", half)
         halves[name], notes = replace(whole, annotations=str(made.path)), made.notes
     return halves, notes
 
 
-def _half(file: Path, share: float, seed: int, name: str) -> tuple[dict[str, Any], list[str]]:
+def _half(file: Path, share: float, name: str) -> tuple[dict[str, Any], list[str]]:
     content = read_json(file, "annotation", masks=True)
     read = CocoFile(file, content)
     read.images.refuse("id", "file_name")
@@ -270,7 +269,7 @@ def _half(file: Path, share: float, seed: int, name: str) -> tuple[dict[str, Any
     for place, image in enumerate(images):
         groups.setdefault(str(image.get("file_name") or image["id"]).partition(".rf.")[0], []).append(place)
     wanted, chosen = round(share * len(images)), set[int]()
-    for group in sorted(groups, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest()):
+    for group in sorted(groups, key=lambda group: hashlib.sha256(f"0 {group}".encode()).digest()):
         if len(chosen) >= wanted:
             break
         chosen.update(groups[group])
@@ -282,8 +281,12 @@ def _half(file: Path, share: float, seed: int, name: str) -> tuple[dict[str, Any
     aside, val = {identity(images[place].get("id")) for place in chosen}, name == "val"
     kept = [image for place, image in enumerate(images) if (place in chosen) == val]
     annotations = [one for one in content["annotations"] if (identity(one.get("image_id")) in aside) == val]
+    # A class 0 that has objects stays one in a half where it has none.
+    used = {identity(one.get("category_id")) for one in content["annotations"]} & {0}
+    for one in content["categories"] if used else ():
+        one.update({CLASS: True} if identity(one.get("id")) == 0 else {})
     note = f"val is {len(chosen):,} of the {len(images):,} images of {file}"
-    told = f"{note} (data.val_share {share:g}, data.seed {seed})"
+    told = f"{note} (data.val_share {share:g})"
     return {**content, "images": kept, "annotations": annotations}, [told]
 
 

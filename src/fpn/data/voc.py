@@ -2,7 +2,8 @@
 
 Pixels are counted from 1 and the last one is in the box, as the devkit documents: a box from 1 to 640 covers
 an image of 640 pixels, so left and top are less by one here. Programs that count from 0 write the same tags:
-where more than one box in 1000 begins at 0, no set is VOC's own, and corners are taken as they are.
+where more than one box in 1000 begins at 0, or a corner is a fraction, no set is VOC's own, and corners are
+taken as they are.
 
 Objects marked `difficult`, which VOC neither scores nor holds against a detector, become crowd regions, which
 are neither object nor background. Converter libraries were tried: globox 2.9 keeps corners as they are,
@@ -96,7 +97,8 @@ def read_voc(files: dict[str, list[Path]], split: str, where: Folders) -> tuple[
     boxes = [one for objects in read.values() for one in objects.objects]
     names = sorted({one.name for one in boxes})
     at_zero = sum(min(one.corners[:2]) < 1 for one in boxes)
-    shift = int(at_zero <= MAX_AT_ZERO * len(boxes))
+    fractions = any(value % 1 for one in boxes for value in one.corners)  # which no pixel has
+    shift = int(at_zero <= MAX_AT_ZERO * len(boxes) and not fractions)
     there, difficult = {path.name: path for path in where.images.iterdir()}, 0
     by_stem = {path.stem: path for path in there.values() if path.suffix.lower() in image_endings()}
     made = Converted(where.annotations, names)
@@ -111,7 +113,8 @@ def read_voc(files: dict[str, list[Path]], split: str, where: Folders) -> tuple[
         notes.append(f"{difficult:,} difficult objects are crowd regions, neither object nor background")
     if not shift:
         notes.append(
-            f"pixels are counted from 0, where {at_zero:,} of {len(boxes):,} boxes begin, not from 1"
+            "pixels are counted from 0, not from 1: "
+            + ("corners are fractions" if fractions else f"{at_zero:,} of {len(boxes):,} boxes begin there")
         )
     return content, notes
 

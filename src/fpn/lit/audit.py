@@ -12,13 +12,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fpn.data.audit import Audit, compare, look_at
+from fpn.data.file_names import locate
 from fpn.data.layouts import Splits
 from fpn.data.object_sizes import REACHED
 from fpn.data.twins import twins as twins_of
 from fpn.errors import InputError
 from fpn.files import replacing
 from fpn.models.rpn import ANCHOR_SIZES
-from fpn.settings import NonNegativeInt, Share
+from fpn.settings import Share
 
 _GROUPS = 20
 """Of photos that are alike, as many are shown."""
@@ -32,7 +33,6 @@ def audit(
     against: str | None = None,
     against_images: str | None = None,
     val_share: Share | None = None,
-    seed: NonNegativeInt = 0,
     twins: bool = False,
     **kwargs: Any,
 ) -> None:
@@ -60,7 +60,6 @@ def audit(
         against: the annotation file of the validation images, which has to agree with the first.
         against_images: the folder in which its file names start; by default that of images.
         val_share: as data.val_share, of a root.
-        seed: as data.seed, of a root.
         twins: look for photos that are alike too, mirrored, turned or darkened; needs fpn[audit].
         **kwargs: as of `look_at`.
     """
@@ -73,7 +72,7 @@ def audit(
         folder = against_images or images
         sources.append(("val", Path(against), Path(folder) if folder else None))
     if root is not None:
-        splits = Splits(Path(root), {}, val_share, seed)
+        splits = Splits(Path(root), {}, val_share)
         sources, lacking = _sources(splits)
         told = splits.told(name for name, *_ in sources)
     found = {
@@ -114,7 +113,9 @@ def _twins(found: Mapping[str, Audit], num_workers: int | None) -> list[list[tup
     if any(one.image_folder is None for one in found.values()):
         raise InputError("--twins looks at photos: --images names their folder")
     photos = [(split, name) for split, one in found.items() for name in one.file_names]
-    paths = [Path(str(found[split].image_folder), name) for split, name in photos]
+    folders = {split: Path(str(one.image_folder)) for split, one in found.items()}
+    located = [name for split, one in found.items() for name in locate(folders[split], one.file_names).names]
+    paths = [folders[split] / name for (split, _), name in zip(photos, located, strict=True)]
     return [[photos[place] for place in group] for group in twins_of(paths, num_workers)]
 
 

@@ -33,7 +33,9 @@ class Files:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        paths = dict.fromkeys(map(os.path.abspath, _image_files(names)))
+        paths = dict.fromkeys(path for path in map(os.path.abspath, _image_files(names)) if _is_text(path))
+        if not paths:
+            raise InputError("no images whose names are UTF-8: rename them")
         # Names start where all of them lie, so that other programs find them with one folder.
         starts = [Path(name) if Path(name).is_dir() else Path(name).parent for name in names]
         self.folder = Path(os.path.commonpath([start.absolute() for start in starts]))
@@ -67,6 +69,16 @@ class Files:
     def listed(self, place: int, size: Size | None) -> Listed | None:
         """An image that can be read."""
         return Listed(int(self.ids[place]), str(self.names[place]), *size) if size else None
+
+
+def _is_text(path: str) -> bool:
+    """Whether a name can be written into a file; else a line tells of it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        say(f"left out: {path.encode(errors='replace').decode()}: its name is not UTF-8; rename it")
+        return False
+    return True
 
 
 class OfAnnotations:
