@@ -240,6 +240,8 @@ def test_headings_and_names_of_figures_are_short_and_a_line_below_has_all_settin
         *("Table 1 on of dogs.yaml", "Table 1 on coco" + ", channels 128" * 9),
         "Table 1 on coco, modern recipe",
     }
+    assert "ours - paper" in tables["Table 1 on coco, channels 64"]["c"]
+    assert "ours - paper" not in tables["Table 1 on of dogs.yaml"]["c"]
     paragraphs = {token.content.replace("\\", "") for token in MarkdownIt().parse(text) if token.content}
     for data in given:
         assert any(line.startswith(f"Runs on {data}, by the paper's recipe. ") for line in paragraphs)

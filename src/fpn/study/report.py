@@ -18,9 +18,9 @@ from fpn.study.sections import Compared, Section, is_percentage, sections_of, wr
 
 LEGEND = """\
 AP and AR are in percent. Ours are means over the finished seeds, n of them, ± the standard deviation
-of the sample; differences are taken before rounding. The ± of a difference from another row is half of
-its 95 % confidence interval by Student's t, taken seed by seed; it is left out where the two rows do not
-have the same seeds, two at least. The paper's numbers are of COCO: for other data
+of the sample; differences are taken before rounding. A difference from another row is taken seed by seed,
+± half of its 95 % confidence interval by Student's t; where either row has other seeds too, n is of those
+that both have. The paper's numbers are of COCO: for other data, or where something is altered,
 the report shows how far the rows are from one of them, in the paper and in ours.
 
 - `-`: the paper has no such number, or there is nothing to subtract
@@ -85,23 +85,24 @@ def _markdown(section: Section, shown: Sequence[Compared], figure: Path | None) 
 def _lines(section: Section, row: Compared) -> list[list[str]]:
     """The cells of a row from the third on: the paper's, ours, and how far apart they are.
 
-    That is ours from the paper's; on other data, or in a table that it has not, each from its
-    own reference row.
+    That is ours from the paper's, on COCO; and where something is altered, on other data, or in a table that
+    it has not, each from its own reference row.
     """
     columns, key = section.columns, section.layout.reference
     ours = ["ours", row.seeds, *(_ours(section, row, column) for column in columns)]
     lines = [["paper", "", *(_number(row.paper.get(column), column) for column in columns)]]
     lines = [*(lines if row.paper else []), ours]
-    if section.data == "coco" and section.layout.papers:
+    apart: dict[str, list[str]] = {}
+    if section.on_coco and section.layout.papers:
         means = section.means(row)
-        apart = {"ours - paper": [_difference(means.get(c), row.paper.get(c)) for c in columns]}
-    elif (other := next((one for one in section.rows if one.key == key != row.key), None)) is not None:
-        apart = {
+        apart["ours - paper"] = [_difference(means.get(c), row.paper.get(c)) for c in columns]
+    as_the_papers = section.data == "coco" and section.layout.papers
+    other = next((one for one in section.rows if one.key == key != row.key), None)
+    if other is not None and not as_the_papers:
+        apart |= {
             f"paper - paper ({key})": [_difference(row.paper.get(c), other.paper.get(c)) for c in columns],
             f"ours - ours ({key})": [section.apart(row, other, c) for c in columns],
         }
-    else:
-        apart = {}
     for label, differences in apart.items():
         cells = [d if is_percentage(c) else "" for c, d in zip(columns, differences, strict=True)]
         if not {"", "-"}.issuperset(cells):

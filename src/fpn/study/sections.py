@@ -138,6 +138,11 @@ class Section(NamedTuple):
         return PurePath(self.data.split(_ALTERED)[0]).name
 
     @property
+    def on_coco(self) -> bool:
+        """Whether the data are the paper's, whatever is altered."""
+        return self.data.split(_ALTERED)[0] == "coco"
+
+    @property
     def heading(self) -> str:
         """Table and data, and what is not as usual, in short."""
         words = [] if self.family == "paper" else [f"{self.family} recipe"]
