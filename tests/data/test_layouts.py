@@ -430,6 +430,27 @@ def test_cvats_yolo(tmp_path: Path) -> None:
     assert data.source("test") == data.source("val")
 
 
+def test_cvats_yolo_below_a_folder_images(tmp_path: Path) -> None:
+    """Boxes lie beside the images, and no folder `labels` anywhere."""
+    root = layout_files.yolo(tmp_path / "images" / "set")
+    for label in [*(root / "labels").rglob("*.txt")]:
+        label.rename(root / "images" / label.relative_to(root / "labels"))
+    assert_same(seen(CocoDataModule(str(root))), TRUTH, tolerance=1e-3)
+
+
+def test_yolo_of_folders_of_the_working_directory_and_from_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = layout_files.yolo(tmp_path / "set")
+    file = next(root.glob("*.yaml"))
+    content = yaml.safe_load(file.read_text())
+    content["train"] = [content["train"], str((root / "images" / "val").absolute())]
+    file.write_text(yaml.safe_dump(content | {"path": ""}))
+    monkeypatch.chdir(tmp_path)
+    found = seen(CocoDataModule("set"), "train")["train"]
+    assert found.keys() == TRUTH["train"].keys() | TRUTH["val"].keys()
+
+
 @pytest.mark.parametrize("folder", ["images", "{}", "images/{}"])
 def test_cocos_files_in_the_root(tmp_path: Path, folder: str) -> None:
     root = layout_files.coco(tmp_path, "{}", folder)

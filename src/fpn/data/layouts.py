@@ -80,6 +80,8 @@ def yolo(root: Path) -> Layout | None:
     every, notes = images_of(file)
     splits, notes = {}, [*notes, *_in_both(every)]
     for split, images in every.items():
+        if len({image.is_absolute() for image in images}) > 1:
+            images = [Path.cwd() / image for image in images]
         folder = Path(os.path.commonpath([image.parent for image in images]))
         sources = [file, *images, *map(label_file, images)]
         make = partial(read_yolo, file, images, folder)

@@ -65,10 +65,12 @@ def images_of(file: Path) -> tuple[dict[str, list[Path]], list[str]]:
 
 def label_file(image: Path) -> Path:
     """The boxes of an image: below `labels` in place of the last folder `images`, else beside it."""
-    *folders, name = image.with_suffix(".txt").parts
+    beside = image.with_suffix(".txt")
+    *folders, name = beside.parts
     if "images" in folders:
         folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
-    return Path(*folders, name)
+    usual = Path(*folders, name)
+    return beside if beside.is_file() and not usual.is_file() else usual
 
 
 def read_yolo(file: Path, images: list[Path], folder: Path) -> tuple[dict[str, Any], list[str]]:
