@@ -41,6 +41,8 @@ class Trained(NamedTuple):
     """What its labels mean."""
     image: ImageSettings
     """How its images were prepared."""
+    turns_photos: bool = True
+    """Whether they were turned as their EXIF orientation says, where their annotations are of that."""
 
 
 def load(path: str | Path) -> Trained:
@@ -61,7 +63,9 @@ def load(path: str | Path) -> Trained:
         return Trained(theirs, categories if theirs.finds_objects else OBJECTS, image)
     kept = kept_in(checkpoint, path)
     detector = filled(_detector(kept, path), _weights(checkpoint), str(path))
-    return Trained(detector, kept.categories if detector.finds_objects else OBJECTS, kept.image)
+    images = kept.config.get("data", {}).get("init_args", {}).get("images")
+    turns = not isinstance(images, Mapping) or images.get("exif") != "ignore"
+    return Trained(detector, kept.categories if detector.finds_objects else OBJECTS, kept.image, turns)
 
 
 class Kept(NamedTuple):

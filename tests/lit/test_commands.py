@@ -403,3 +403,36 @@ def test_conversions_that_are_refused(shapes: Path, capsys: pytest.CaptureFixtur
     Path("found.safetensors").write_bytes(b"torn")
     assert "not a proposal file" in convert("found.safetensors", "out.json", *given)
     assert not Path("out.json").exists()
+
+
+def test_photos_are_seen_as_the_checkpoints_were(
+    trained: Callable[[str], Path], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained with exif: ignore, one whose mark says upside down is as without the mark."""
+    monkeypatch.chdir(tmp_path)
+    state = torch.load(trained("FasterRCNN"), weights_only=True)
+    state["fpn"]["config"]["data"]["init_args"]["images"]["exif"] = "ignore"
+    torch.save(state, "ignoring.ckpt")
+    mark = Image.Exif()
+    mark[0x0112] = 3
+    with Image.open(next((shapes / "val2017").iterdir())) as photo:
+        photo.convert("RGB").save("plain.png")
+        photo.convert("RGB").save("marked.png", exif=mark)
+        width, height = photo.size
+    listed = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())["categories"]
+    found = {}
+    for name, checkpoint in (("plain", "ignoring.ckpt"), ("marked", "ignoring.ckpt"), ("turned", "")):
+        file = f"{'marked' if name == 'turned' else name}.png"
+        content = {"images": [{"id": 1, "file_name": file, "width": width, "height": height}]}
+        Path("one.json").write_text(json.dumps(content | {"annotations": [], "categories": listed}))
+        words = [
+            "predict",
+            checkpoint or str(trained("FasterRCNN")),
+            "--images",
+            ".",
+            "--annotations",
+            "one.json",
+        ]
+        main([*words, "--out", name, "--num_workers", "0"])
+        found[name] = json.loads(Path(name, "detections.json").read_text())
+    assert found["marked"] == found["plain"] != found["turned"]

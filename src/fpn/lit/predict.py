@@ -111,7 +111,7 @@ def predict(
             raise InputError(f"split {split} stands for images and annotations: give the one or the others")
         data = _data_of(ckpt_path)
         unreadable = data.max_unreadable if split == "train" else None
-        source = OfAnnotations(trained, *data.source(split), unreadable, data.exif)
+        source = OfAnnotations(trained, *data.source(split), unreadable)
         batch_size = batch_size or data.eval_batch_size
         num_workers = data.num_workers if num_workers is None else num_workers
     elif images is None:

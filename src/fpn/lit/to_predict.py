@@ -89,15 +89,13 @@ class OfAnnotations:
         path: the file.
         folder: where its file names start.
         share: of the images that may be unreadable; None for none of them.
-        exif: as data.exif.
 
     Raises:
         InputError: the file cannot be read, is of other categories, or lists images that are missing.
     """
 
-    def __init__(
-        self, trained: Trained, path: Path, folder: Path, share: float | None = None, exif: Exif = "apply"
-    ) -> None:
+    def __init__(self, trained: Trained, path: Path, folder: Path, share: float | None = None) -> None:
+        exif: Exif = "apply" if trained.turns_photos else "ignore"
         annotations = read_annotations(path, need_objects=False, trust_boxes=True, image_folder=folder)
         clash = trained.categories.listed().clash(annotations.categories)
         if clash and trained.detector.finds_objects:
