@@ -98,7 +98,8 @@ def voc(root: Path) -> Layout | None:
     files, notes = voc_format.splits(where)
     found, notes = {}, [*notes, *_in_both(files)]
     sources = [file for some in files.values() for file in some]
-    sources += sorted(where.images.iterdir())  # whose names it has, and perhaps sizes
+    # Whose names it has, and perhaps sizes; folders have no suffix, and that of what is made changes.
+    sources += sorted(path for path in where.images.iterdir() if path.suffix)
     for split in files:
         make = partial(voc_format.read_voc, files, split, where)
         made = made_of([Path(split), *sources], where.annotations.parent, f"voc-{split}.json", make)
@@ -284,9 +285,10 @@ def _half(file: Path, share: float, name: str) -> tuple[dict[str, Any], list[str
     kept = [image for place, image in enumerate(images) if (place in chosen) == val]
     annotations = [one for one in content["annotations"] if (identity(one.get("image_id")) in aside) == val]
     # A class 0 that has objects stays one in a half where it has none.
-    used = {identity(one.get("category_id")) for one in content["annotations"]} & {0}
-    for one in content["categories"] if used else ():
-        one.update({CLASS: True} if identity(one.get("id")) == 0 else {})
+    used = any(identity(one.get("category_id")) == 0 for one in content["annotations"])
+    for one in content.get("categories", ()) if used else ():
+        if isinstance(one, dict) and identity(one.get("id")) == 0:
+            one[CLASS] = True
     note = f"val is {len(chosen):,} of the {len(images):,} images of {file}"
     told = f"{note} (data.val_share {share:g})"
     return {**content, "images": kept, "annotations": annotations}, [told]
