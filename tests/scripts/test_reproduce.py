@@ -183,7 +183,7 @@ def test_a_folder_of_results_is_of_one_coco_and_tells_of_other_words(tmp_path: P
     assert f"detectron2_rpn_1x: scored earlier with other words ({reason}): {remedy}" in said
 
 
-@pytest.mark.parametrize(("ends", "begun"), [("ABRT", 4), ("KILL", 4), ("TERM", 1), ("INT", 1)])
+@pytest.mark.parametrize(("ends", "begun"), [("ABRT", 4), ("KILL", 4), ("TERM", 1), ("HUP", 1)])
 def test_what_crashes_is_outlived_and_what_is_asked_to_end_ends_all(
     ends: str, begun: int, tmp_path: Path
 ) -> None:
