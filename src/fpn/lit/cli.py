@@ -63,7 +63,7 @@ fpn COMMAND --help says more of each, with examples. Every command takes besides
 
 _FIRST = {"audit": "--root", "predict": "--ckpt_path"}
 """What a first word without a name is."""
-_SWITCHES = ("--proposals", "--pictures", "--decode", "--twins", "--stage_times")
+_SWITCHES = ("--proposals", "--pictures", "--decode", "--twins", "--stage_times", "--trust_boxes")
 """Options that mean true where no value follows."""
 
 
