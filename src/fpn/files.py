@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, and JSON that every reader takes."""
+"""Files that are there whole or not at all, the newest of some, and JSON that every reader takes."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,3 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def strict_json(content: Any) -> str:
     """Indented JSON, with null for NaN, which JSON has not."""
     return json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=2)
+
+
+def newest(paths: Iterable[Path]) -> Path | None:
+    """The file that was written last; None of none."""
+    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)

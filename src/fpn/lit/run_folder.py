@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from fpn.errors import InputError
+from fpn.files import newest
 from fpn.lit.boards import Board, boards_of
 from fpn.lit.metrics_file import MetricsFile
 from fpn.lit.together import StepError
@@ -56,8 +57,8 @@ def newest_of_runs(name: str, root: str | None, must_be: bool) -> Path | None:
     folder = Path(root or "runs")
     if "LOCAL_RANK" in os.environ and _FOUND in os.environ:
         return Path(os.environ[_FOUND]) if os.environ[_FOUND] else None
-    found = [path for path in folder.glob(f"**/checkpoints/{name}.ckpt") if not _of_a_study(path, folder)]
-    path = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    found = folder.glob(f"**/checkpoints/{name}.ckpt")
+    path = newest(path for path in found if not _of_a_study(path, folder))
     if path is None and must_be:
         raise InputError(f"there is no {name}.ckpt below {folder}: give --ckpt_path its file")
     rank_zero_info(

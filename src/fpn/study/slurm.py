@@ -97,7 +97,7 @@ def submit(
         if task.next_step() is None:
             say(f"{task.name}: finished earlier{task.score}")
             continue
-        queued, *known = _in_queue(task)
+        queued, known = _in_queue(task)
         steps = [step.name for step in task.steps]
         if queued and {*steps} <= {*known}:
             jobs[task.name] = queued
@@ -125,18 +125,18 @@ def submit(
         submitted.append(job)
 
 
-def _in_queue(task: Task) -> list[str]:
-    """The job that was submitted for a task, if it waits or runs, and its steps; else an empty number."""
+def _in_queue(task: Task) -> tuple[str, list[str]]:
+    """The job that was submitted for a task and its steps, if it waits or runs; else an empty number."""
     path = task.folder / "job.txt"
-    if not path.is_file() or which("squeue") is None:
-        return [""]
-    job, *steps = path.read_text().split()
-    try:
-        return [job, *steps] if _asked(["squeue", "--noheader", f"--jobs={job}"]) else [""]
-    except InputError as error:
-        if "Invalid job id" in str(error):  # it is forgotten
-            return [""]
-        raise
+    if path.is_file() and which("squeue") is not None:
+        job, *steps = path.read_text().split()
+        try:
+            if _asked(["squeue", "--noheader", f"--jobs={job}"]):
+                return job, steps
+        except InputError as error:
+            if "Invalid job id" not in str(error):  # else it is forgotten
+                raise
+    return "", []
 
 
 def _asked(call: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fpn.errors import InputError
-from fpn.files import replacing
+from fpn.files import newest, replacing
 from fpn.study.settings import difference, result_settings, settings_of
 
 
@@ -145,8 +145,7 @@ class Task:
 
     def _newest(self, name: str) -> Path | None:
         """The newest file of a name in the folders of runs, of which Lightning makes one a start."""
-        found = self.folder.glob(f"version_*/**/{name}")
-        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        return newest(self.folder.glob(f"version_*/**/{name}"))
 
     def _made_from(self, step: Step) -> dict[str, Any]:
         """What the result of a step depends on, as things stand now."""

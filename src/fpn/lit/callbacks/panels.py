@@ -70,8 +70,8 @@ class Panels(Callback):
         monitor, boards = pl_module.monitor, boards_of(trainer.loggers)
         if monitor is None or not boards or trainer.state.fn != TrainerFn.FITTING:
             return
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        scores = {name: value for name, value in logged.items() if name.startswith("val/")}
+        logged = trainer.callback_metrics.items()
+        scores = {name: float(value) for name, value in logged if name.startswith("val/")}
         scores |= pl_module.scores("val")
         best = self.best.get(monitor, math.nan)
         if math.isnan(best) or scores[monitor] > best:
