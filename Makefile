@@ -50,5 +50,5 @@ $(LOWEST)/.installed: pyproject.toml
 	$(LOWEST)-uv/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	touch $@
 
-clean:  ## remove the environment, the runs and the generated data
-	rm -rf $(VENV) $(LOWEST) $(LOWEST)-uv runs datasets site
+clean:  ## remove what the commands above made: environments, site, the drawn data and its runs
+	rm -rf $(VENV) $(LOWEST) $(LOWEST)-uv site runs/quickstart runs/notebooks datasets/shapes datasets/notebooks

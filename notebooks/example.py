@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from cycler import cycler
@@ -12,6 +13,7 @@ from fpn.checkpoints import load
 from fpn.lit.cli import main
 from fpn.models.detectors import FasterRCNN
 from fpn.palette import LINES
+from fpn.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # `figures`, wherever one works from, and the measures of `scripts/questions.py`.
@@ -34,14 +36,20 @@ def begin() -> None:
 def detector_and_data() -> tuple[Path, Path]:
     """The checkpoint of `make quickstart` and its data; without it, of one trained here for a minute.
 
-    An ablation of it is passed over: the notebooks speak of the whole pyramid.
+    Passed over are an ablation of it, as the notebooks speak of the whole pyramid, and a training cut short.
     """
     for name, data in (("quickstart", "shapes"), ("notebooks", "notebooks")):
         found = Path("runs", name).glob("version_*/checkpoints/last.ckpt")
         for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
             detector = load(path).detector
-            if isinstance(detector, FasterRCNN) and smooths_a_sum(detector.neck):
+            whole = isinstance(detector, FasterRCNN) and smooths_a_sum(detector.neck)
+            if whole and is_finished(read_checkpoint(path)):
                 return path, Path("datasets", data)
     words = ["--data.folder", "datasets/notebooks", "--trainer.logger", LOGGER, *SHORT.split()]
     main(["fit", "--config", "configs/quickstart.yaml", *words])
     return detector_and_data()
+
+
+def is_finished(checkpoint: dict[str, Any]) -> bool:
+    """Whether a training has done all of its steps."""
+    return checkpoint["global_step"] >= checkpoint["fpn"]["config"]["model"]["schedule"]["steps"]

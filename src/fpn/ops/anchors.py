@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool = True) -> Tensor:
-    """The anchors of one position, centred on the origin; each has the area size².
+    """The anchors of one position, centred on the origin; each has the area size², but for the rounding.
 
     Args:
         sizes: square roots of the areas, in pixels of the network's input.
