@@ -1,3 +1,4 @@
+import copy
 import pickle
 import sys
 from functools import partial
@@ -11,7 +12,9 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from fpn import InputError, Predictor
-from fpn.data.transforms import Sample, collate_scales
+from fpn.checkpoints import Trained
+from fpn.data.transforms import ImageSettings, Sample, collate_scales
+from fpn.deploy.export import write
 from fpn.models.detectors import FasterRCNN
 from fpn.models.necks import FeaturePyramid
 from fpn.models.postprocess import DetectionSelection
@@ -251,6 +254,26 @@ def test_what_is_found_knows_its_names(predictor: Predictor, tmp_path: Path) -> 
     assert half.names == found.names
     assert half.to_coco()[0]["bbox"][2] == pytest.approx(found.to_coco()[0]["bbox"][2] / 2, abs=0.011)
     assert predictor(pixels).plot(2.0).tobytes() == pixels.tobytes()
+
+
+def test_categories_of_another_number_are_refused(predictor: Predictor, tmp_path: Path) -> None:
+    categories = Categories((0, 7, 9, 40), ("__background__", "cat", "dog", "cow"))
+    told = "4 categories for a detector of 3 classes without the background"
+    with pytest.raises(InputError, match=told):
+        Predictor(predictor.detector, categories=categories)
+    with pytest.raises(InputError, match=told):
+        write(Trained(predictor.detector, categories, ImageSettings()), tmp_path / "out.onnx")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_detector_of_another_precision_is_used_in_float32(predictor: Predictor) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 70, 3), dtype=np.uint8)
+    expected = predictor(pixels)
+    double = copy.deepcopy(predictor.detector).double()
+    found = Predictor(double, short_side=64, max_side=100)(pixels)
+    assert torch.allclose(found.boxes, expected.boxes)
+    half = copy.deepcopy(predictor.detector).half()
+    assert Predictor(half, short_side=64, max_side=100)(pixels).boxes.dtype == torch.float32
 
 
 def test_to_supervision(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from fpn.errors import InputError
 from fpn.files import replacing
 from fpn.interop.files import filled, read_weights
 from fpn.interop.peers import TrainedWeights, detector_of, from_peer
-from fpn.interop.settings import detector_settings, differences
+from fpn.interop.settings import detector_settings, differences, image_settings
 from fpn.models.detectors import Detector, FasterRCNN
 from fpn.parsing import Parser, as_word
 from fpn.trust import check_classes, check_remembered
@@ -66,6 +66,15 @@ def load(path: str | Path) -> Trained:
     images = kept.config.get("data", {}).get("init_args", {}).get("images")
     turns = not isinstance(images, Mapping) or images.get("exif") != "ignore"
     return Trained(detector, kept.categories if detector.finds_objects else OBJECTS, kept.image, turns)
+
+
+def check_categories(detector: Detector, categories: Categories | None) -> None:
+    """Raise InputError unless there is a category for each class of a detector that finds objects."""
+    if categories is None or not detector.finds_objects:
+        return
+    number, classes = len(categories.ids), detector.made_of.get("classes")
+    if number != (classes or number):
+        raise InputError(f"{number} categories for a detector of {classes} classes without the background")
 
 
 class Kept(NamedTuple):
@@ -147,15 +156,23 @@ class Start(NamedTuple):
     @property
     def warning(self) -> str:
         """What `other` means to a user."""
-        listed = ", ".join(
-            f"{key} {ours!r} instead of {theirs!r}" for key, (ours, theirs) in self.other.items()
-        )
+        differ = in_words(self.other)
         return (
-            f"{self.path} was trained with other settings of the detector: {listed}; {self.remedy} has them"
+            f"{self.path} was trained with other settings of the detector: {differ}; {self.remedy} has them"
         )
 
 
-def start_from(detector: Detector, path: str | Path, parts: Sequence[str] | None = None) -> Start:
+def in_words(other: Mapping[str, tuple[Any, Any]]) -> str:
+    """What differs, ours and theirs by name."""
+    return ", ".join(f"{key} {ours!r} instead of {theirs!r}" for key, (ours, theirs) in other.items())
+
+
+def start_from(
+    detector: Detector,
+    path: str | Path,
+    parts: Sequence[str] | None = None,
+    image: ImageSettings | None = None,
+) -> Start:
     """Copy into a detector the weights of those of its parts that a checkpoint or a peer's detector has too.
 
     Parts are the detector's own: bottom_up, neck, rpn, roi_head.
@@ -165,6 +182,7 @@ def start_from(detector: Detector, path: str | Path, parts: Sequence[str] | None
         path: a checkpoint of any detector of this project, a file of torchvision's or Detectron2's, or the
             name of weights that torchvision publishes.
         parts: only these; None for all that both have.
+        image: how its images are prepared, to be compared with what the weights were trained on.
 
     Raises:
         InputError: no such file, one of nobody known, no part in common, a part that differs or that one of
@@ -197,6 +215,8 @@ def start_from(detector: Detector, path: str | Path, parts: Sequence[str] | None
     ours = {
         key: value for key, value in detector_settings(detector).items() if key.partition(".")[0] in copied
     }
+    if image is not None and "bottom_up" in copied:
+        ours |= image_settings(image)
     new = [part for part in names if part not in copied and detector.get_submodule(part).state_dict()]
     return Start(str(path), copied, new, differences(ours, trained.settings), trained.remedy, peers is None)
 
@@ -281,11 +301,16 @@ def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
         raise InputError(
             f"{_of_nobody(path)}; weights of a bottom-up alone go to model.detector.bottom_up.weights"
         )
-    kept, settings = kept_in(checkpoint, path), {}
-    if kept.config:
-        with torch.device("meta"):
-            settings = detector_settings(_detector(kept, path))
+    settings = settings_in(kept_in(checkpoint, path), path)
     return TrainedWeights(_weights(checkpoint), settings, "the configuration files it was trained with")
+
+
+def settings_in(kept: Kept, path: str | Path) -> dict[str, Any]:
+    """What the detector of a checkpoint did with its weights and images, as far as it tells."""
+    if not kept.config:
+        return image_settings(kept.image)
+    with torch.device("meta"):
+        return detector_settings(_detector(kept, path)) | image_settings(kept.image)
 
 
 def _of_nobody(path: str | Path) -> str:
@@ -344,8 +369,9 @@ def _parsed(configs: Sequence[Mapping[str, Any]]) -> tuple[Parser, Namespace]:
 def _detector(kept: Kept, path: str | Path) -> Detector:
     if not kept.config:
         raise InputError(
-            f"{path} does not tell its detector, which a function made: where it is trained, make it of a "
-            "class or functools.partial"
+            f"{path} does not tell its detector, which a function made, or a class of no module: give "
+            "detector= to DetectionModule.load_from_checkpoint, and where it is trained make it of a class "
+            "in a module, or functools.partial of one"
         )
     made = remade(_Given, {"detector": kept.config["model"]["detector"]}, str(path))
     detector: Detector = made["detector"](len(kept.categories.ids))

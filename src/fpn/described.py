@@ -12,7 +12,7 @@ from typing import Any
 
 from fpn.errors import InputError
 from fpn.importing import asked_for, import_asked
-from fpn.parsing import Parser
+from fpn.parsing import Parser, by_position
 from fpn.trust import check_classes, check_remembered, only_installed
 
 
@@ -72,7 +72,7 @@ def factory_of(made: Described) -> dict[str, Any]:
         TypeError: it cannot be told in plain values.
     """
     config: dict[str, Any] = plain(made)
-    first = [*signature(type(made).__init__).parameters][1]
+    first = next(by_position(type(made)))
     return config | {"init_args": {k: v for k, v in config["init_args"].items() if k != first}}
 
 
@@ -150,15 +150,7 @@ def _told(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[dict[
 
 def _given(cls: type, arguments: Any, named: Any) -> dict[str, Any]:
     """The arguments by name."""
-    found = signature(cls.__init__)  # type: ignore[misc]
-    try:
-        bound = found.bind_partial(None, *arguments, **named).arguments
-    except TypeError:  # of arguments that it does not take: so its own __init__ says
-        return {}
-    given = dict[str, Any]()
-    for name, value in [*bound.items()][1:]:
-        kind = found.parameters[name].kind
-        # Those without a name of their own are given by none: an iterator is no plain value.
-        named = {name: iter(value) if kind == Parameter.VAR_POSITIONAL else value}
-        given |= value if kind == Parameter.VAR_KEYWORD else named
-    return given
+    names = [*by_position(cls)]
+    # Those without a name of their own are told by none: an iterator is no plain value.
+    nameless = {"args": iter(arguments)} if len(arguments) > len(names) else {}
+    return dict(zip(names, arguments, strict=False)) | named | nameless

@@ -6,7 +6,7 @@ from inspect import Parameter, signature
 from itertools import islice
 from numbers import Number
 from types import FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
@@ -54,15 +54,17 @@ class Parser(ArgumentParser):
     """jsonargparse's, for classes whose first arguments the program gives, as a neck's channels of its input.
 
     It leaves out the first arguments by position, and takes arguments by keyword only for the first ones in a
-    class which hands the others on: `def __init__(self, *args, weighted=False, **kwargs)`.
+    class which hands the others on: `def __init__(self, *args, weighted=False, **kwargs)`. Where that class
+    repeats one of this package's arguments without a type hint, the hint holds on.
     """
 
     def add_class_arguments(
         self, class_type: type, *args: Any, skip: set[str | int] | None = None, **options: Any
     ) -> list[str]:
         """As jsonargparse's; a number in `skip` is that of the first arguments by position."""
+        _take_hints_over(class_type)
         number = sum(item for item in skip or () if isinstance(item, int))
-        first = list(islice(_by_position(class_type), number))
+        first = list(islice(by_position(class_type), number))
         if len(first) == number:
             skip = {*first, *(item for item in skip or () if isinstance(item, str))}
         added: list[str] = super().add_class_arguments(class_type, *args, skip=skip, **options)
@@ -77,6 +79,17 @@ class Parser(ArgumentParser):
         super().save(*args, **{"skip_validation": True} | options)
 
 
+def _take_hints_over(kind: type) -> None:
+    own = vars(kind).get("__init__")
+    if not isinstance(own, FunctionType):
+        return
+    for base in kind.__mro__[1:]:
+        if base.__module__.partition(".")[0] == "fpn" and isinstance(base.__init__, FunctionType):  # type: ignore[misc]
+            hints = get_type_hints(base.__init__)  # type: ignore[misc]
+            untyped = signature(own).parameters.keys() - own.__annotations__.keys()
+            own.__annotations__ |= {name: hints[name] for name in hints.keys() & untyped}
+
+
 def as_word(config: Any) -> str:
     """A configuration as one word of a command line; in YAML, where the keys of a mapping may be numbers.
 
@@ -89,7 +102,7 @@ def as_word(config: Any) -> str:
         raise InputError(f"a configuration has plain values only: {' '.join(map(str, error.args))}") from None
 
 
-def _by_position(kind: type) -> Iterator[str]:
+def by_position(kind: type) -> Iterator[str]:
     """The arguments that may be given by position, its own and those of what it hands `*args` on to."""
     for base in kind.__mro__:
         init = vars(base).get("__init__")

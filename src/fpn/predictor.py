@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fpn.checkpoints import Trained
+from fpn.checkpoints import Trained, check_categories
 from fpn.data.decoding import eight_bits, orientation_of, read_bytes, read_image, rgb_of, upright
 from fpn.data.transforms import ImageSettings, Sample, collate_scales, normalise
 from fpn.devices import device_named
@@ -44,8 +44,8 @@ class Predictor:
         precision: of the network's layers; boxes are float32 in any.
 
     Raises:
-        InputError: the detector finds objects in given proposals only, a side is not positive, or there is
-            no such precision or device.
+        InputError: the detector finds objects in given proposals only, a side is not positive,
+            categories are of another number, or there is no such precision or device.
     """
 
     scales: list[ImageSettings]
@@ -73,8 +73,9 @@ class Predictor:
             raise InputError(f"scales are factors above 0, not {min(scales)}")
         if precision not in PRECISIONS:
             raise InputError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
+        check_categories(detector, categories)
         self.device = device_named(device) if device is not None else next(detector.parameters()).device
-        self.detector = optimized(detector.to(self.device))
+        self.detector = optimized(detector.to(self.device)).float()
         settings = replace(settings, short_side=short_side, max_side=max_side)
         self.scales = [settings.scaled(scale) for scale in scales] or [settings]
         self.categories = categories if detector.finds_objects else OBJECTS

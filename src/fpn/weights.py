@@ -258,6 +258,8 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
 def _read(path: str | Path, read: Callable[[Path], Any]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
+        if path.is_dir():
+            raise InputError(f"checkpoint {path} is a folder: name a file in it")
         raise InputError(f"checkpoint {path} does not exist")
     try:
         content = read(path)
@@ -274,7 +276,9 @@ def _read(path: str | Path, read: Callable[[Path], Any]) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    if named := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+    if named := re.search(r"(?i)unsupported global:? (?:GLOBAL )?(\S+)", str(error)):
         return f"it names {named[1]}"
+    if "weights_only" in str(error):  # advice that nobody should follow
+        return "it is no file of torch.save"
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

@@ -35,7 +35,11 @@ def test_a_checkpoint_becomes_a_file_that_finds_the_same(
     ("words", "told"),
     [
         (["absent.ckpt"], "absent.ckpt"),
-        (["absent.ckpt", "--output", "."], "output . is a folder: name a file in it"),
+        (
+            ["own.ckpt", "--output", "own.ckpt"],
+            "output own.ckpt: --format onnx makes a file",
+        ),
+        (["own.ckpt", "--output", "own.pt2"], "(.onnx of onnx, .pt2 of torch_export)"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

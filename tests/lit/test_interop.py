@@ -310,9 +310,24 @@ def test_a_start_from_ours_under_other_settings_warns(config: str) -> None:
         UserWarning, match=r"settings of the detector: rpn\.grid 'stride' instead of 'spread'; the"
     ):
         main(["fit", "--config", config, *words, "--model.detector.rpn.grid", "stride"])
+    with pytest.warns(UserWarning, match=r"data\.images\.mean \(0\.5, 0\.5, 0\.5\) instead of \(0\.485"):
+        main(["fit", "--config", config, *words, "--data.images.mean", "[0.5, 0.5, 0.5]"])
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*other settings of the detector")
         main(["fit", "--config", config, *words])
+
+
+def test_what_is_given_beside_a_checkpoint_and_differs_is_told(config: str) -> None:
+    main(["fit", "--config", config, "--model.detector.neck.top_down", "false"])
+    last = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
+    told = r"the checkpoint was trained with other settings .*: neck\.top_down True instead of False"
+    Path("base.yaml").write_text(yaml.safe_dump({"model": {"detector": {"neck": {"top_down": True}}}}))
+    for command in (["test"], ["fit", "--config", config, "--model.schedule.steps", "6"]):
+        with pytest.warns(UserWarning, match=told):
+            main([*command, "--config", "base.yaml", *last])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*other settings of the detector")
+        main(["test", *last])
 
 
 def test_a_score_that_no_test_has_is_named(
@@ -382,11 +397,11 @@ def test_torchvisions_published_name_is_downloaded_once(monkeypatch: pytest.Monk
         return state
 
     monkeypatch.setattr(Published, "get_state_dict", fetch)
-    for name in ("COCO_V1", "FasterRCNN_ResNet50_FPN_Weights.COCO_V1"):
+    for name in ("COCO_V1", "FasterRCNN_ResNet50_FPN_Weights.COCO_V1", Published.COCO_V1):
         detector = load_torchvision(name)
         assert detector.classes == 90
         assert torch.equal(detector.bottom_up.conv1.weight, state["backbone.body.conv1.weight"])
-    assert [which for which, _ in asked] == [Published.COCO_V1] * 2
+    assert [which for which, _ in asked] == [Published.COCO_V1] * 3
     assert all(options["check_hash"] for _, options in asked)
 
 

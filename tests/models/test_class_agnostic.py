@@ -118,7 +118,6 @@ class Plain(nn.Module):
 def test_a_head_that_gives_a_box_for_each_class_is_named() -> None:
     network({"head": Plain}, False).losses(batch())
     detector = network({"head": Plain}, True)
-    with pytest.raises(
-        InputError, match=r"class_agnostic is true, and Plain gives 4 boxes.*HeadInput\.boxes"
-    ):
+    with pytest.raises(InputError) as raised:
         detector.losses(batch())
+    assert "Plain gives scores [4] and boxes [4, 4] of an RoI, not [4] and [1, 4]" in str(raised.value)

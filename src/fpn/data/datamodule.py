@@ -55,6 +55,11 @@ _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "pr
 class OfCheckpoint(Described):
     """What a checkpoint of Lightning's can tell: a module, or its data."""
 
+    def save_hyperparameters(self, *args: Any, **options: Any) -> None:
+        """Lightning's, of values by name. Arguments are told already, a subclass's too, in plain values."""
+        if args and isinstance(args[0], Mapping):
+            super().save_hyperparameters(*args, **options)  # type: ignore[misc]
+
     @classmethod
     def load_from_checkpoint(
         cls,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from fpn.checkpoints import Trained, load
+from fpn.checkpoints import Trained, check_categories, load
 from fpn.console import say
 from fpn.deploy.network import Deployed, Input
 from fpn.deploy.onnx_file import OPSET, to_onnx
@@ -46,8 +46,9 @@ def export(
             float32, prepared by whoever calls, and padded with zeros to multiples of 32.
     """
     path = Path(output or Path(ckpt_path).with_suffix(SUFFIXES[format]).name)
-    if path.is_dir():
-        raise InputError(f"output {path} is a folder: name a file in it")
+    if path.suffix != SUFFIXES[format]:
+        known = ", ".join(f"{ending} of {name}" for name, ending in SUFFIXES.items())
+        raise InputError(f"output {path}: --format {format} makes a file with its own ending ({known})")
     write(load(ckpt_path), path, format, input)
     say(f"{path.stat().st_size / 2**20:,.0f} MB written to {path}")
 
@@ -62,8 +63,9 @@ def write(trained: Trained, path: str | Path, format: Format = "onnx", input: In
         input: pixels or normalised.
 
     Raises:
-        InputError: the detector cannot be exported, or not to this format.
+        InputError: the detector cannot be exported, or not to this format, or has other classes.
     """
+    check_categories(trained.detector, trained.categories)
     network = Deployed(trained.detector, trained.image, input)
     opset = {"opset": OPSET} if format == "onnx" else {}
     about = json.dumps(described(trained, network) | opset, ensure_ascii=False)

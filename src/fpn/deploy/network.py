@@ -46,7 +46,7 @@ class Deployed(nn.Module):
             raise InputError(
                 f"{type(detector).__name__} {reason}: FasterRCNN and ProposalNetwork are exported"
             )
-        self.detector = optimized(detector).cpu().requires_grad_(False)
+        self.detector = optimized(detector).cpu().float().requires_grad_(False)
         self.image, self.input = image, input
         factor = torch.tensor([[255.0 * std for std in image.std], [255.0 * mean for mean in image.mean]])
         self.register_buffer("normalisation", factor.view(2, 3, 1, 1), persistent=False)

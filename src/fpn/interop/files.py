@@ -55,6 +55,7 @@ def read_weights(weights: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, one that is damaged or wants to run code, or weights that cannot be had.
     """
+    weights = str(weights)  # torchvision's own enumeration too, whose members are named so
     known = named(weights)
     if known is not None and not Path(weights).exists():
         return dict(download(known, instead="download that elsewhere and give the file"))

@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from fpn.data.transforms import ImageSettings
 from fpn.interop import detectron2, torchvision
 from fpn.interop.files import published
-from fpn.interop.settings import images_in, settings_in
+from fpn.interop.settings import image_settings, images_in, settings_in
 from fpn.models.detectors import FasterRCNN, ProposalNetwork
 from fpn.types import NO_CATEGORY, Categories
 from fpn.weights import as_tensors
@@ -22,7 +22,7 @@ class TrainedWeights(NamedTuple):
     weights: dict[str, Tensor]
     """Under our names."""
     settings: dict[str, Any]
-    """What is done with them, as `detector_settings` has it."""
+    """What is done with them, as `detector_settings` and `image_settings` have it."""
     remedy: str
     """Configuration files that have these settings."""
 
@@ -43,16 +43,13 @@ def from_peer(content: Mapping[str, Any], source: str) -> TrainedWeights | None:
     peer, content = _peer(content), content.get("model", content)
     if peer == "torchvision":
         state = as_tensors(content, source)
-        weights, config = (
-            torchvision.from_torchvision(state, source),
-            torchvision.configs_of(source, state)[-1],
-        )
-        return TrainedWeights(weights, torchvision.settings_of(source, state), f"configs/{config}.yaml")
+        weights, configs = torchvision.from_torchvision(state, source), torchvision.configs_of(source, state)
+        settings = torchvision.settings_of(source, state) | image_settings(images_in(*configs))
+        return TrainedWeights(weights, settings, f"configs/{configs[-1]}.yaml")
     if peer == "detectron2":
         weights = detectron2.from_detectron2(as_tensors(content, source), source)
-        return TrainedWeights(
-            weights, settings_in(detectron2.CONVENTION), f"configs/{detectron2.CONVENTION}.yaml"
-        )
+        settings = settings_in(detectron2.CONVENTION) | image_settings(detectron2.DETECTRON2_IMAGES)
+        return TrainedWeights(weights, settings, f"configs/{detectron2.CONVENTION}.yaml")
     return None
 
 

@@ -51,6 +51,11 @@ def detector_settings(detector: Detector) -> dict[str, Any]:
     }
 
 
+def image_settings(image: ImageSettings) -> dict[str, Any]:
+    """How pixels are made, as `data.images.mean`: what weights are trained for beside sizes."""
+    return {f"data.images.{key}": getattr(image, key) for key in ("mean", "std", "antialias", "rounding")}
+
+
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings that both have and that differ: ours and theirs, by name."""
     return {key: (ours[key], theirs[key]) for key in ours if key in theirs and ours[key] != theirs[key]}

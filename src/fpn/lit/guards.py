@@ -24,7 +24,9 @@ class ToldIfCutShort(Callback):
     """Warns of a training that ends before its schedule, at a learning rate that is not the last."""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Compare the trainer's own limits with the schedule."""
+        """Compare the trainer's own limits with the schedule, unless the optimiser has another."""
+        if pl_module.planned is None:
+            return
         limits = (trainer.max_steps, (trainer.max_epochs or -1) * pl_module.steps_per_epoch)
         planned = pl_module.planned.steps
         end = min((limit for limit in limits if limit > 0), default=planned)
@@ -75,7 +77,8 @@ class FiniteSteps(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
         """Remember the losses: not the one given here, which 16-mixed has scaled."""
-        self._batches.append((self._image_ids, pl_module.last_losses))
+        losses = pl_module.last_losses or {"loss": loss.detach()}  # of a training_step of the user's own
+        self._batches.append((self._image_ids, losses))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

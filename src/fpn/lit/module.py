@@ -68,15 +68,16 @@ class DetectionModule(OfCheckpoint, LightningModule):
     """
 
     last_losses: dict[str, Tensor]
-    """The losses of the last training step by name."""
+    """The losses of the last training step by name; none of a training_step that is a subclass's own."""
     last_found: Inference
     """What the last validation or test step found."""
     loss_sums: dict[str, Tensor]
     """Over the images of a validation, by name."""
     steps_per_epoch: int
     """Steps of the optimiser in a pass over the training images, as the trainer limits it."""
-    planned: Schedule
-    """The schedule in this run's steps, also where it counts epochs of this run's images."""
+    planned: Schedule | None
+    """The schedule in this run's steps, also where it counts epochs of this run's images; None where a
+    subclass has its own configure_optimizers."""
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class DetectionModule(OfCheckpoint, LightningModule):
         if isinstance(detector, Detector) and (made := detector.made_of.get("classes", classes)) != classes:
             raise InputError(f"the detector was made for {made} classes, and the module for {classes}")
         self.detector = detector if isinstance(detector, Detector) else detector(classes)
+        self.detector.train()  # loaded ones are in evaluation mode
         self.lr_factors, self.frozen_parts = dict(lr_factors or {}), tuple(frozen_parts)
         self._check_parts("lr_factors", self.lr_factors)
         self._check_parts("frozen_parts", self.frozen_parts)
@@ -107,8 +109,14 @@ class DetectionModule(OfCheckpoint, LightningModule):
         if start_parts is not None and start_from is None:
             raise InputError(f"start_parts {list(start_parts)} are of no checkpoint: give start_from too")
         self.start_from, self.start_parts = start_from, start_parts
+        self.last_losses, self.planned = {}, None
         self.begun = False
         """Whether the weights to start from are loaded; a checkpoint's take their place."""
+        if type(schedule) is not Schedule:
+            raise InputError(
+                f"{type(schedule).__name__}: checkpoints tell no Schedule of your own; have it in the "
+                "configure_optimizers of a DetectionModule of your own"
+            )
         self.optimizer, self.schedule = optimizer, schedule
         scored = [BoxAP(), ProposalRecall()] if metrics is None else metrics
         finds = self.detector.finds_objects
@@ -230,7 +238,7 @@ class DetectionModule(OfCheckpoint, LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The schedule, at this run's number of images a step."""
-        optimizer = by_part(self.optimizer, self.detector, self.lr_factors)
+        optimizer = by_part(self.optimizer, self, self.lr_factors)
         self.options = resuming.optimizer_options(optimizer) | {
             "model.lr_factors": self.lr_factors,
             "model.schedule.reference_images": self.schedule.reference_images,
@@ -244,12 +252,12 @@ class DetectionModule(OfCheckpoint, LightningModule):
         rate = optimizer.param_groups[0]["lr"] * images / self.schedule.reference_images
         scale(optimizer, self.lr_factors)
         lasting = self.schedule.lasting(images, self.steps_per_epoch)
-        self.planned, scheduler = lasting.attach(optimizer, images)
-        epochs = self.planned.steps / self.steps_per_epoch
+        planned, scheduler = lasting.attach(optimizer, images)
+        self.planned, epochs = planned, planned.steps / self.steps_per_epoch
         times = "".join(f", times {factor:g} for {part}" for part, factor in self.lr_factors.items())
         rank_zero_info(self.detector.counted)
         rank_zero_info(
-            f"schedule: {epochs:,.4g} epochs of {self.data.train_images:,} images, which are {self.planned}; "
+            f"schedule: {epochs:,.4g} epochs of {self.data.train_images:,} images, which are {planned}; "
             f"{name}, learning rate {rate:.4g}{times}"
         )
         if lightning_private.averaging(self.trainer):
@@ -257,7 +265,7 @@ class DetectionModule(OfCheckpoint, LightningModule):
                 lambda *_: lightning_private.average_from(self.trainer, self)  # until the first average
             )
         if self.trainer.max_steps == -1:
-            lightning_private.limit_steps(self.trainer, self.planned.steps)
+            lightning_private.limit_steps(self.trainer, planned.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:

@@ -37,7 +37,7 @@ def by_part(factory: OptimizerCallable, network: nn.Module, parts: Mapping[str, 
 
     Args:
         factory: makes it of groups of parameters.
-        network: its direct children are its parts.
+        network: its direct children are its parts, or its detector's are.
         parts: names of parts, each of which becomes a group of that name; all others are the first group.
 
     Raises:
@@ -46,7 +46,7 @@ def by_part(factory: OptimizerCallable, network: nn.Module, parts: Mapping[str, 
     groups: dict[str, list[nn.Parameter]] = {"": [], **{part: [] for part in parts}}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            part = name.partition(".")[0]
+            part = name.removeprefix("detector.").partition(".")[0]
             groups[part if part in groups else ""].append(parameter)
     trained = [
         {"params": group} | ({"name": part} if part else {}) for part, group in groups.items() if group

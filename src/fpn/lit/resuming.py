@@ -9,9 +9,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from fpn.checkpoints import kept_in
+from fpn.checkpoints import in_words, kept_in, settings_in
 from fpn.described import accepts, class_path
 from fpn.errors import InputError
+from fpn.interop.settings import detector_settings, differences, image_settings
 from fpn.lightning_private import averaging
 from fpn.weights import check_weights
 
@@ -73,8 +74,9 @@ def made_of(
     takes = accepts(kind)
     if lacking := [name for name in checkpoint["fpn"]["untold"] if name not in given and takes(name)]:
         raise InputError(
-            f"{path} does not tell its {lacking[0]}, which a function made: give {lacking[0]}= here, and "
-            "where it is trained make it of a class or functools.partial"
+            f"{path} does not tell its {lacking[0]}, which a function made, or a class of no module: give "
+            f"{lacking[0]}= here, and where it is trained make it of a class in a module, or functools."
+            "partial of one"
         )
     config = kept.config.get("model") or checkpoint.get("hyper_parameters", {})
     told = {"classes": len(kept.categories.ids), **config}
@@ -97,12 +99,20 @@ def take_up(module: "DetectionModule", checkpoint: dict[str, Any]) -> None:
         InputError: it is of another detector, was trained for other categories or with other numbers of
             images, or has no optimiser to go on with.
     """
-    module.trained_for = kept_in(checkpoint, "the checkpoint").categories
+    known = kept_in(checkpoint, "the checkpoint")
+    module.trained_for = known.categories
     kept, trainer = checkpoint["fpn"], _trainer_of(module)
     if trainer is not None:
         refuse_other_categories(module)
     check_weights(module.state_dict(), checkpoint["state_dict"], "the checkpoint")
     module.seed = kept["seed"]
+    if trainer is not None:
+        ours = detector_settings(module.detector) | image_settings(module.data.image_settings)
+        if other := differences(ours, settings_in(known, "the checkpoint")):
+            rank_zero_warn(
+                f"the checkpoint was trained with other settings of the detector: {in_words(other)}; what "
+                "this run is given counts, and what it leaves out is as the checkpoint has it"
+            )
     if trainer is None or trainer.state.fn != TrainerFn.FITTING:
         return
     if not checkpoint.get("optimizer_states"):

@@ -7,6 +7,7 @@ all counts of steps are 16 / b of it, so that the same images are seen at the sa
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -99,7 +100,7 @@ class Schedule:
         for group in optimizer.param_groups:
             group["lr"] *= images / self.reference_images
         scaled = self.at(images)
-        return scaled, LambdaLR(optimizer, scaled.factor)
+        return scaled, _Following(optimizer, scaled.factor)
 
     def __str__(self) -> str:
         drops = ", ".join(f"{m:,}" for m in self.milestones) or "none"
@@ -108,3 +109,13 @@ class Schedule:
             f"{self.steps:,} steps of {self.reference_images} images, warm-up of {self.warmup_steps:,}, "
             f"learning rate {falls}"
         )
+
+
+class _Following(LambdaLR):
+    """Groups that are added in mid-run, as by Lightning's finetuning callbacks, follow from there on."""
+
+    def get_lr(self) -> list[Any]:
+        """The learning rate of each group."""
+        before, now = (self.lr_lambdas[0](max(step, 0)) for step in (self.last_epoch - 1, self.last_epoch))
+        groups = self.optimizer.param_groups
+        return [group.setdefault("initial_lr", group["lr"] / (before or 1.0)) * now for group in groups]

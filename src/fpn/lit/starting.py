@@ -56,7 +56,7 @@ def begin_fit(module: "DetectionModule") -> None:
                 f"frozen_parts: {', '.join(random)} would stay as random as it is: give model.start_from, "
                 "a checkpoint that has it trained"
             )
-        if "bottom_up" in copied:
+        if bottom_up.loaded:  # from there, or by the user's own program
             return
         if bottom_up.weights is not None:
             bottom_up.load_weights()
@@ -104,7 +104,7 @@ def begin_test(module: "DetectionModule") -> None:
 def _start(module: "DetectionModule") -> Start | None:
     if module.start_from is None:
         return None
-    start = start_from(module.detector, module.start_from, module.start_parts)
+    start = start_from(module.detector, module.start_from, module.start_parts, module.data.image_settings)
     rank_zero_info(str(start))
     return start
 

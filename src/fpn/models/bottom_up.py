@@ -11,6 +11,7 @@ class Plain(fpn.BottomUp):
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ class BottomUp(nn.Module):
         name: what messages call it.
         channels: of the maps, by level.
         weights: as given.
+        loaded: whether its weights are no longer random.
         taken: stages that were taken out and are used elsewhere, which `load_weights` fills too.
         strides: of levels whose maps' cells are not of 2**k pixels, in pixels. Anchors of "spread" alone can
             stand on these, and RoIs cannot be pooled from them.
@@ -100,6 +102,7 @@ class BottomUp(nn.Module):
         self.strides: Mapping[int, int] = {}
         self.frozen_stages, self.frozen_norms = frozen_stages, frozen_norms
         self.taken: tuple[Stages, ...] = ()
+        self.loaded = False
         self._ended: set[str] = set()
         self._stages: dict[int, list[str]] = {}
         for level, stage in sorted(stages.items()):
@@ -207,6 +210,10 @@ class BottomUp(nn.Module):
             InputError: there is no such file, or it is no state dict.
         """
         return state_dict(read_any(weights), weights)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.loaded |= any(key.startswith(prefix) for key in state_dict)
 
     def train(self, mode: bool = True) -> "BottomUp":
         """As `nn.Module.train`, but what is frozen keeps its running statistics too."""

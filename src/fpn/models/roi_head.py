@@ -233,6 +233,7 @@ class RoIHead(nn.Module):
         # Heads that are not shared have stages of their own.
         stages = [above, *(copy.deepcopy(above) for _ in keys[1:])]
         inputs = [HeadInput(neck.channels, resolution, classes, own, class_agnostic) for own in stages]
+        self._wanted = ((classes + 1,), (inputs[0].boxes, 4))
         self.head = nn.ModuleDict({key: head(input) for key, input in zip(keys, inputs, strict=True)})
 
     def forward(self, p: Features, rois: RoIs) -> tuple[Tensor, Tensor]:
@@ -242,7 +243,7 @@ class RoIHead(nn.Module):
         An RoI of negative area, inverted in one direction, is pooled as zeros (torchvision, Detectron2).
 
         Raises:
-            InputError: the head gives a box for each class where one for all was asked for.
+            InputError: the head gives other numbers of scores or boxes than `HeadInput` asks for.
         """
         level = self.level_of(rois.boxes) if rois.level is None else rois.level
         boxes = torch.where(_upright(rois.boxes)[:, None], rois.boxes, _OUTSIDE)
@@ -258,11 +259,13 @@ class RoIHead(nn.Module):
             parts = zip(self.levels, pooled.split(list(by_level)), strict=True)
             outputs = [self.head[str(k)](x) for k, x in parts]
             scores, deltas = (torch.cat(part)[back].float() for part in zip(*outputs, strict=True))
-        if self.class_agnostic and deltas.shape[1] != 1:
+        given = (scores.shape[1:], deltas.shape[1:])
+        if given != self._wanted:
             kind = type(next(iter(self.head.values()))).__name__
             raise InputError(
-                f"roi_head.class_agnostic is true, and {kind} gives {deltas.shape[1]} boxes of an RoI: "
-                "have it give as many as HeadInput.boxes says"
+                f"{kind} gives scores {[*given[0]]} and boxes {[*given[1]]} of an RoI, not "
+                f"{[*self._wanted[0]]} and {[*self._wanted[1]]}: HeadInput.classes + 1, background first, "
+                "and (HeadInput.boxes, 4)"
             )
         return scores, deltas
 

@@ -95,6 +95,18 @@ class TwoSteps:
     """An RPN, and then a Fast R-CNN on its proposals, with features of its own."""
 
     def tasks(self, making: "Making") -> list[Task]:
+        """The two.
+
+        Raises:
+            InputError: the row names the class of one detector for both.
+        """
+        row = making.row
+        named = {} if row.shipped else settings_of(["--config", row.file])  # a user's has the last word
+        if {"model.detector", "model.detector.class_path"} & named.keys():
+            raise InputError(
+                f"{row.file} names one class of detector, and {making.row_name} trains an RPN and a Fast "
+                "R-CNN in steps: make it a row of necks or recipes, or give --family modern"
+            )
         one = making.fit("rpn", stage="/1_rpn", proposes=True)
         return [one, making.fit("fast_rcnn", proposals=one)]
 
