@@ -46,7 +46,7 @@ def named(weights: str | Path) -> WeightsEnum | None:
 def published(source: str) -> WeightsEnum | None:
     """What torchvision publishes under a name or in a file of its own name, or None."""
     files = {Path(one.url).name: one for kind in _PUBLISHED.values() for one in kind}
-    return named(source) or files.get(Path(source).name)
+    return named(source) or files.get(Path(source).resolve().name)  # a link has another
 
 
 def read_weights(weights: str | Path) -> dict[str, Any]:
