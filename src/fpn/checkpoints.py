@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -307,10 +308,11 @@ def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
 
 def settings_in(kept: Kept, path: str | Path) -> dict[str, Any]:
     """What the detector of a checkpoint did with its weights and images, as far as it tells."""
-    if not kept.config:
-        return image_settings(kept.image)
-    with torch.device("meta"):
-        return detector_settings(_detector(kept, path)) | image_settings(kept.image)
+    settings = image_settings(kept.image)
+    # A part of a user's own may need numbers to be made.
+    with suppress(RuntimeError), torch.device("meta"):
+        settings |= detector_settings(_detector(kept, path)) if kept.config else {}
+    return settings
 
 
 def _of_nobody(path: str | Path) -> str:

@@ -72,7 +72,7 @@ def factory_of(made: Described) -> dict[str, Any]:
         TypeError: it cannot be told in plain values.
     """
     config: dict[str, Any] = plain(made)
-    first = next(by_position(type(made)))
+    first = next(iter(by_position(type(made))), "classes")
     return config | {"init_args": {k: v for k, v in config["init_args"].items() if k != first}}
 
 
@@ -150,7 +150,9 @@ def _told(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[dict[
 
 def _given(cls: type, arguments: Any, named: Any) -> dict[str, Any]:
     """The arguments by name."""
-    names = [*by_position(cls)]
-    # Those without a name of their own are told by none: an iterator is no plain value.
-    nameless = {"args": iter(arguments)} if len(arguments) > len(names) else {}
-    return dict(zip(names, arguments, strict=False)) | named | nameless
+    given = dict(zip(by_position(cls), arguments, strict=False)) | named
+    if len(arguments) > len(by_position(cls)):
+        # Those without a name of their own are told by none: an iterator is no plain value.
+        own = signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        given |= {one.name: iter(arguments) for one in own if one.kind == Parameter.VAR_POSITIONAL}
+    return given

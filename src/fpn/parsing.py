@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from enum import Enum
 from inspect import Parameter, signature
-from itertools import islice
 from numbers import Number
 from types import FunctionType
 from typing import Any, get_type_hints
@@ -64,7 +63,7 @@ class Parser(ArgumentParser):
         """As jsonargparse's; a number in `skip` is that of the first arguments by position."""
         _take_hints_over(class_type)
         number = sum(item for item in skip or () if isinstance(item, int))
-        first = list(islice(by_position(class_type), number))
+        first = by_position(class_type)[:number]
         if len(first) == number:
             skip = {*first, *(item for item in skip or () if isinstance(item, str))}
         added: list[str] = super().add_class_arguments(class_type, *args, skip=skip, **options)
@@ -87,7 +86,10 @@ def _take_hints_over(kind: type) -> None:
         if base.__module__.partition(".")[0] == "fpn" and isinstance(base.__init__, FunctionType):  # type: ignore[misc]
             hints = get_type_hints(base.__init__)  # type: ignore[misc]
             untyped = signature(own).parameters.keys() - own.__annotations__.keys()
-            own.__annotations__ |= {name: hints[name] for name in hints.keys() & untyped}
+            for name, parameter in signature(base).parameters.items():
+                # One without a default is what a subclass has its own way to, as a bottom-up's stages.
+                if name in untyped & hints.keys() and parameter.default is not Parameter.empty:
+                    own.__annotations__[name] = hints[name]
 
 
 def as_word(config: Any) -> str:
@@ -102,8 +104,12 @@ def as_word(config: Any) -> str:
         raise InputError(f"a configuration has plain values only: {' '.join(map(str, error.args))}") from None
 
 
-def by_position(kind: type) -> Iterator[str]:
+def by_position(kind: type) -> list[str]:
     """The arguments that may be given by position, its own and those of what it hands `*args` on to."""
+    return [*dict.fromkeys(_by_position(kind))]
+
+
+def _by_position(kind: type) -> Iterator[str]:
     for base in kind.__mro__:
         init = vars(base).get("__init__")
         if init is None:

@@ -168,6 +168,57 @@ def test_arguments_that_are_repeated_without_a_type_hint(shapes: Path) -> None:
     assert again.schedule == SCHEDULE
 
 
+class Starred(fpn.DetectionModule):
+    """Names its first argument, and hands the others on."""
+
+    def __init__(self, classes: int, *args: Any, **options: Any) -> None:
+        super().__init__(classes, *args, **options)
+
+
+class OwnStages(fpn.BottomUp):
+    """Arguments of the base class's names, and another meaning; and numbers that are drawn in making it."""
+
+    def __init__(self, channels=4, stages=4):  # type: ignore[no-untyped-def]
+        rates = [rate.item() for rate in torch.linspace(0, 0.1, stages + 1)]
+        made = {k: nn.Conv2d(3 if k == 1 else channels, channels, 3, 2, 1) for k in range(1, stages + 2)}
+        super().__init__(made, dict.fromkeys(range(2, stages + 2), channels))
+        self.rates = rates
+
+
+def test_arguments_by_position_and_under_other_meanings(shapes: Path) -> None:
+    fit(Starred(10, DETECTOR, partial(AdamW, lr=3e-3), schedule=SCHEDULE), data_of(shapes))
+    again = Starred.load_from_checkpoint("own.ckpt")
+    (made,) = again.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups
+    assert isinstance(again.optimizer([torch.nn.Parameter(torch.zeros(1))]), AdamW)
+    assert (made["lr"], again.classes, again.schedule) == (3e-3, 10, SCHEDULE)
+
+    own = partial(fpn.FasterRCNN, bottom_up=partial(OwnStages, 8), neck=DETECTOR.keywords["neck"])
+    fit(fpn.DetectionModule(10, own, schedule=SCHEDULE), data_of(shapes))
+    assert fpn.load("own.ckpt").detector.bottom_up.channels == {2: 8, 3: 8, 4: 8, 5: 8}
+    module = fpn.DetectionModule(10, own, schedule=SCHEDULE)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(accelerator="cpu", use_distributed_sampler=False, logger=False, max_steps=4, **quiet)
+    trainer.fit(module, data_of(shapes), ckpt_path="own.ckpt")
+    assert trainer.global_step == 4
+
+
+def test_a_group_that_joins_in_a_warm_up_has_no_more_than_the_runs_rate() -> None:
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = SGD(weights[:1], lr=0.02)
+    _, scheduler = fpn.Schedule(100, (90,), warmup_steps=50, reference_images=2).attach(optimizer, 2)
+    optimizer.step()
+    scheduler.step()
+    optimizer.add_param_group({"params": weights[1:], "lr": 0.001})
+    rates = []
+    for _ in range(95):
+        optimizer.step()
+        scheduler.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates[60] == pytest.approx([0.02, 0.02])
+    assert max(rate for _, rate in rates) == pytest.approx(0.02)
+    assert rates[-1] == pytest.approx([0.002, 0.002])
+
+
 def test_a_schedule_that_no_checkpoint_tells_is_refused() -> None:
     class Other(fpn.Schedule):
         def factor(self, step: int) -> float:

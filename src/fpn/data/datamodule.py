@@ -57,7 +57,7 @@ class OfCheckpoint(Described):
 
     def save_hyperparameters(self, *args: Any, **options: Any) -> None:
         """Lightning's, of values by name. Arguments are told already, a subclass's too, in plain values."""
-        if args and isinstance(args[0], Mapping):
+        if args and not isinstance(args[0], str):
             super().save_hyperparameters(*args, **options)  # type: ignore[misc]
 
     @classmethod

@@ -53,7 +53,9 @@ def detector_settings(detector: Detector) -> dict[str, Any]:
 
 def image_settings(image: ImageSettings) -> dict[str, Any]:
     """How pixels are made, as `data.images.mean`: what weights are trained for beside sizes."""
-    return {f"data.images.{key}": getattr(image, key) for key in ("mean", "std", "antialias", "rounding")}
+    mean, std = tuple(image.mean), tuple(image.std)
+    named = {"mean": mean, "std": std, "antialias": image.antialias, "rounding": image.rounding}
+    return {f"data.images.{key}": value for key, value in named.items()}
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

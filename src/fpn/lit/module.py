@@ -100,7 +100,8 @@ class DetectionModule(OfCheckpoint, LightningModule):
         if isinstance(detector, Detector) and (made := detector.made_of.get("classes", classes)) != classes:
             raise InputError(f"the detector was made for {made} classes, and the module for {classes}")
         self.detector = detector if isinstance(detector, Detector) else detector(classes)
-        self.detector.train()  # loaded ones are in evaluation mode
+        if not self.detector.training:  # as loaded ones
+            self.detector.train()
         self.lr_factors, self.frozen_parts = dict(lr_factors or {}), tuple(frozen_parts)
         self._check_parts("lr_factors", self.lr_factors)
         self._check_parts("frozen_parts", self.frozen_parts)

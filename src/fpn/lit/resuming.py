@@ -108,7 +108,11 @@ def take_up(module: "DetectionModule", checkpoint: dict[str, Any]) -> None:
     module.seed = kept["seed"]
     if trainer is not None:
         ours = detector_settings(module.detector) | image_settings(module.data.image_settings)
-        if other := differences(ours, settings_in(known, "the checkpoint")):
+        try:
+            theirs = settings_in(known, "the checkpoint")
+        except InputError:  # its classes may have moved since, and the weights fit
+            theirs = image_settings(known.image)
+        if other := differences(ours, theirs):
             rank_zero_warn(
                 f"the checkpoint was trained with other settings of the detector: {in_words(other)}; what "
                 "this run is given counts, and what it leaves out is as the checkpoint has it"

@@ -95,8 +95,10 @@ def begin_test(module: "DetectionModule") -> None:
                 f"{start.path} has no weights of {', '.join(start.new)}: random ones are not worth a score; "
                 "give --ckpt_path"
             )
-        if start.other:
+        if any(not name.startswith("data.images.") for name in start.other):
             raise InputError(start.warning)
+        if start.other:
+            rank_zero_warn(start.warning)
 
     _in_turn(module, load)
 

@@ -213,7 +213,7 @@ class BottomUp(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        self.loaded |= any(key.startswith(prefix) for key in state_dict)
+        self.loaded |= not state_dict.keys().isdisjoint(prefix + key for key in self.state_dict())
 
     def train(self, mode: bool = True) -> "BottomUp":
         """As `nn.Module.train`, but what is frozen keeps its running statistics too."""
