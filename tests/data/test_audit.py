@@ -397,8 +397,10 @@ def nearest_of_all(
     columns = []
     for level, sizes in anchor_sizes.items():
         # The maps of a network on an image of this size: padded to 32, halved by each level, rounded up.
-        h, w = (-(-(-(-side // 32) * 32) // 2**level) for side in size)
-        anchors = grid_anchors(cell_anchors(sizes, (0.5, 1.0, 2.0)), (h, w), (2**level, 2**level))
+        padded = [-(-side // 32) * 32 for side in size]
+        h, w = (-(-side // 2**level) for side in padded)
+        spread = (padded[0] // h, padded[1] // w)
+        anchors = grid_anchors(cell_anchors(sizes, (0.5, 1.0, 2.0)), (h, w), spread)
         columns.append(box_iou(torch.from_numpy(boxes), anchors.double()).amax(dim=1))
     return torch.stack(columns, dim=1).float().numpy()
 

@@ -50,6 +50,17 @@ def test_iou_losses_are_torchvisions_of_the_boxes(
     assert none.item() == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.parametrize("loss", [GIoU, DIoU, CIoU])
+def test_a_box_without_sides_has_a_loss(loss: Callable[[], BoxLoss]) -> None:
+    reference = torch.tensor([[1000.0, 1000.0, 1100.0, 1100.0]])
+    deltas = torch.tensor([[0.0, 0.0, -400.0, -400.0]], requires_grad=True)
+    found = loss()(deltas, torch.zeros(1, 4), reference, WEIGHTS)
+    found.backward()
+    assert 1 - 1e-4 <= found.item() < 2
+    assert deltas.grad is not None
+    assert deltas.grad.isfinite().all()
+
+
 def test_giou_by_hand() -> None:
     """Two squares of 2 × 2 that share one of 1 × 1, in a hull of 3 × 3: 1 − 1/7 + (9 − 7) / 9."""
     reference = torch.tensor([[0.0, 0.0, 4.0, 4.0]])

@@ -1,3 +1,5 @@
+import copy
+import pickle
 import warnings
 from functools import partial
 from threading import Lock
@@ -283,9 +285,9 @@ def test_a_network_that_keeps_what_it_computed() -> None:
         torch.testing.assert_close(other[level], features, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", ["in place", "loaded", "through data", "replaced", "in inference mode"])
+@pytest.mark.parametrize("change", ["in place", "loaded", "moved", "replaced", "in inference mode"])
 def test_a_frozen_norm_is_what_its_buffers_are_now(change: str) -> None:
-    """In whatever way they have changed."""
+    """Its scale and shift are kept, but not when a buffer has changed, in whatever way."""
     network = ResNet("resnet18", width=4, frozen_stages=2)
     image = torch.rand(1, 3, 40, 50)
     before = network(image)[5]
@@ -295,8 +297,11 @@ def test_a_frozen_norm_is_what_its_buffers_are_now(change: str) -> None:
         other = ResNet("resnet18", width=4)
         stir(other)
         network.load_state_dict(other.state_dict())
-    elif change == "through data":  # which counts no version
-        network.bn1.running_mean.data.copy_(torch.full((4,), 0.3))
+    elif change == "moved":
+        network.double()
+        network(image.double())
+        network.float()
+        stir(network)
     elif change == "replaced":
         network.bn1.running_mean = torch.full((4,), 0.3)
     else:
@@ -349,3 +354,16 @@ def test_what_is_accelerated_learns_the_same(monkeypatch: pytest.MonkeyPatch) ->
         found = optimized(detector)(data)
         assert len(found.detections[0].boxes) > 0
     assert modes == ["reduce-overhead"] * 3
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_of_a_frozen_norm_knows_nothing_of_the_first(copied: Any) -> None:
+    network, other = (ResNet("resnet18", width=4, frozen_stages=2) for _ in range(2))
+    stir(other)
+    image = torch.rand(1, 3, 40, 50)
+    for _ in range(2):
+        network.load_state_dict(network.state_dict())
+    network(image)
+    twin = copied(network)
+    twin.load_state_dict(other.state_dict())
+    assert torch.equal(twin(image)[5], other(image)[5])

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -78,6 +79,15 @@ def test_grids_differ_only_where_a_map_is_odd() -> None:
     last = [r.anchors(6, (13, 17), (800, 1088))[-1].unflatten(0, (2, 2)).mean(0) for r in (spread, stride)]
     assert last[0].tolist() == [64 * 16, 61 * 12]
     assert last[1].tolist() == [64 * 16, 64 * 12]
+
+
+def test_on_sides_that_are_no_multiple_of_32_anchors_stand_on_their_cells() -> None:
+    neck = FeaturePyramid(CHANNELS, 8)
+    spread, stride = RegionProposalNetwork(neck), RegionProposalNetwork(neck, grid="stride")
+    for size in ((801, 1067), (816, 1072), (201, 267), (33, 5)):
+        for k in (2, 3, 4, 5, 6):
+            cells = [math.ceil(side / 2**k) for side in size]
+            assert torch.equal(spread.anchors(k, cells, size), stride.anchors(k, cells, size))
 
 
 def test_mistakes_are_named() -> None:

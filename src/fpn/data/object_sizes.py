@@ -114,15 +114,16 @@ def best_overlaps(
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     best = np.zeros((len(boxes), len(anchor_sizes)), dtype=np.float32)
     for column, level in enumerate(sorted(anchor_sizes)):
-        stride = 2**level
-        last = -(-padded // stride) - 1
+        cells = -(-padded // 2**level)
+        stride = padded // cells  # as of `rpn.grid: spread`
         for cell in cell_anchors(anchor_sizes[level], ratios).double().numpy():
             # The overlaps along x and along y do not depend on each other, and neither grows with the
             # distance of the centres: of all anchors of a shape, that of the nearest position is the best.
             overlap = np.ones(len(boxes))
             for low, high, side in ((0, 2, 1), (1, 3, 0)):
                 distance = boxes[:, low] + boxes[:, high] - cell[low] - cell[high]
-                position = stride * np.rint(distance / (2 * stride)).clip(0, last[:, side])
+                step = stride[:, side]
+                position = step * np.rint(distance / (2 * step)).clip(0, cells[:, side] - 1)
                 start = np.maximum(boxes[:, low], cell[low] + position)
                 overlap *= (np.minimum(boxes[:, high], cell[high] + position) - start).clip(0)
             union = area + (cell[2] - cell[0]) * (cell[3] - cell[1]) - overlap

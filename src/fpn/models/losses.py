@@ -113,6 +113,9 @@ class CIoU(IoULoss):
 
     def of_boxes(self, boxes: Tensor, objects: Tensor) -> Tensor:
         """As of `IoULoss`."""
+        # Of a box without width and height, the angle of its diagonal would be no number.
+        least = boxes[:, :2] + 1e-3
+        boxes = torch.cat((boxes[:, :2], boxes[:, 2:].maximum(least)), dim=1)
         return complete_box_iou_loss(boxes, objects, reduction="sum")
 
 

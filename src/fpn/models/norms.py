@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -31,9 +32,31 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
     Buffers, their names and epsilon are torchvision's.
     """
 
+    _known: tuple[list[tuple[Tensor, int]], tuple[Tensor, Tensor]] | None = None
+    """The buffers with their versions, and the scale and shift that were reckoned from them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is known: the buffers of a copy count their versions anew."""
+        return {key: value for key, value in super().__getstate__().items() if key != "_known"}
+
     def forward(self, x: Tensor) -> Tensor:
         """What came out of the convolution, scaled and shifted there."""
         return x
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """(channels, 1, 1, 1) and (channels,), reckoned again only where a buffer has changed."""
+        buffers = [self.weight, self.bias, self.running_mean, self.running_var]
+        if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in buffers):
+            return _scale_and_shift(self)
+        if self._known is not None and all(
+            now is then and now._version == version
+            for now, (then, version) in zip(buffers, self._known[0], strict=True)
+        ):
+            return self._known[1]
+        with torch.inference_mode(False), torch.no_grad():
+            found = _scale_and_shift(self)
+        self._known = [(buffer, buffer._version) for buffer in buffers], found
+        return found
 
 
 class NormedConv2d(nn.Conv2d):
@@ -78,7 +101,7 @@ def fold_norms(network: nn.Module) -> None:
 
 def _normed(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does what this one and its norm do."""
-    scale, bias = _scale_and_shift(norm)
+    scale, bias = norm.scale_and_shift() if isinstance(norm, FrozenBatchNorm) else _scale_and_shift(norm)
     if conv.bias is not None:
         bias = bias + conv.bias * scale.flatten()
     return conv.weight * scale, bias

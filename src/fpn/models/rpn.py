@@ -6,6 +6,7 @@ Symbols: N images, A_k anchors on level k, d channels of the pyramid.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -127,6 +128,17 @@ class RegionProposalNetwork(nn.Module):
     def anchors(self, level: int, map_size: Sequence[int], image_size: Size) -> Tensor:
         """(A, 4) anchors of a level whose map is `map_size` in a batch of `image_size`."""
         h, w = map_size
-        spread = self.grid == "spread"
-        stride = (image_size[0] // h, image_size[1] // w) if spread else (2**level, 2**level)
+        stride = (2**level, 2**level)
+        if self.grid == "spread":
+            stride = (_spread(level, image_size[0], h), _spread(level, image_size[1], w))
         return grid_anchors(self.get_buffer(f"cell{level}"), (h, w), stride)
+
+
+def _spread(level: int, side: int, cells: int) -> int:
+    """Pixels from a position to the next: as torchvision has it of the multiples of 32 that it pads to.
+
+    Of other sides, a part of the last cell would count as a whole one, and move the anchors off their cells.
+    """
+    if torch.compiler.is_exporting() or side % 32 == 0 or cells != -(-side // 2**level):
+        return side // cells
+    return 2**level

@@ -65,5 +65,5 @@ class Laterals(nn.Module):
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
-    """The authors' BatchNorm, whose averages are slow."""
+    """EfficientDet's BatchNorm, whose averages are slow."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
