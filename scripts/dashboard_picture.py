@@ -82,7 +82,9 @@ def read_run(folder: Path) -> WandbRun:
         if record.HasField("run"):
             told = record.run
             _update(run.config, told.config.update)
-            run.about.update(id=told.run_id, name=told.display_name, group=told.run_group)
+            run.about.update(
+                id=told.run_id, project=told.project, name=told.display_name, group=told.run_group
+            )
             run.about.update(tags=list(told.tags), job_type=told.job_type, commit=told.git.commit)
         elif record.HasField("config"):
             _update(run.config, record.config.update)

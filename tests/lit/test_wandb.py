@@ -4,6 +4,8 @@ import csv
 import itertools
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -17,6 +19,7 @@ from lit_runs import kept
 
 from dashboard_picture import WandbRun, draw, read_run
 from fpn.evaluation import BoxAP
+from fpn.lit.callbacks.scores import Scores
 from fpn.lit.cli import main
 from fpn.study import pool
 from fpn.study.paper import paper_table
@@ -69,6 +72,7 @@ def test_a_training_that_goes_on_and_its_test_are_one_run(
     monkeypatch.setattr(BoxAP, "_scored", lambda self, scores: scored(self, scores) | {"AP": next(given)})
     often = ["--trainer.num_sanity_val_steps", "0", "--trainer.check_val_every_n_epoch", "1"]
     words = ["fit", "--config", "wandb", "--config", config, *often]
+    monkeypatch.setenv("WANDB_PROJECT", "detector")
 
     first = recorded(*words, "--model.schedule.steps", "15")
     # What the run is.
@@ -110,11 +114,16 @@ def test_a_training_that_goes_on_and_its_test_are_one_run(
     assert at(second.config, "model.schedule.steps") == 20
 
     best = "runs/tiny/version_1/checkpoints/best.ckpt"
-    assert kept(Path("runs/tiny/version_1"), "best")["fpn"]["loggers"]["Dashboard"] == first.about["id"]
+    assert (
+        kept(Path("runs/tiny/version_1"), "best")["fpn"]["loggers"]["Dashboard"]
+        == f"detector/{first.about['id']}"
+    )
+    monkeypatch.delenv("WANDB_PROJECT")
     test = recorded("test", "--ckpt_path", best, "--config", "wandb", "--data.batch_size", "1")
     scores = json.loads(Path("runs/tiny/version_1/test/scores.json").read_text())
     by_category = scores.pop("by_category")
     assert test.about["id"] == first.about["id"]
+    assert {run.about["project"] for run in (first, second, test)} == {"detector"}
     assert set(test.config) == {"_wandb"}, "the configuration stays that of the training"
     assert steps(test) == []
     assert not {name for name in test.summary if name.startswith(("val/", "train", "epoch"))}
@@ -129,6 +138,35 @@ def test_a_training_that_goes_on_and_its_test_are_one_run(
     assert set(test.curves("test/pr")) == {"IoU .50", "IoU .75", "IoU .50:.95"}
     draw(first)
     draw(second, "val")
+
+
+@pytest.mark.parametrize(
+    ("host", "base"),
+    [("api.wandb.ai", None), ("wandb.corp.example:8080", "http://wandb.corp.example:8080"), ("other", None)],
+)
+def test_it_is_online_where_an_account_is_known(
+    host: str, base: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", base or "https://api.wandb.ai")
+    ask = [
+        sys.executable,
+        "-c",
+        "from fpn.lit.wandb import _offline; print(_offline())",
+    ]  # which W&B remembers
+    assert subprocess.run(ask, capture_output=True, check=True, text=True).stdout.strip() == str(
+        host == "other"
+    )
+
+
+def test_numbers_of_a_callback_in_a_test_are_sent(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Scores, "on_test_epoch_end", lambda _, trainer, module: module.log("latency_ms", 12.5), raising=False
+    )
+    main(["fit", "--config", config])
+    last = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--config", "wandb"]
+    assert recorded("test", *last).summary["latency_ms"] == 12.5
 
 
 def test_panels_of_a_validation(config: str, shapes: Path) -> None:
@@ -226,9 +264,9 @@ def test_the_commit_is_that_of_where_one_runs(monkeypatch: pytest.MonkeyPatch, t
     elsewhere.mkdir(parents=True)
     monkeypatch.chdir(elsewhere)
     clone = REPOSITORY if (REPOSITORY / ".git").exists() else None
-    assert _settings().git_root == (None if clone is None else str(clone))
+    assert _settings(True).git_root == (None if clone is None else str(clone))
     (tmp_path / "mine" / ".git").mkdir()
-    assert _settings().git_root == str(tmp_path / "mine")
+    assert _settings(True).git_root == str(tmp_path / "mine")
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,24 @@ class Own(Callback):
         pl_module.log("own/score", float(trainer.global_step > 4))
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*Unable to serialize")  # the device among SWA's defaults
+@pytest.mark.parametrize(
+    ("name", "option", "told"),
+    [
+        ("GradientAccumulationScheduler", ["scheduling", "{0: 2}"], "give trainer.accumulate_grad_batches"),
+        ("StochasticWeightAveraging", ["swa_lrs", "0.01"], "use fpn.lit.callbacks.EMA"),
+    ],
+)
+def test_callbacks_that_would_do_harm_are_refused(
+    name: str, option: list[str], told: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--trainer.callbacks+=lightning.pytorch.callbacks.{name}"]
+    words += [f"--trainer.callbacks.{option[0]}", option[1]]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config, *words])
+    assert told in capsys.readouterr().err
+
+
 def test_what_a_callback_logs_may_be_watched(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     own = json.loads(watching("ModelCheckpoint", monitor="own/score", mode="max", filename="own"))
     own.append({"class_path": f"{__name__}.Own"})

@@ -37,7 +37,10 @@ def record(module: "DetectionModule") -> dict[str, Any]:
         "seed": module.seed,
         "options": module.options,
         "trainer_options": _trainer_options(module.trainer),
-        "loggers": {type(logger).__name__: logger.version for logger in module.trainer.loggers},
+        "loggers": {
+            type(logger).__name__: getattr(logger, "path_of_run", logger.version)
+            for logger in module.trainer.loggers
+        },
     }
 
 

@@ -6,10 +6,9 @@ The only file that imports wandb.
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from netrc import NetrcParseError, netrc
+from inspect import signature
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch.nn.functional as F
 import wandb
@@ -17,6 +16,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from fpn import lightning_private
+from fpn.console import say
 from fpn.evaluation.panels import CurvesPanel, TablePanel
 from fpn.lit.boards import Board, Picture
 from fpn.types import Categories, Detections
@@ -39,19 +39,19 @@ class Dashboard(Board, WandbLogger):
     under `save_dir`.
 
     Args:
-        project: W&B project.
+        project: W&B project; null for that of WANDB_PROJECT, or "fpn".
         name: of the run; null lets W&B invent one.
         group: runs that belong together.
         tags: of the run, besides the network's toggles.
         save_dir: folder of the run's files.
-        id: of a W&B run to go on with; null for a new one, or the checkpoint's.
+        id: of a W&B run to go on with, as ID or PROJECT/ID; null for a new one, or the checkpoint's.
         go_on: false for a new one even where the checkpoint has one.
         about: what else the run's configuration tells.
     """
 
     def __init__(
         self,
-        project: str = "fpn",
+        project: str | None = None,
         name: str | None = None,
         group: str | None = None,
         tags: list[str] | None = None,
@@ -61,28 +61,39 @@ class Dashboard(Board, WandbLogger):
         about: dict[str, Any] | None = None,
     ) -> None:
         self._goes_on, self._about = id is not None, about or {}
+        of_id, _, id = (id or "").rpartition("/")
+        self._of = of_id or project or _project()
+        offline = _offline()
         super().__init__(
             name,
             save_dir,
-            offline=_offline(),
-            id=id,
-            settings=_settings(),
-            project=project,
+            offline=offline,
+            id=id or None,
+            settings=_settings(offline),
+            project=self._of,
             group=group,
             tags=tags,
         )
         lightning_private.leave_out_anonymous(self)
 
+    @property
+    def path_of_run(self) -> str:
+        """PROJECT/ID, what a checkpoint keeps."""
+        return f"{self._of}/{self.version}"
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """As Lightning's; but a test's scores are a checkpoint's, and no step of its training."""
-        tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
-        if tested:
-            self._log(tested, None)
+        if any(name.startswith("test/") for name in metrics):
+            self._log({name: value for name, value in metrics.items() if name != "epoch"}, None)
         else:
             super().log_metrics(metrics, step)
 
     def show_config(self, config: Mapping[str, Any], toggles: Mapping[str, bool], training: bool) -> None:
         """The configuration, toggles and versions; a training's stay as they are when it is tested."""
+        run = self.experiment
+        if not run.disabled:
+            folder = Path(run.dir).parent
+            say(f"W&B: {run.url}" if run.url else f"W&B: offline; `wandb sync {folder}` sends it")
         if self._goes_on and not training:
             return
         versions = {name: version(name) for name in _PACKAGES}
@@ -141,9 +152,8 @@ def log_tables(
         group: of the run.
         save_dir: folder of its files.
     """
-    mode: Any = "offline" if _offline() else None
-    options: Any = {"name": name, "group": group, "dir": save_dir, "settings": _settings()}
-    with wandb.init(project="fpn", job_type="report", mode=mode, **options) as run:
+    options: Any = {"name": name, "group": group, "dir": save_dir, "settings": _settings(_offline())}
+    with wandb.init(project=_project(), job_type="report", **options) as run:
         for key, (columns, rows) in tables.items():
             run.log({key: _table(columns, rows)})
 
@@ -181,20 +191,29 @@ def _grouped(value: Any) -> Any:
     return value
 
 
-def _settings() -> wandb.Settings:
+def _project() -> str:
+    return os.environ.get("WANDB_PROJECT") or "fpn"
+
+
+def _settings(offline: bool) -> wandb.Settings:
     """Where W&B takes the commit from: where the user runs, or else a clone of this project."""
     here, clone = Path.cwd(), Path(__file__).resolve().parents[3]
     root = next((place for place in (here, *here.parents, clone) if (place / ".git").exists()), None)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    return wandb.Settings(git_root=None if root is None else str(root))
+    # The environment, where Lightning writes it, has been read by then.
+    mode: dict[str, Any] = {"mode": "offline"} if offline else {}
+    return wandb.Settings(git_root=None if root is None else str(root), **mode)
 
 
 def _offline() -> bool:
-    """Whether no account is known where `wandb login` keeps it, without asking for one or reaching out."""
-    if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
+    """Whether W&B knows no account, without asking for one or reaching out."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode in ("offline", "dryrun")
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return False
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        return netrc(os.environ.get("NETRC")).authenticators(host) is None
-    except (OSError, NetrcParseError):
-        return True
+        if "prompt" in signature(wandb.login).parameters:
+            return not wandb.login(prompt=False, verify=False)
+        return not wandb.api.api_key  # of versions before 0.31
+    except wandb.Error:  # which the start of the run tells
+        return False

@@ -6,7 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -19,6 +24,13 @@ if TYPE_CHECKING:
 
 _ALWAYS = ("train/loss", "train/images_per_second", "epoch", "step")
 _OURS = ("fpn", "lightning")
+_REFUSED: dict[type[Callback], str] = {
+    GradientAccumulationScheduler: "changes how many images a step learns from, which the schedule and the "
+    "learning rate are for: give trainer.accumulate_grad_batches",
+    StochasticWeightAveraging: "takes the place of the schedule, and averages into no checkpoint: use "
+    "fpn.lit.callbacks.EMA",
+}
+"""Callbacks of Lightning's that would do harm in silence, and what they do."""
 
 
 def names(
@@ -30,6 +42,13 @@ def names(
     if val_losses:
         scores += [f"val/{name}" for name in ("loss", *losses)]
     return (*scores, *(f"train/{name}" for name in losses), *_ALWAYS)
+
+
+def refuse_callbacks(trainer: Trainer) -> None:
+    """Raise InputError if there is a callback that a training here cannot have."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if type(callback) in _REFUSED:
+            raise InputError(f"{type(callback).__name__} {_REFUSED[type(callback)]}")
 
 
 def check_watched(trainer: Trainer, module: "DetectionModule") -> None:

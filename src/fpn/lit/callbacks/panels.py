@@ -66,9 +66,11 @@ class Panels(Callback):
         """Show all of it."""
         if trainer.sanity_checking:
             return
-        self._show(trainer, pl_module, "val", trainer.global_step)
+        fits = trainer.state.fn == TrainerFn.FITTING
+        # Where Lightning puts the scores of the same validation, which counts steps from 0.
+        self._show(trainer, pl_module, "val", trainer.global_step - 1 if fits else None)
         monitor, boards = pl_module.monitor, boards_of(trainer.loggers)
-        if monitor is None or not boards or trainer.state.fn != TrainerFn.FITTING:
+        if monitor is None or not boards or not fits:
             return
         logged = trainer.callback_metrics.items()
         scores = {name: float(value) for name, value in logged if name.startswith("val/")}

@@ -25,15 +25,21 @@ class Throughput(Callback):
     """Logs `train/images_per_second`, of all processes together, over the steps since it was last logged."""
 
     def __init__(self) -> None:
-        self.images, self.since, self.step = 0, 0.0, 0
+        self.images, self.step = 0, 0
+        self.since: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; validation is not counted."""
-        self.images, self.since, self.step = 0, time.perf_counter(), trainer.global_step
+        """Begin anew."""
+        self.images, self.since, self.step = 0, None, trainer.global_step
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the clock, if it stands."""
+        if self.since is None:
+            self.since = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start it again."""
-        self.images, self.since = 0, time.perf_counter()
+        """Stop it: a validation is not counted, nor what is drawn and saved after it."""
+        self.images, self.since = 0, None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -44,7 +50,8 @@ class Throughput(Callback):
         # Of the batches whose gradients are accumulated, the last makes the step.
         if interval and trainer.global_step != self.step and trainer.global_step % interval == 0:
             now = time.perf_counter()
-            pl_module.log("train/images_per_second", self.images / (now - self.since), prog_bar=True)
+            seconds = now - (self.since or now)
+            pl_module.log("train/images_per_second", self.images / (seconds or math.inf), prog_bar=True)
             self.images, self.since, self.step = 0, now, trainer.global_step
 
 
@@ -77,8 +84,8 @@ class _Progress(ProgressBar):
 
         Empty of one whose end is not known, or of which nothing has been done.
         """
-        done, steps = trainer.global_step - self._first, trainer.max_steps
-        if done < 1 or steps < 1:
+        done, steps = trainer.global_step - self._first, _steps(trainer)
+        if done < 1 or steps == math.inf:
             return ""
         seconds = (time.perf_counter() - self._start) / done * (steps - trainer.global_step)
         return f"{timedelta(seconds=round(seconds))} left"
@@ -154,8 +161,7 @@ class Bar(_Progress):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, BestCheckpoint) and (best := callback.told()):
                 told.append(f"best {best}")
-        steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
-        self._show("step", trainer.global_step, steps, "  ".join(filter(None, told)))
+        self._show("step", trainer.global_step, _steps(trainer), "  ".join(filter(None, told)))
 
     def _show(self, what: str, done: int, total: float, told: str = "") -> None:
         if self._progress is None:
@@ -187,7 +193,8 @@ class PlainProgress(_Progress):
         due = step == self._first + 1 or (interval and step % interval == 0)
         if not due or (batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
             return
-        of = f" of {trainer.max_steps:,} ({self.left(trainer)})" if trainer.max_steps > 0 else ""
+        steps = _steps(trainer)
+        of = "" if steps == math.inf else f" of {int(steps):,} ({self.left(trainer)})"
         losses = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
         values = "  ".join(f"{key.removeprefix('train/')} {value:.3g}" for key, value in losses.items())
         say(f"epoch {trainer.current_epoch + 1}, step {step:,}{of}: {values}")
@@ -196,6 +203,11 @@ class PlainProgress(_Progress):
         """Print a line for each tenth."""
         if done % max(int(total) // 10, 1) == 0:
             say(f"{what}: {done} of {total} batches")
+
+
+def _steps(trainer: Trainer) -> float:
+    """Of a whole training, by all of its limits; inf where none is known."""
+    return trainer.estimated_stepping_batches
 
 
 def _log_to_stderr() -> None:

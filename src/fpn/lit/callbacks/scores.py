@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rich import get_console
 
 from fpn.console import say
@@ -30,7 +31,8 @@ class Scores(Callback):
         if "val/loss" in trainer.callback_metrics:
             lines.append(f"loss {trainer.callback_metrics['val/loss']:.4g}")
         if trainer.is_global_zero:
-            say(f"step {trainer.global_step:,}: {'  '.join(lines)}")
+            step = f"step {trainer.global_step:,}: " if trainer.state.fn == TrainerFn.FITTING else ""
+            say(step + "  ".join(lines))
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """All tables, and the files."""

@@ -6,9 +6,9 @@ FaPN (Huang et al., 2021, arXiv:2108.07058), Sec. 3, Fig. 2 to 4:
     Δ = f(Ĉ_k, 2 U),  U = the merged map of level k + 1, enlarged bilinearly          offsets and masks
     merged_k = Ĉ_k + ReLU(deformable conv 3×3 (U, Δ))                                feature alignment
 
-The top level has FPN's 1×1, and its 3×3, which the authors' code leaves out there. As in that code, f is a 1×1
-and a 3×3 that is zero at first, and each of 8 groups of channels has offsets and masks (deformable convolution,
-version 2) of its own.
+The top level has FPN's 1×1, and its 3×3, which the authors' code leaves out there. As in that code, f is a
+1×1 and a 3×3 that is zero at first, and each of 8 groups of channels has offsets and masks (deformable
+convolution, version 2) of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
