@@ -266,6 +266,12 @@ def test_categories_of_another_number_are_refused(predictor: Predictor, tmp_path
     assert not [*tmp_path.iterdir()]
 
 
+def test_an_export_with_anchors_elsewhere_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    trained = Trained(predictor.detector, Categories((1, 2, 3), ("a", "b", "c")), ImageSettings(divisor=16))
+    with pytest.raises(InputError, match=r"divisor 16: an exported rpn\.grid spread needs multiples of 32"):
+        write(trained, tmp_path / "out.onnx")
+
+
 def test_a_detector_of_another_precision_is_used_in_float32(predictor: Predictor) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 70, 3), dtype=np.uint8)
     expected = predictor(pixels)

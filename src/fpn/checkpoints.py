@@ -310,7 +310,7 @@ def settings_in(kept: Kept, path: str | Path) -> dict[str, Any]:
     """What the detector of a checkpoint did with its weights and images, as far as it tells."""
     settings = image_settings(kept.image)
     # A part of a user's own may need numbers to be made.
-    with suppress(RuntimeError), torch.device("meta"):
+    with suppress(RuntimeError, TypeError), torch.device("meta"):
         settings |= detector_settings(_detector(kept, path)) if kept.config else {}
     return settings
 

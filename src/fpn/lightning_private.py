@@ -84,6 +84,11 @@ def log_by_steps(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
+def logged_step(trainer: Trainer) -> int:
+    """The step that Lightning's loggers are at."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
 def averaging(trainer: Trainer) -> list[WeightAveraging]:
     """The callbacks that average weights."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -217,6 +217,11 @@ def test_a_group_that_joins_in_a_warm_up_has_no_more_than_the_runs_rate() -> Non
     assert rates[60] == pytest.approx([0.02, 0.02])
     assert max(rate for _, rate in rates) == pytest.approx(0.02)
     assert rates[-1] == pytest.approx([0.002, 0.002])
+    # After the warm-up a group has the rate that it comes with, whatever the first one's.
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.03})
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[2]["lr"] == pytest.approx(0.03)
 
 
 def test_a_schedule_that_no_checkpoint_tells_is_refused() -> None:

@@ -46,6 +46,10 @@ class Deployed(nn.Module):
             raise InputError(
                 f"{type(detector).__name__} {reason}: FasterRCNN and ProposalNetwork are exported"
             )
+        if image.divisor % 32 and detector.rpn.grid == "spread":
+            raise InputError(
+                f"data.images.divisor {image.divisor}: an exported rpn.grid spread needs multiples of 32"
+            )
         self.detector = optimized(detector).cpu().float().requires_grad_(False)
         self.image, self.input = image, input
         factor = torch.tensor([[255.0 * std for std in image.std], [255.0 * mean for mean in image.mean]])

@@ -218,7 +218,8 @@ class DetectionModule(OfCheckpoint, LightningModule):
                 f"{self.trainer.world_size} of {wanted} processes were started, as in a SLURM job of one"
                 " task: start the command by srun with --ntasks-per-node, or unset SLURM_NTASKS"
             )
-        watching.refuse_callbacks(self.trainer)
+        if stage == "fit":
+            watching.refuse_callbacks(self.trainer)
         lightning_private.synchronise_by(self.trainer, SyncNorms())
         resuming.refuse_other_categories(self)
         if self.classes != (known := len(self.data.categories.ids)):

@@ -117,9 +117,11 @@ class _Following(LambdaLR):
     def get_lr(self) -> list[Any]:
         """The learning rate of each group."""
         before, now = (self.lr_lambdas[0](max(step, 0)) for step in (self.last_epoch - 1, self.last_epoch))
-        first, *_ = groups = self.optimizer.param_groups
+        groups = self.optimizer.param_groups
+        greatest = max(group.get("initial_lr", 0.0) for group in groups)
         for group in groups:
-            # The rate it comes with is of a step; in a warm-up that would be far more at the end.
-            most = max(group["lr"], first["initial_lr"])
-            group.setdefault("initial_lr", min(group["lr"] / (before or 1.0), most))
+            rate = group["lr"] / (before or 1.0)
+            # The rate it comes with is of a step: in a warm-up, it would be far more at the end.
+            most = max(group["lr"], greatest) if before < now else rate
+            group.setdefault("initial_lr", min(rate, most))
         return [group["initial_lr"] * now for group in groups]

@@ -62,7 +62,7 @@ class Dashboard(Board, WandbLogger):
     ) -> None:
         self._goes_on, self._about = id is not None, about or {}
         of_id, _, id = (id or "").rpartition("/")
-        self._of = of_id or project or _project()
+        self._of = project or of_id or _project()
         offline = _offline()
         super().__init__(
             name,
@@ -79,7 +79,8 @@ class Dashboard(Board, WandbLogger):
     @property
     def path_of_run(self) -> str:
         """PROJECT/ID, what a checkpoint keeps."""
-        return f"{self._of}/{self.version}"
+        project = self._of if self._experiment is None else self._experiment.project  # a sweep has its own
+        return f"{project}/{self.version}"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """As Lightning's; but a test's scores are a checkpoint's, and no step of its training."""
@@ -206,11 +207,15 @@ def _settings(offline: bool) -> wandb.Settings:
 
 def _offline() -> bool:
     """Whether W&B knows no account, without asking for one or reaching out."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if wandb.run is not None:
+        return bool(wandb.run.offline)
     if mode := os.environ.get("WANDB_MODE"):
         return mode in ("offline", "dryrun")
+    if (mode := wandb.setup().settings.mode) != "online":  # as `wandb disabled` has written
+        return mode == "offline"
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return False
-    os.environ.setdefault("WANDB_SILENT", "true")
     try:
         if "prompt" in signature(wandb.login).parameters:
             return not wandb.login(prompt=False, verify=False)

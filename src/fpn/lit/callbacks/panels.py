@@ -8,6 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from fpn import pictures
 from fpn.evaluation.panels import TablePanel
+from fpn.lightning_private import logged_step
 from fpn.lit.boards import Board, Picture, boards_of
 from fpn.ops.boxes import rescale_boxes
 from fpn.types import OBJECTS, Detections
@@ -67,8 +68,7 @@ class Panels(Callback):
         if trainer.sanity_checking:
             return
         fits = trainer.state.fn == TrainerFn.FITTING
-        # Where Lightning puts the scores of the same validation, which counts steps from 0.
-        self._show(trainer, pl_module, "val", trainer.global_step - 1 if fits else None)
+        self._show(trainer, pl_module, "val", logged_step(trainer) if fits else None)
         monitor, boards = pl_module.monitor, boards_of(trainer.loggers)
         if monitor is None or not boards or not fits:
             return

@@ -207,7 +207,8 @@ class PlainProgress(_Progress):
 
 def _steps(trainer: Trainer) -> float:
     """Of a whole training, by all of its limits; inf where none is known."""
-    return trainer.estimated_stepping_batches
+    steps = trainer.estimated_stepping_batches
+    return steps if steps >= max(trainer.global_step, 0) else math.inf
 
 
 def _log_to_stderr() -> None:
