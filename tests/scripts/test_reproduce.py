@@ -203,7 +203,12 @@ def test_what_crashes_is_outlived_and_what_is_asked_to_end_ends_all(
     ]
     status = 1 if begun == 4 else 128 + signal.Signals[f"SIG{ends}"]
     command, environment = ["bash", str(SCRIPT), *words], os.environ | {"PYTHON": str(crashes)}
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    # A program that the tests were started by may ignore a hang-up, and the script then does too.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert done.stdout.count(" -m fpn test ") == begun
     assert done.returncode == status
 
