@@ -302,11 +302,11 @@ def _ours(checkpoint: dict[str, Any], path: str | Path) -> TrainedWeights:
         raise InputError(
             f"{_of_nobody(path)}; weights of a bottom-up alone go to model.detector.bottom_up.weights"
         )
-    settings = settings_in(kept_in(checkpoint, path), path)
+    settings = settings_kept(kept_in(checkpoint, path), path)
     return TrainedWeights(_weights(checkpoint), settings, "the configuration files it was trained with")
 
 
-def settings_in(kept: Kept, path: str | Path) -> dict[str, Any]:
+def settings_kept(kept: Kept, path: str | Path) -> dict[str, Any]:
     """What the detector of a checkpoint did with its weights and images, as far as it tells."""
     settings = image_settings(kept.image)
     # A part of a user's own may need numbers to be made.

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from fpn.checkpoints import in_words, kept_in, settings_in
+from fpn.checkpoints import in_words, kept_in, settings_kept
 from fpn.described import accepts, class_path
 from fpn.errors import InputError
 from fpn.interop.settings import detector_settings, differences, image_settings
@@ -112,7 +112,7 @@ def take_up(module: "DetectionModule", checkpoint: dict[str, Any]) -> None:
     if trainer is not None:
         ours = detector_settings(module.detector) | image_settings(module.data.image_settings)
         try:
-            theirs = settings_in(known, "the checkpoint")
+            theirs = settings_kept(known, "the checkpoint")
         except InputError:  # its classes may have moved since, and the weights fit
             theirs = image_settings(known.image)
         if other := differences(ours, theirs):

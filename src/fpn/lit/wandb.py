@@ -77,10 +77,10 @@ class Dashboard(Board, WandbLogger):
         lightning_private.leave_out_anonymous(self)
 
     @property
-    def path_of_run(self) -> str:
-        """PROJECT/ID, what a checkpoint keeps."""
+    def path_of_run(self) -> str | None:
+        """PROJECT/ID, what a checkpoint keeps; None before there is a run."""
         project = self._of if self._experiment is None else self._experiment.project  # a sweep has its own
-        return f"{project}/{self.version}"
+        return None if self.version is None else f"{project}/{self.version}"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """As Lightning's; but a test's scores are a checkpoint's, and no step of its training."""
