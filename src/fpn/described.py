@@ -150,8 +150,9 @@ def _told(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[dict[
 
 def _given(cls: type, arguments: Any, named: Any) -> dict[str, Any]:
     """The arguments by name."""
-    given = dict(zip(by_position(cls), arguments, strict=False)) | named
-    if len(arguments) > len(by_position(cls)):
+    names = by_position(cls)
+    given = dict(zip(names, arguments, strict=False)) | named
+    if len(arguments) > len(names):
         # Those without a name of their own are told by none: an iterator is no plain value.
         own = signature(cls.__init__).parameters.values()  # type: ignore[misc]
         given |= {one.name: iter(arguments) for one in own if one.kind == Parameter.VAR_POSITIONAL}

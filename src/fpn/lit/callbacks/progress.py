@@ -25,21 +25,20 @@ class Throughput(Callback):
     """Logs `train/images_per_second`, of all processes together, over the steps since it was last logged."""
 
     def __init__(self) -> None:
-        self.images, self.step = 0, 0
-        self.since: float | None = None
+        self.images, self.since, self.step = 0, 0.0, 0  # since 0: the clock stands
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
-        self.images, self.since, self.step = 0, None, trainer.global_step
+        self.images, self.since, self.step = 0, 0.0, trainer.global_step
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Start the clock, if it stands."""
-        if self.since is None:
+        if not self.since:
             self.since = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop it: a validation is not counted, nor what is drawn and saved after it."""
-        self.images, self.since = 0, None
+        self.images, self.since = 0, 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -50,8 +49,7 @@ class Throughput(Callback):
         # Of the batches whose gradients are accumulated, the last makes the step.
         if interval and trainer.global_step != self.step and trainer.global_step % interval == 0:
             now = time.perf_counter()
-            seconds = now - (self.since or now)
-            pl_module.log("train/images_per_second", self.images / (seconds or math.inf), prog_bar=True)
+            pl_module.log("train/images_per_second", self.images / (now - self.since), prog_bar=True)
             self.images, self.since, self.step = 0, now, trainer.global_step
 
 
