@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torchvision.io import write_jpeg
+from torchvision.utils import make_grid
 
 from fpn import Predictor, load
 from fpn.data.coco import read_annotations
@@ -72,7 +73,8 @@ def draw_examples(checkpoint: Path, picture: Path, number: int = 6) -> None:
         left.append(draw(enlarged(image), truth(2 * targets.boxes, targets.labels), trained.categories))
     found = [f._replace(boxes=2 * f.boxes) for f in Predictor.of(trained)(images)]
     right = [draw(enlarged(i), f, trained.categories, 0.7) for i, f in zip(images, found, strict=True)]
-    write_jpeg(beside(left, right), str(picture))
+    pairs = [beside(*pair) for pair in zip(left, right, strict=True)]
+    write_jpeg(make_grid(pairs, nrow=2, padding=16, pad_value=255), str(picture))
 
 
 def enlarged(image: torch.Tensor) -> torch.Tensor:

@@ -75,8 +75,7 @@ def told(error: BaseException | None) -> str | None:
         if isinstance(error, ArgumentError):
             # What the parser got is a long listing, and no news to who gave it.
             text = re.sub(r"NestedArg\(key='[^']*', val='([^']*)'\)", r"\1", str(error))
-            plain = _out_of_bounds(text) or _no_number(text) or _unknown(text) or _no_class(text)
-            return plain or " ".join(text.partition("Got value:")[0].split())
+            return _plain(text) or " ".join(text.partition("Got value:")[0].split())
         if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
             return "; ".join([_out_of_memory(error), *getattr(error, "__notes__", [])])
         if _refused_by_lightning(error):
@@ -95,60 +94,30 @@ def _out_of_memory(error: RuntimeError) -> str:
     )
 
 
-def _keys(message: str) -> list[str]:
-    """The names of an option and of those that it is within, the outermost first."""
-    return re.findall(r'Parser key "([^"]+)"', message)
-
-
-def _out_of_bounds(message: str) -> str | None:
-    """What the parser says of a number that an option cannot be, in one line; None of anything else."""
-    found = re.search(r"(?:(\S+) )?does not conform to restriction (v>=?0(?: and v<=1)?)", message)
-    keys = _keys(message)
-    if found is None or not keys:
-        return None
-    # Where null is allowed too, the value comes last.
-    value = message.rpartition("Given value: ")[2] if "Given value: " in message else found[1]
-    wanted = {"v>0": "a number above 0", "v>=0": "0 or more"}.get(found[2], "a number from 0 to 1")
-    return f"{'.'.join(keys)} is {value}: give {wanted}"
-
-
-def _no_number(message: str) -> str | None:
-    """What the parser says of words in a number's place, in one line; None of anything else."""
-    found = re.search(r"(?:for (int)\(\) with base 10|could not convert string to float): '([^']*)'", message)
-    keys = _keys(message)
-    if found is None or not keys:
-        return None
-    return f"{'.'.join(keys)} is {found[2]}: give {'a whole number' if found[1] else 'a number'}"
-
-
-def _unknown(message: str) -> str | None:
-    """What the parser says of an option that a class does not have, in one line; None of anything else."""
-    names = set(re.findall(r"(?:Option '|unrecognized arguments: --)([\w.]+)", message))
-    keys = [*dict.fromkeys(_keys(message))]
-    if len(names) != 1 or not keys:
-        return None
-    part = keys[0].partition(".")[0]
-    return f"there is no option {'.'.join([*keys, *names])}: `--help {part}` lists those there are"
-
-
-def _no_class(message: str) -> str | None:
-    """What the parser says of a class that is not there, or is of another kind; None of anything else."""
-    keys = _keys(message)
-    other = re.search(
-        r"Import path (\S+) does not correspond to a subclass of (\w+)"
-        r"|Expected '(\S+)' to be a subclass of <class '(\w+)'>",
-        message,
-    )
-    absent = re.search(r"module '(\S+)' has no attribute '(\w+)'", message)
-    module = re.search(r"No module named '(\S+)'", message)
+def _plain(message: str) -> str | None:
+    """What the parser says in one line of an option that is none, or whose value cannot be."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)  # the outermost first
+    name = ".".join(keys)
     if not keys:
         return None
-    if other:
-        name, kind = filter(None, other.groups())
-        return f"{'.'.join(keys)}: {name} is no {kind}"
-    if absent:
-        return f"{'.'.join(keys)}: there is no {'.'.join(absent.groups())}"
-    return f"{'.'.join(keys)}: there is no module {module[1]}, here or installed" if module else None
+    if found := re.search(r"(?:(\S+) )?does not conform to restriction (v>=?0(?: and v<=1)?)", message):
+        # Where null is allowed too, the value comes last.
+        value = message.rpartition("Given value: ")[2] if "Given value: " in message else found[1]
+        wanted = {"v>0": "a number above 0", "v>=0": "0 or more"}.get(found[2], "a number from 0 to 1")
+        return f"{name} is {value}: give {wanted}"
+    number = r"(?:for (int)\(\) with base 10|could not convert string to float): '([^']*)'"
+    if found := re.search(number, message):
+        return f"{name} is {found[2]}: give {'a whole number' if found[1] else 'a number'}"
+    if len(names := {*re.findall(r"(?:Option '|unrecognized arguments: --)([\w.]+)", message)}) == 1:
+        option, part = ".".join([*dict.fromkeys(keys), *names]), keys[0].partition(".")[0]
+        return f"there is no option {option}: `--help {part}` lists those there are"
+    kinds = r"Import path (\S+) does not correspond to a subclass of (\w+)"
+    if found := re.search(rf"{kinds}|Expected '(\S+)' to be a subclass of <class '(\w+)'>", message):
+        return "{}: {} is no {}".format(name, *filter(None, found.groups()))
+    if found := re.search(r"module '(\S+)' has no attribute '(\w+)'", message):
+        return f"{name}: there is no {'.'.join(found.groups())}"
+    module = re.search(r"No module named '(\S+)'", message)
+    return f"{name}: there is no module {module[1]}, here or installed" if module else None
 
 
 def _refused_by_lightning(error: BaseException) -> bool:

@@ -143,21 +143,9 @@ def truth(boxes: Tensor, labels: Tensor) -> Detections:
     return Detections(boxes, torch.full((len(boxes),), torch.nan), labels)
 
 
-def beside(left: Sequence[Tensor], right: Sequence[Tensor], gap: int = 4, columns: int = 2) -> Tensor:
-    """Pairs of pictures side by side, several pairs in a row.
-
-    Args:
-        left: (3, H, W) uint8 pictures.
-        right: as many, each of the size of its partner.
-        gap: white pixels between them.
-        columns: pairs in a row.
-
-    Returns:
-        One (3, H, W) uint8 picture.
-    """
-    pairs = [_joined([a, b], gap, 2) for a, b in zip(left, right, strict=True)]
-    rows = [_joined(pairs[i : i + columns], 4 * gap, 2) for i in range(0, len(pairs), columns)]
-    return _joined(rows, 4 * gap, 1)
+def beside(left: Tensor, right: Tensor, gap: int = 4) -> Tensor:
+    """Two pictures (3, H, W) of one size side by side, so many white pixels between them."""
+    return torch.cat((F.pad(left, (0, gap), value=255), right), dim=2)
 
 
 def _rows(
@@ -252,14 +240,3 @@ def _contrast(colour: Colour) -> Colour:
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
-
-
-def _joined(pictures: Sequence[Tensor], gap: int, dim: int) -> Tensor:
-    """Pictures one behind the other along a dimension, on white."""
-    end = max(p.shape[3 - dim] for p in pictures)
-    padded = [
-        F.pad(p, (0, gap, 0, end - p.shape[1]) if dim == 2 else (0, end - p.shape[2], 0, gap), value=255)
-        for p in pictures
-    ]
-    joined = torch.cat(padded, dim)
-    return joined.narrow(dim, 0, joined.shape[dim] - gap).contiguous()

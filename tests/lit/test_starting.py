@@ -116,7 +116,7 @@ def test_a_bottom_up_that_is_not_among_the_parts_has_its_own_weights(
     ("words", "told"),
     [
         (["--model.start_from", "absent.pth"], "checkpoint absent.pth does not exist"),
-        (["--model.detector.bottom_up.weights", "absent.pth"], "weights file absent.pth does not exist"),
+        (["--model.detector.bottom_up.weights", "absent.pth"], "checkpoint absent.pth does not exist"),
         (
             ["--model.start_from", "COCO_V1"],
             "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth could not be "

@@ -76,7 +76,7 @@ def results_of(image_id: int | str, found: Detections, ids: Sequence[int | str])
 
 def write_predictions(
     folder: Path, images: Iterable[Listed], found: Iterable[tuple[Listed, Detections]], categories: Categories
-) -> int:
+) -> None:
     """Write what is found in images, one at a time, in three forms.
 
     `predictions.json` is a COCO file: images, categories with names, and annotations with scores.
@@ -87,9 +87,6 @@ def write_predictions(
         images: all of them.
         found: those in which there may be something.
         categories: what labels mean.
-
-    Returns:
-        The number of boxes.
     """
     ids, names = categories.ids, dict(zip(categories.ids, categories.names, strict=True))
     known = categories.listed()
@@ -119,9 +116,8 @@ def write_predictions(
                 rows.writerow([image.file_name, image.id, id_, names[id_], score, *corners_])
                 yield result
 
-        number = write_results(folder / "detections.json", results())
+        write_results(folder / "detections.json", results())
         coco.write("\n]}\n")
-    return number
 
 
 def proposals_from_results(results: Path, annotations: Path, out: Path, top: int | None = None) -> int:

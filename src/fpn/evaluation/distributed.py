@@ -133,7 +133,15 @@ class COCOMetric(Metric):
 
     def seen(self) -> tuple[GroundTruth, Results]:
         """Ground truth and results of the images seen: of all processes on process 0, after `compute`."""
-        return self._seen() if self._gathered is None else self._gathered
+        if self._gathered is None:
+            image_ids = self._joined("images").tolist()
+            if twice := [id_ for id_, times in Counter(image_ids).items() if times > 1]:
+                raise RuntimeError(
+                    f"{len(twice)} image(s) seen more than once, the first of id {twice[0]}: "
+                    "a sampler that repeats images changes the scores"
+                )
+            self._gathered = self._read().restricted_to(image_ids), self._flat()
+        return self._gathered
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gathers the states of all processes, of which some may have seen no image."""
@@ -143,6 +151,7 @@ class COCOMetric(Metric):
             state = getattr(self, name)
             if isinstance(state, list) and not state:
                 state.append(empty.to(self.device))
+        self._gathered = None
         super().sync(*args, **kwargs)
 
     def reset(self) -> None:
@@ -169,18 +178,6 @@ class COCOMetric(Metric):
     def _categories_as_written(self) -> Mapping[int, int | str]:
         """Ids of categories by their numbers, where those are others."""
         return {}
-
-    def _seen(self) -> tuple[GroundTruth, Results]:
-        """Ground truth and results of the images seen."""
-        truth = self._read()
-        image_ids = self._joined("images").tolist()
-        if twice := [id_ for id_, times in Counter(image_ids).items() if times > 1]:
-            raise RuntimeError(
-                f"{len(twice)} image(s) seen more than once, the first of id {twice[0]}: "
-                "a sampler that repeats images changes the scores"
-            )
-        self._gathered = truth.restricted_to(image_ids), self._flat()
-        return self._gathered
 
     def _read(self) -> GroundTruth:
         if self._truth is None:

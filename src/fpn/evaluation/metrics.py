@@ -69,7 +69,7 @@ class BoxAP(COCOMetric):
         return [one.among(self.on.categories) for one in found.detections or ()]
 
     def _score(self) -> BoxScores:
-        truth, results = self._seen()
+        truth, results = self.seen()
         ids = self.on.categories.listed().ids
         numbers = zip(ids, truth.category_numbers(ids), strict=True)
         if all(number is None for _, number in numbers):
@@ -142,7 +142,7 @@ class ProposalRecall(COCOMetric):
         return found.proposals
 
     def _score(self) -> dict[str, float]:
-        return proposal_scores(*self._seen(), engine=self.on.engine)
+        return proposal_scores(*self.seen(), engine=self.on.engine)
 
     def _scored(self, scores: dict[str, float]) -> dict[str, float]:
         return {f"{_PREFIX}{name}": value for name, value in scores.items()}

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -18,24 +17,6 @@ from fpn.types import Batch
 
 class NonFiniteError(StepError):
     """A loss, a gradient or a weight became infinite or not a number; going on would spoil the weights."""
-
-
-class ToldIfCutShort(Callback):
-    """Warns of a training that ends before its schedule, at a learning rate that is not the last."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Compare the trainer's own limits with the schedule, unless the optimiser has another."""
-        if pl_module.planned is None:
-            return
-        limits = (trainer.max_steps, (trainer.max_epochs or -1) * pl_module.steps_per_epoch)
-        planned = pl_module.planned.steps
-        end = min((limit for limit in limits if limit > 0), default=planned)
-        if end < planned and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_warn(
-                f"training ends after {end:,} of the schedule's {planned:,} steps, with the learning "
-                "rate it has there: for a shorter training set --epochs or model.schedule.length (or steps "
-                "and milestones) rather than trainer.max_epochs or max_steps"
-            )
 
 
 class ToldIfUnreadable(Callback):

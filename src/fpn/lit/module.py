@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from fpn.described import factory_of
 from fpn.errors import InputError
 from fpn.evaluation import BoxAP, Engine, Metric, ProposalRecall, Truth
 from fpn.lit import resuming, watching
-from fpn.lit.guards import FiniteSteps, ToldIfCutShort, ToldIfUnreadable
+from fpn.lit.guards import FiniteSteps, ToldIfUnreadable
 from fpn.lit.optimizer import PaperSGD, by_part, scale
 from fpn.lit.schedule import Schedule
 from fpn.lit.starting import begin_fit, begin_test
@@ -75,9 +75,6 @@ class DetectionModule(OfCheckpoint, LightningModule):
     """Over the images of a validation, by name."""
     steps_per_epoch: int
     """Steps of the optimiser in a pass over the training images, as the trainer limits it."""
-    planned: Schedule | None
-    """The schedule in this run's steps, also where it counts epochs of this run's images; None where a
-    subclass has its own configure_optimizers."""
 
     def __init__(
         self,
@@ -110,7 +107,7 @@ class DetectionModule(OfCheckpoint, LightningModule):
         if start_parts is not None and start_from is None:
             raise InputError(f"start_parts {list(start_parts)} are of no checkpoint: give start_from too")
         self.start_from, self.start_parts = start_from, start_parts
-        self.last_losses, self.planned = {}, None
+        self.last_losses = {}
         self.begun = False
         """Whether the weights to start from are loaded; a checkpoint's take their place."""
         if type(schedule) is not Schedule:
@@ -156,7 +153,7 @@ class DetectionModule(OfCheckpoint, LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """What watches every training; a trainer that runs again has it already."""
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [kind() for kind in (ToldIfUnreadable, FiniteSteps, ToldIfCutShort) if kind not in there]
+        return [kind() for kind in (ToldIfUnreadable, FiniteSteps) if kind not in there]
 
     def train(self, mode: bool = True) -> "DetectionModule":
         """As `nn.Module.train`, but frozen parts keep their running statistics too."""
@@ -256,7 +253,7 @@ class DetectionModule(OfCheckpoint, LightningModule):
         scale(optimizer, self.lr_factors)
         lasting = self.schedule.lasting(images, self.steps_per_epoch)
         planned, scheduler = lasting.attach(optimizer, images)
-        self.planned, epochs = planned, planned.steps / self.steps_per_epoch
+        epochs = planned.steps / self.steps_per_epoch
         times = "".join(f", times {factor:g} for {part}" for part, factor in self.lr_factors.items())
         rank_zero_info(self.detector.counted)
         rank_zero_info(
@@ -266,6 +263,14 @@ class DetectionModule(OfCheckpoint, LightningModule):
         if lightning_private.averaging(self.trainer):
             optimizer.register_step_post_hook(
                 lambda *_: lightning_private.average_from(self.trainer, self)  # until the first average
+            )
+        limits = (self.trainer.max_steps, (self.trainer.max_epochs or -1) * self.steps_per_epoch)
+        end = min((limit for limit in limits if limit > 0), default=planned.steps)
+        if end < planned.steps and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"training ends after {end:,} of the schedule's {planned.steps:,} steps, with the learning "
+                "rate it has there: for a shorter training set --epochs or model.schedule.length (or steps "
+                "and milestones) rather than trainer.max_epochs or max_steps"
             )
         if self.trainer.max_steps == -1:
             lightning_private.limit_steps(self.trainer, planned.steps)

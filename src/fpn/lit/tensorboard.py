@@ -46,11 +46,9 @@ class TensorBoard(Board, TensorBoardLogger):
     def show_pictures(self, name: str, pictures: Sequence[Picture], step: int | None) -> None:
         """Truth on the left, what was found on the right."""
         for one in pictures:
-            pair = (
-                [draw(one.image, one.truth, one.categories)],
-                [draw(one.image, one.found, one.found_categories)],
-            )
-            self.experiment.add_image(f"{name}/{one.name}", beside(*pair), step)
+            left = draw(one.image, one.truth, one.categories)
+            right = draw(one.image, one.found, one.found_categories)
+            self.experiment.add_image(f"{name}/{one.name}", beside(left, right), step)
 
     def show_table(self, name: str, table: TablePanel, step: int | None) -> None:
         """As text."""

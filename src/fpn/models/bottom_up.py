@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fpn.errors import InputError
-from fpn.models.norms import fold_norms
+from fpn.models import norms
+from fpn.models.norms import FrozenBatchNorm
 from fpn.types import Features
 from fpn.weights import check_weights, read_any, state_dict
 
@@ -52,9 +53,7 @@ class Stages(nn.Sequential):
             module.eval()
         return self
 
-    def fold_norms(self) -> None:
-        """For inference: the BatchNorms of a ResNet's blocks become part of their convolutions."""
-        fold_norms(self)
+    fold_norms = norms.fold_norms
 
 
 class BottomUp(nn.Module):
@@ -123,7 +122,7 @@ class BottomUp(nn.Module):
     @property
     def fixed(self) -> bool:
         """Whether a part of it is not trained, and so wants weights to start from."""
-        return bool(self.frozen)
+        return bool(self.frozen) or any(isinstance(module, FrozenBatchNorm) for module in self.modules())
 
     def forward(self, images: Tensor) -> Features:
         """From images (N, 3, H, W) to {k: C_k}, C_k of (N, channels[k], ⌈H / 2**k⌉, ⌈W / 2**k⌉).

@@ -211,7 +211,7 @@ class ProposalNetwork(_OnPyramid):
         return self._rpn_losses(output, anchors, truth, *numbers)
 
     def forward(self, batch: Batch) -> Inference:
-        """Proposals only."""
+        """What `found` gives, in pixels of the original images."""
         return _handed_over(batch, *self.found(batch, size_table(batch)))
 
     def found(self, batch: Batch, sizes: Tensor) -> tuple[Found, ...]:
@@ -301,10 +301,6 @@ class FasterRCNN(ProposalNetwork):
         _refuse_unfit(truth, unfit)
         losses = self._rpn_losses(output, anchors, truth, foreground, background)
         return losses | self._roi_losses(p, rois, numbers, sizes)
-
-    def forward(self, batch: Batch) -> Inference:
-        """Proposals and the detections made of them."""
-        return _handed_over(batch, *self.found(batch, size_table(batch)))
 
     def found(self, batch: Batch, sizes: Tensor) -> tuple[Found, ...]:
         """Proposals and detections, as of `ProposalNetwork`."""

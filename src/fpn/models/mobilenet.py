@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_large
 
-from fpn.errors import InputError
+from fpn.models import norms
 from fpn.models.bottom_up import BottomUp
-from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
+from fpn.models.norms import Norm, absorb_norms, norm_layer
 from fpn.settings import NonNegativeFloat, NonNegativeInt
 from fpn.weights import published, read_any, state_dict
 
@@ -50,11 +50,6 @@ class MobileNetV3(BottomUp):
         self.name, self.norm, self.norm_eps, self.two_last = "mobilenet_v3_large", norm, norm_eps, two_last
         self.strides = {6: 32} if two_last else {}
 
-    @property
-    def fixed(self) -> bool:
-        """Whether a part of it is not trained, and so wants weights to start from."""
-        return self.norm == "frozen" or super().fixed
-
     def read_weights(self, weights: str) -> dict[str, Tensor]:
         """A classifier's weights under our names, without those of the classifier itself.
 
@@ -63,8 +58,6 @@ class MobileNetV3(BottomUp):
         """
         path = Path(weights)
         if path.suffix or path.exists():
-            if not path.is_file():
-                raise InputError(f"weights file {weights} does not exist")
             state = state_dict(read_any(path), weights)
         else:
             state = published(self.name, weights)
@@ -74,9 +67,7 @@ class MobileNetV3(BottomUp):
             if not key.startswith("classifier.")
         }
 
-    def fold_norms(self) -> None:
-        """For inference: plain convolutions in place of convolutions and BatchNorms; GroupNorm stays."""
-        fold_norms(self)
+    fold_norms = norms.fold_norms
 
 
 def _channels(layer: nn.Module) -> int:

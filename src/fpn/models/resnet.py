@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fpn.errors import InputError
+from fpn.models import norms
 from fpn.models.bottom_up import BottomUp
 from fpn.models.msra import from_msra, is_msra
-from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
+from fpn.models.norms import Norm, absorb_norms, norm_layer
 from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveInt
 from fpn.weights import published, read_any, state_dict
 
@@ -90,11 +91,6 @@ class ResNet(BottomUp):
         self.name, self.norm, self.norm_eps = name, norm, norm_eps
         self.stride_in_1x1, self.stages = stride_in_1x1, stages
 
-    @property
-    def fixed(self) -> bool:
-        """Whether a part of it is not trained, and so wants weights to start from."""
-        return self.norm == "frozen" or super().fixed
-
     def read_weights(self, weights: str) -> dict[str, Tensor]:
         """A classifier's weights under our names, without those of its last layer, which has no place here.
 
@@ -114,9 +110,7 @@ class ResNet(BottomUp):
         never = tuple(f"layer{k}." for k in range(self.stages + 1, 5))
         return {key: value for key, value in state.items() if not key.startswith(("fc.", *never))}
 
-    def fold_norms(self) -> None:
-        """For inference: plain convolutions in place of convolutions and BatchNorms; GroupNorm stays."""
-        fold_norms(self)
+    fold_norms = norms.fold_norms
 
 
 def _stage(
@@ -144,8 +138,6 @@ def _read_weights(name: str, weights: str, norm_eps: float) -> tuple[dict[str, T
     """Weights under torchvision's names; whether their strides are on the 1×1, where that is known."""
     path = Path(weights)
     if path.suffix or path.exists():
-        if not path.is_file():
-            raise InputError(f"weights file {weights} does not exist")
         content = read_any(path)
         state = state_dict(content, weights)
         if not is_msra(state):

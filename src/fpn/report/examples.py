@@ -80,7 +80,7 @@ def example(shown: Shown, place: int, read: Callable[[], Tensor]) -> Example:
     scores = torch.from_numpy(results.scores[own])
     left = draw(image, true_boxes(boxes, torch.from_numpy(truth.category[there] + 1)), categories)
     right = draw(image, Detections(found, scores, torch.from_numpy(labels)), categories)
-    picture = encode_jpeg(beside([left], [right]), quality=_QUALITY)
+    picture = encode_jpeg(beside(left, right), quality=_QUALITY)
     jpeg = base64.b64encode(picture.numpy().tobytes()).decode()
     number = int(truth.image_ids[place])
     return Example(truth.images_as_written.get(number, number), float(by_image[place] or 0), jpeg)
