@@ -54,6 +54,10 @@ for split in val2017 $([[ $steps =~ modern|paper ]] && echo train2017); do
         fail "$out has results of other annotations than $path: give another --out"
 done
 words=(--data.root "$root" "${given[@]}")
+if [ -z "$dry" ]; then  # what it has started keeps the lock too
+    mkdir -p "$out" && exec 9> "$out/lock" || exit 2
+    flock -n 9 || fail "another run of this script, or a test that it has started, is still at $out"
+fi
 
 run() {  # a command, whose failure the others outlive; what asks it to end, as Ctrl-C, ends all of them
     local status=0
@@ -96,7 +100,7 @@ ablate() {  # family, tables, further options
 { # read as a whole, so that the file may change in the days that it runs
     "$PYTHON" "$page" needs "$steps" "$out" "$devices" "$images_per_second" -- "${given[@]}" || exit
     for split in "${!sums[@]}"; do
-        mkdir -p "$out" && echo "${sums[$split]}" > "$out/$split.cksum" || exit 2
+        echo "${sums[$split]}" > "$out/$split.cksum" || exit 2
     done
     score torchvision torchvision_coco_v1 fasterrcnn_resnet50_fpn_coco-258fb6c6.pth
     score torchvision torchvision_v2 fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth

@@ -66,6 +66,7 @@ def needs(steps: Sequence[str], out: Path, devices: int, rate: float, given: Seq
         proposing = [step.name for step, _ in work if step.words[0] == "predict"]
         # A box and its score are 20 bytes.
         boxes = 2000 * TRAIN * proposing.count("propose_train") + 1000 * VAL * proposing.count("propose_val")
+        scored = 154 * 1000 * VAL * sum(not net.finds_objects for _, net, _ in fits)  # a JSON entry each
         images, disk = sum(seen for seen, *_ in fits), sum(checkpoint_bytes(net) for _, net, _ in fits) / 5e8
         slow = {" ".join(of[:2]): seen for seen, net, of in fits if Conv5Head in map(type, net.modules())}
         told = "not known on a CPU; give --images_per_second"
@@ -77,6 +78,9 @@ def needs(steps: Sequence[str], out: Path, devices: int, rate: float, given: Seq
         if slow and speed:
             say(f"    {', '.join(slow)} count {ON_CONV5:.1f} times: a step on C4 to one on FPN in Detectron2")
         say(f"  disk: {disk:.1f} GB of checkpoints, two a run, and up to {boxes / 5e7:.1f} GB of proposals")
+        say(
+            f"    to train on; tests leave {scored / 1e9:.1f} GB in files proposals.json, which nothing reads"
+        )
         say("  memory: not measured yet; Detectron2's Faster R-CNN has 3.0 GB for 2 images a GPU, 4.8 on C4")
 
 

@@ -198,6 +198,12 @@ def test_training_images_that_cannot_be_read_have_no_proposals(
 
     # Fast R-CNN is trained with it, two epochs, while they are as they were.
     main([*predict, "--split", "val", "--out", "val"])
+    moved = copy.rename(tmp_path / "moved")
+    assert "no such folder" in refused(capsys, *predict, "--split", "val", "--out", "again_val")
+    main([*predict, "--split", "val", "--out", "again_val", "--root", str(moved)])
+    moved.rename(copy)
+    files = [Path(name, "proposals.safetensors").read_bytes() for name in ("val", "again_val")]
+    assert files[0] == files[1]
     content = yaml.safe_load(configs["FasterRCNN"].read_text())
     detector = content["model"]["detector"]
     for key in ("rpn", "training_proposals", "testing_proposals"):

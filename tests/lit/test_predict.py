@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -243,6 +244,24 @@ def test_it_goes_on_after_an_interruption(
     same("whole", "killed")
     with own_folder("busy", {}) as _:
         assert "busy is being written to by another run" in refused(*words, "busy")
+
+
+def test_it_needs_of_a_network_disk_what_those_have(
+    predict: list[str], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS locks ranges of bytes, of files that are open for writing, and removes no folder of open files."""
+    monkeypatch.setattr("fcntl.flock", fcntl.lockf)
+    remove = shutil.rmtree
+
+    def removes(folder: Path) -> None:
+        opened = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.exists()]
+        assert not [path for path in opened if path.startswith(str(folder.resolve()))]
+        remove(folder)
+
+    monkeypatch.setattr("shutil.rmtree", removes)
+    main([*predict, "--images", str(photos), "--out", "shared"])
+    assert Path("shared/predictions.json").is_file()
+    assert not Path("shared", UNFINISHED).exists()
 
 
 def test_it_goes_on_where_results_were_not_written(

@@ -69,6 +69,22 @@ def test_a_run_ended_by_a_signal_goes_on_as_if_it_had_not_been(
         assert all(float(row.get("train/images_per_second") or 1) > 0.01 for row in csv.DictReader(file))
 
 
+@pytest.mark.filterwarnings("ignore:An epoch begun before may repeat or miss images")
+def test_a_run_goes_on_with_half_the_batch_and_twice_the_accumulation(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on half the GPUs; the third step was the last, which is in the middle of one now."""
+    given = ["fit", "--config", config, "--model.schedule", TEN_STEPS, "--trainer.num_sanity_val_steps", "0"]
+    with monkeypatch.context() as patch:
+        ask = at_call(3, Scores.on_train_batch_end, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(Scores, "on_train_batch_end", ask)
+        with pytest.raises(SystemExit):
+            main([*given, "--data.batch_size", "2"])
+    half = ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "2"]
+    main([*given, "--ckpt_path", "last", *half])
+    assert rows(RUNS / "version_1")[-1]["step"] == "9"
+
+
 @pytest.mark.parametrize(
     "hook", ["on_validation_batch_end", pytest.param("on_train_batch_end", marks=pytest.mark.long)]
 )

@@ -222,7 +222,7 @@ def test_failures_stop_only_what_needs_them(capsys: pytest.CaptureFixture[str]) 
     assert happened("f")[-1] == "end"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_interrupted_and_started_again_every_step_is_run_once(number: signal.Signals) -> None:
     a = task("a", fit("a", 8, 0.1), score("a", 0.5))
     tasks = [a, task("b", fit("b"), needs=[a])]
@@ -236,6 +236,23 @@ def test_interrupted_and_started_again_every_step_is_run_once(number: signal.Sig
     assert go(tasks) == 0
     assert steps_of("a") == [f"step {i}" for i in range(8)]
     assert (ROOT / "a/last.ckpt").samefile("study/a/version_1/checkpoints/last.ckpt")
+    assert len([*ROOT.glob("a/version_*/**/last.ckpt")]) == 1, "what it went on from is needed no more"
+
+
+def test_what_was_written_and_not_recorded_is_made_again() -> None:
+    """The runner may die between the end of a command and the record of it."""
+    propose = Step("propose", ("test", "0.5", "--folder", "study/a"), writes=("val/proposals.safetensors",))
+    a = task("a", fit("a"), propose)
+    file, part = (
+        ROOT / "a/val/proposals.safetensors",
+        ROOT / "a/version_0/checkpoints/.last.ckpt-12345678.part",
+    )
+    for left in (file, part):
+        left.parent.mkdir(parents=True)
+        left.touch()
+    assert go([a]) == 0
+    assert not file.exists(), "which the command, unlike this one, would refuse to write over"
+    assert not part.exists(), "of a write that was cut off"
 
 
 def test_what_a_task_in_its_folder_has_written_is_not_taken_for_its_own() -> None:

@@ -142,14 +142,41 @@ def test_a_job_in_the_queue_that_does_less_is_followed_by_another(
     words = ["--data", "shapes", "--rows", "c", "--slurm"]
     assert ablate(["table1", *words]) == 0
     assert ablate(["table1", *words]) == 0
+    assert ablate(["table1", *words, "time=1:00"]) == 0
     assert ablate(["table2", *words]) == 0
     printed = capsys.readouterr().out.splitlines()
+    other = "as it was submitted (runs/study/table1/c/seed_0/job.sh): for what is given now, scancel 7 first"
     assert printed == [
         "table1/c/seed_0: job 7",
         "table1/c/seed_0: in the queue as job 7",
+        f"table1/c/seed_0: in the queue as job 7, {other}",
         "table1/c/seed_0: job 8, afterany:7",
         "table2/c/seed_0: job 9, afterok:8",
     ]
+
+
+def test_a_task_of_other_settings_does_not_keep_others_from_the_queue(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bin/sbatch").write_text('#!/bin/sh\necho "$@" >> calls.txt; wc -l < calls.txt\n')
+    begun = tasks()["stage"]
+    begun.folder.mkdir(parents=True)
+    begun.begin(begun.steps[0])
+    record = Path("study/stage/fit.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"settings": {"model.optimizer.lr": 1}}))
+    assert submit([*tasks().values(), a_task()], work) == 1
+    printed = capsys.readouterr().out
+    assert "stage: not submitted: study/stage: of its fit, model.optimizer.lr was 1, now not given" in printed
+    assert "a: not submitted, as it needs stage" in printed
+    assert "t/a: job 1" in printed
+
+
+def test_what_waits_already_counts_among_those_that_run_at_a_time(cluster: Path) -> None:
+    Path("bin/sbatch").write_text('#!/bin/sh\necho "$@" >> calls.txt; expr 7 + $(wc -l < calls.txt)\n')
+    Path("study/stage").mkdir(parents=True)
+    Path("study/stage/job.txt").write_text("7 fit test")
+    submit([tasks()["stage"], a_task()], work, at_once=1)
+    assert "--dependency=afterany:7 " in Path("calls.txt").read_text()
 
 
 def test_a_queue_that_does_not_answer_is_not_taken_for_empty(cluster: Path) -> None:

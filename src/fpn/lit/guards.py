@@ -48,12 +48,14 @@ class FiniteSteps(Callback):
     The loss and the images are named. It lets no checkpoint be written of weights that are not finite.
     """
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is known of the first step's batches; it may begin within an accumulation."""
+        self._batches: list[tuple[list[int], dict[str, Tensor]]] = []
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Remember which images the step learns from."""
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._batches: list[tuple[list[int], dict[str, Tensor]]] = []
         self._image_ids = batch.image_ids
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
@@ -72,7 +74,8 @@ class FiniteSteps(Callback):
         Raises:
             NonFiniteError: one of them is not.
         """
-        sums = torch.stack([torch.stack(list(losses.values())).sum() for _, losses in self._batches])
+        batches, self._batches = self._batches, []
+        sums = torch.stack([torch.stack(list(losses.values())).sum() for _, losses in batches])
         gradients = {
             name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None and p.grad.numel()
         }
@@ -82,7 +85,7 @@ class FiniteSteps(Callback):
         if not total(trainer, faults.any()):
             return
         own = None
-        for images, losses in self._batches:
+        for images, losses in batches:
             if not torch.stack(list(losses.values())).sum().isfinite():
                 wrong = [
                     f"{name} = {value.item():g}" for name, value in losses.items() if not value.isfinite()
@@ -91,7 +94,7 @@ class FiniteSteps(Callback):
         if told := next((one for one in gathered(trainer, own) if one is not None), None):
             raise _error(trainer, *told)
         # Averaged over the processes, so that all have the same.
-        every = [image for part in gathered(trainer, self._batches) for images, _ in part for image in images]
+        every = [image for part in gathered(trainer, batches) for images, _ in part for image in images]
         name = first_non_finite(gradients.items())
         raise _error(trainer, f"the gradient of {name} is not finite", every)
 

@@ -50,6 +50,7 @@ def predict(
     images: str | list[str] | None = None,
     annotations: str | None = None,
     split: Literal["train", "val", "test"] | None = None,
+    root: str | None = None,
     out: str | None = None,
     score_threshold: float = 0.5,
     pictures: bool | None = None,
@@ -90,6 +91,7 @@ def predict(
         images: image files and folders; with annotations, where their file names start.
         annotations: a COCO file, with or without annotated objects.
         split: in place of images and annotations, those that the checkpoint was trained with.
+        root: of a split, the folder of the data set, where it is no longer where it was in training.
         out: the folder to write to; by default predictions, or predictions_2 and so on.
         score_threshold: only boxes with this score are drawn.
         pictures: draw the boxes; by default only without annotations.
@@ -109,13 +111,15 @@ def predict(
     if split is not None:
         if images is not None or annotations is not None:
             raise InputError(f"split {split} stands for images and annotations: give the one or the others")
-        data = _data_of(ckpt_path)
+        data = _data_of(ckpt_path, root)
         unreadable = data.max_unreadable if split == "train" else None
         source = OfAnnotations(trained, *data.source(split), unreadable)
         batch_size = batch_size or data.eval_batch_size
         num_workers = data.num_workers if num_workers is None else num_workers
     elif images is None:
         raise InputError("fpn predict needs --images, or --split for those of the checkpoint's own data")
+    elif root is not None:
+        raise InputError("root is of a split: images is given where it is")
     elif annotations is not None:
         source = OfAnnotations(trained, Path(annotations), _folder(images))
     else:
@@ -146,17 +150,18 @@ def predict(
     }
     times = StageTimes(predictor.detector) if stage_times else None
     with own_folder(out, settings) as kept, times or nullcontext():
-        recorded = Recorded(kept, number)
-        if recorded.done.any():
-            say(f"going on in {kept.parent}: {recorded.done.sum():,} of {number:,} images are done")
-        left = np.unique(np.flatnonzero(~recorded.done) // batch_size)  # the numbers of batches
+        with Recorded(kept, number) as recorded:
+            done = recorded.done
+        if done.any():
+            say(f"going on in {kept.parent}: {done.sum():,} of {number:,} images are done")
+        left = np.unique(np.flatnonzero(~done) // batch_size)  # the numbers of batches
         if devices == 1:
             work.do(kept, left, predictor, trained.categories, times)
         else:
             _share_out(work, kept, left)
-        recorded = Recorded(kept, number)
-        source.check(np.flatnonzero(~recorded.done).tolist())
-        written = _write(kept.parent, source, recorded, trained, Path(ckpt_path))
+        with Recorded(kept, number) as recorded:
+            source.check(np.flatnonzero(~recorded.done).tolist())
+            written = _write(kept.parent, source, recorded, trained, Path(ckpt_path))
     written += ["pictures"] if drawn else []
     say(
         f"{recorded.counts.sum():,} boxes in {recorded.done.sum():,} of {number:,} images; written to"
@@ -181,11 +186,14 @@ class _Given:
         self.data = data
 
 
-def _data_of(ckpt_path: str) -> CocoDataModule:
-    """What the checkpoint was trained with."""
+def _data_of(ckpt_path: str, root: str | None) -> CocoDataModule:
+    """What the checkpoint was trained with, in the folder where that is now."""
     kept = remembered(ckpt_path).config
     if not kept:
         raise InputError(f"{ckpt_path} does not tell its data: give --images and --annotations")
+    if root is not None:
+        arguments = kept["data"]["init_args"]
+        arguments["root" if "root" in arguments else "folder"] = root
     data: CocoDataModule = remade(_Given, {"data": kept["data"]}, ckpt_path)["data"]
     data.prepare_data()
     return data

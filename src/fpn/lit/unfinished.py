@@ -51,8 +51,8 @@ class Recorder(AbstractContextManager["Recorder"]):
         self._file.flush()
 
 
-class Recorded:
-    """What was found, by the images' places; the boxes stay on disk.
+class Recorded(AbstractContextManager["Recorded"]):
+    """What was found, by the images' places; the boxes stay on disk, in files that are open in its context.
 
     Args:
         folder: of the files. An entry that an interruption has cut off does not count.
@@ -75,6 +75,10 @@ class Recorded:
                 if begin <= end:
                     self._where[place] = number, begin - count * _BOX
                     self.sizes[place], self.counts[place] = (height, width), count
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -119,18 +123,19 @@ def own_folder(out: str | None, settings: Mapping[str, object]) -> Iterator[Path
     unfinished = folder / UNFINISHED
     unfinished.mkdir(parents=True, exist_ok=True)
     (unfinished / "settings.json").write_text(text)
-    with (unfinished / "settings.json").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            yield unfinished
-        except BaseException:
-            if not any(path.stat().st_size for path in unfinished.glob("*.found")):
-                shutil.rmtree(unfinished)
-                for empty in (folder / "pictures", folder):
-                    with suppress(OSError):  # the user's files
-                        empty.rmdir()
-            raise
-        shutil.rmtree(unfinished)
+    written = False
+    lock = (unfinished / "settings.json").open("r+")  # NFS locks no file that is not open for writing
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield unfinished
+        written = True
+    finally:
+        lock.close()  # NFS removes no folder with a file that is open
+        if written or not any(path.stat().st_size for path in unfinished.glob("*.found")):
+            shutil.rmtree(unfinished)
+        for empty in [] if written else (folder / "pictures", folder):
+            with suppress(OSError):  # the user's files
+                empty.rmdir()
 
 
 def _taken(folder: Path, settings: str) -> str:
@@ -139,7 +144,7 @@ def _taken(folder: Path, settings: str) -> str:
     if not kept.is_file():
         there = [name for name in _ALL if (folder / name).exists()]
         return f"has the {there[0]} of another run" if there else ""
-    with kept.open() as file:
+    with kept.open("r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -77,8 +77,8 @@ def ablate(arguments: Sequence[str]) -> int:
             words = ["ablate", *_again(options), "--task", task.name, *(["--", *given] if given else [])]
             return [*pool.PROGRAM, *words]
 
-        slurm.submit(tasks, command, options.slurm, options.devices_per_run, options.jobs, options.dry_run)
-        return 0
+        how = options.slurm, options.devices_per_run, options.jobs, options.dry_run
+        return slurm.submit(tasks, command, *how)
     if options.dry_run:
         pool.describe(tasks)
         return 0

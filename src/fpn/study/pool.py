@@ -74,8 +74,8 @@ def run(
     """Run tasks, each when what it needs is finished; what has been finished before is not run again.
 
     The output of every step is appended to the `log.txt` of its task's folder. When a task fails, those that
-    need it are not run, the others go on. On SIGINT, SIGTERM or SIGHUP the steps under way get a SIGTERM; a
-    second SIGINT kills them. Started again, everything goes on where it was.
+    need it are not run, the others go on. On SIGINT, SIGTERM, SIGHUP or SIGUSR1 the steps under way get
+    a SIGTERM; a second SIGINT kills them. Started again, everything goes on where it was.
 
     Args:
         tasks: each after those that it needs; what it needs and is not among them must be finished.
@@ -223,7 +223,7 @@ def _signals() -> Iterator[list[int]]:
         if number == signal.SIGHUP:
             leave_terminal()
 
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = {one: signal.getsignal(one) for one in ending if signal.getsignal(one) is not signal.SIG_IGN}
     try:
         for number in before:

@@ -212,7 +212,8 @@ class Making(NamedTuple):
             for split, selection in (("train", "training"), ("val", "testing")):
                 words = ["predict", "--ckpt_path", last, *self._machine()]
                 words += ["--split", split, "--selection", selection, "--out", str(folder / split)]
-                steps.append(Step(f"propose_{split}", tuple(words)))
+                written = f"{split}/proposals.safetensors"
+                steps.append(Step(f"propose_{split}", tuple(words), writes=(written,)))
         return self.task(steps, proposals, start if start is not proposals else None, stage=stage)
 
     def test(self, checkpoint: str, stage: str = "", files: Sequence[Path] = (), go_on: bool = True) -> Step:
@@ -230,12 +231,14 @@ class Making(NamedTuple):
         return Step("test", (*words, *self.study.given), results=("scores.json", "curves.json"))
 
     def _machine(self) -> list[str]:
-        """What was given of how a machine is used, as `fpn predict` takes it."""
+        """What was given of how a machine is used and where the data lie, as `fpn predict` takes it."""
         settings = settings_of([*_config_words(self.study.scale), *self.study.given])
         cpu = ["--device", "cpu"] if settings.get("trainer.accelerator") == "cpu" else []
         precision = settings.get("trainer.precision")
         words = cpu or (["--devices", str(self.study.devices)] if self.study.devices > 1 else [])
-        return words + (["--precision", precision_named(precision)] if precision is not None else [])
+        words += ["--precision", precision_named(precision)] if precision is not None else []
+        places = [settings[name] for name in ("data.root", "data.folder") if name in settings]
+        return words + [word for place in places for word in ("--root", str(place))]
 
     def _loggers(self, stage: str, **more: Any) -> list[dict[str, Any]]:
         """A file in the task's folder, and the dashboard if there is to be one."""

@@ -26,8 +26,8 @@ _MACHINE = (
     # The schedule is scaled to batch_size, and to trainer.accumulate_grad_batches.
     *(f"data.{name}" for name in ("root", "folder", "batch_size", "eval_batch_size", "num_workers")),
     *(f"data.{split}.images" for split in _SPLITS),
-    *("data.max_unreadable", "model.engine", "model.metrics", "trainer"),
-    *("out", "device", "devices"),  # of `fpn predict`
+    *("data.max_unreadable", "data.load_timeout", "model.engine", "model.metrics", "trainer"),
+    *("out", "root", "device", "devices"),  # of `fpn predict`
 )
 """Where the data lie, how a machine is used, what is shown: it makes no other result."""
 _LEARNING = (

@@ -9,6 +9,7 @@ from shutil import which
 
 from fpn.console import say
 from fpn.errors import InputError
+from fpn.files import replacing
 from fpn.study.tasks import Task
 
 # SIGTERM comes with a preemption, after which SLURM itself puts the job back in the queue, and with scancel,
@@ -77,8 +78,10 @@ def submit(
     devices: int = 1,
     at_once: int | None = None,
     dry_run: bool = False,
-) -> None:
+) -> int:
     """Give sbatch a job for each task that is neither finished nor in the queue.
+
+    A task that was begun with other settings, and those that need it, have none.
 
     Args:
         tasks: each after those that it needs.
@@ -88,20 +91,38 @@ def submit(
         at_once: of these jobs, how many may run at a time; None for all.
         dry_run: only print the calls of sbatch and the scripts.
 
+    Returns:
+        The exit status: 0, 1 if any task has no job that should have one.
+
     Raises:
-        InputError: there is no sbatch here, it refused a script, or a task was begun with other settings.
+        InputError: there is no sbatch here, or it refused a script.
     """
     jobs: dict[str, str] = {}
     submitted: list[str] = []
+    bad: set[str] = set()
     for task in tasks:
-        if task.next_step() is None:
+        if lacking := next((need.name for need in task.needs if need.name in bad), None):
+            bad.add(task.name)
+            say(f"{task.name}: not submitted, as it needs {lacking}")
+            continue
+        try:
+            finished = task.next_step() is None
+        except InputError as error:
+            bad.add(task.name)
+            say(f"{task.name}: not submitted: {error}")
+            continue
+        if finished:
             say(f"{task.name}: finished earlier{task.score}")
             continue
+        path, text = task.folder / "job.sh", script(task, command(task), options, devices)
         queued, known = _in_queue(task)
         steps = [step.name for step in task.steps]
         if queued and {*steps} <= {*known}:
             jobs[task.name] = queued
-            say(f"{task.name}: in the queue as job {queued}")
+            submitted.append(queued)
+            other = path.is_file() and path.read_text() != text
+            remedy = f", as it was submitted ({path}): for what is given now, scancel {queued} first"
+            say(f"{task.name}: in the queue as job {queued}{remedy if other else ''}")
             continue
         after = [f"afterok:{jobs[need.name]}" for need in task.needs if need.name in jobs]
         if queued:  # for less: its proposals may be asked for only now
@@ -109,9 +130,7 @@ def submit(
         if at_once and len(submitted) >= at_once:
             after.append(f"afterany:{submitted[-at_once]}")
         waits = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-        path = task.folder / "job.sh"
         call = ["sbatch", "--parsable", *waits, str(path)]
-        text = script(task, command(task), options, devices)
         if dry_run:
             job = f"JOB({task.name})"
             say(f"{shlex.join(call)}\n{text}")
@@ -119,10 +138,12 @@ def submit(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             job = _asked(call)
-            (task.folder / "job.txt").write_text(" ".join([job, *steps]))
+            with replacing(task.folder / "job.txt") as new:
+                new.write_text(" ".join([job, *steps]))
             say(f"{task.name}: job {job}" + (f", {', '.join(after)}" if after else ""))
         jobs[task.name] = job
         submitted.append(job)
+    return 1 if bad else 0
 
 
 def _in_queue(task: Task) -> tuple[str, list[str]]:
@@ -158,6 +179,6 @@ def _option(text: str) -> tuple[str, str]:
         )
     if key == "nodes" and value != "1":
         raise InputError("sbatch option nodes cannot be given: a run of a study is on one node")
-    if not key or any(letter.isspace() for letter in key):
-        raise InputError(f"sbatch option {text!r} is not KEY=VALUE or KEY; give them as words of their own")
+    if len(key) < 2 or any(letter.isspace() for letter in key):
+        raise InputError(f"sbatch option {text!r} is no KEY=VALUE or KEY with the option's long name")
     return key, value

@@ -29,12 +29,14 @@ class Step:
         resumable: started again with `--ckpt_path` of the newest last.ckpt of its task, if any.
         results: names of files, as last.ckpt, to be linked into the task's folder from the folder of the run;
             the first has to be there, of the others those beside it are.
+        writes: names of files in the task's folder that it writes itself, and would not write over.
     """
 
     name: str
     words: tuple[str, ...]
     resumable: bool = False
     results: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ class Task:
     def begin(self, step: Step) -> None:
         """Write down that a step starts now. Earlier results of it and of the steps after it are removed."""
         for later in self.steps[self.steps.index(step) :]:
-            for name in (f"{later.name}.json", *later.results):
+            for name in (f"{later.name}.json", *later.results, *later.writes):
                 (self.folder / name).unlink(missing_ok=True)
+        self._keep_newest(step)
         if self.about is not None:
             _write(self.folder / "run.json", self.about)
         _write(self.folder / f"{step.name}.json", self._made_from(step))
@@ -108,6 +111,7 @@ class Task:
             for result in filter(Path.exists, (newest.with_name(name) for name in step.results)):
                 with replacing(self.folder / result.name) as new:
                     new.symlink_to(result.relative_to(self.folder))
+        self._keep_newest(step)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         _write(self.folder / f"{step.name}.json", {**self._record(step), "finished": now})
 
@@ -146,6 +150,14 @@ class Task:
     def _newest(self, name: str) -> Path | None:
         """The newest file of a name in the folders of runs, of which Lightning makes one a start."""
         return newest(self.folder.glob(f"version_*/**/{name}"))
+
+    def _keep_newest(self, step: Step) -> None:
+        """Remove what interrupted starts have left of a result, and later ones went on from; it is large."""
+        for name in step.results if step.resumable else ():
+            last = self._newest(name)
+            for path in self.folder.glob(f"version_*/**/*{name}*"):
+                if path != last and path.name.lstrip(".").startswith(name):
+                    path.unlink()
 
     def _made_from(self, step: Step) -> dict[str, Any]:
         """What the result of a step depends on, as things stand now."""
