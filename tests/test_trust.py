@@ -189,6 +189,15 @@ HANDLER = {
         "local_rank_id": 0,
     },
 }
+RUNS_A_TEXT = {
+    "class_path": "sympy.Lambda",  # which torch itself installs
+    "init_args": {"signature": "x", "expr": "__import__('os').system('touch ran')"},
+}
+RETRIEVAL = {"class_path": "torchmetrics.retrieval.RetrievalMAP", "init_args": {"aggregation": RUNS_A_TEXT}}
+NORM = {
+    "class_path": "timm.layers.BatchNormAct2d",
+    "init_args": {"num_features": 2, "act_layer": RUNS_A_TEXT},
+}
 
 
 def linear(device: Any) -> dict[str, Any]:
@@ -291,6 +300,10 @@ def refused(command: str, file: Path, capsys: pytest.CaptureFixture[str]) -> str
         linear(HANDLER),
         POPEN,
         HANDLER,
+        RUNS_A_TEXT,
+        RETRIEVAL,
+        yaml.safe_dump(RETRIEVAL),
+        NORM,
     ],
     ids=[
         "popen",
@@ -300,6 +313,10 @@ def refused(command: str, file: Path, capsys: pytest.CaptureFixture[str]) -> str
         "handler",
         "as the head",
         "handler as the head",
+        "what runs a text",
+        "that, where any callable may be",
+        "the same as a text",
+        "where timm takes any callable",
     ],
 )
 def test_a_checkpoint_makes_no_process(command: str, head: Any, rewritten: Rewritten) -> None:
@@ -308,6 +325,38 @@ def test_a_checkpoint_makes_no_process(command: str, head: Any, rewritten: Rewri
         load(file) if command == "load" else main(["test", "--ckpt_path", str(file)])
     time.sleep(0.1)  # as long as a process of ill will takes to be seen
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        {"class_path": "torchvision.transforms.v2.Compose", "init_args": {"transforms": [RUNS_A_TEXT]}},
+        {"class_path": "torchvision.transforms.v2.Lambda", "init_args": {"lambd": RUNS_A_TEXT}},
+    ],
+)
+def test_a_transform_of_a_checkpoint_runs_no_text(
+    transform: Any, rewritten: Rewritten, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {"augment": [transform]}
+    file = rewritten(lambda content: content["fpn"]["config"]["data"]["init_args"]["images"].update(images))
+    for command in ("predict", "test"):
+        assert "sympy.Lambda" in refused(command, file, capsys)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "{{class_path: {}}}", '{{class_path: "{}"}}', "[{{class_path: {}}}]"])
+@pytest.mark.parametrize(
+    "name", ["unittest.__main__.main", "pip.__main__.main", "antigravity.x", "{own}.run"]
+)
+def test_a_text_of_a_checkpoint_imports_nothing_strange(
+    text: str, name: str, own: str, tmp_path: Path
+) -> None:
+    value = text.format(name.format(own=own))
+    file = checkpoint(naming(["init_args", "bottom_up"], value), tmp_path / "strange.ckpt")
+    with pytest.raises(InputError, match=r"strange\.ckpt"):
+        load(file)
+    for module in ("unittest.__main__", "pip.__main__", "antigravity", own):
+        assert module not in sys.modules
 
 
 def test_an_optimizer_of_a_checkpoint_makes_no_process(rewritten: Rewritten) -> None:

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from fpn.console import told
 from fpn.errors import InputError
 from fpn.importing import asked_for, import_asked
 from fpn.parsing import Parser, by_position
@@ -121,8 +122,8 @@ def remade(kind: Any, config: Mapping[str, Any], source: str, given: Iterable[st
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{source}: what it tells cannot be built by this version ({first})") from error
+        reason = told(error) or str(error).strip().splitlines()[0]
+        raise InputError(f"{source}: what it tells cannot be built by this version ({reason})") from error
 
 
 def _arguments(cls: type, arguments: Any, named: Any) -> tuple[dict[str, Any], list[str]]:

@@ -1,6 +1,8 @@
 """The parser of configurations, the same for all: what `fpn fit` takes is taken of its checkpoints too."""
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from inspect import Parameter, signature
 from numbers import Number
@@ -8,9 +10,11 @@ from types import FunctionType
 from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, _typehints, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, _typehints, _util, set_parsing_settings
+from jsonargparse._common import ImportDenied
 from jsonargparse._util import import_object
 from jsonargparse.typing import register_type
+from torch import nn
 
 from fpn.errors import InputError
 
@@ -47,6 +51,33 @@ def _number(value: Any) -> Any:
 
 # The type hint of some of torchvision's transforms, which jsonargparse does not know.
 register_type(Number, lambda value: value, _number)
+
+
+_check_import = _util.check_import_path
+
+
+def _check_import_of_others(path: str) -> None:
+    """Raise ImportDenied before a text of a checkpoint is imported that names no part of a detector."""
+    package, *parts = path.split(".")
+    if package in sys.stdlib_module_names or "__main__" in (package, *parts):  # which would run a program
+        raise ImportDenied(f"{path} is nothing that detectors are made of")
+    _check_import(path)
+
+
+@contextmanager
+def for_others() -> Iterator[None]:
+    """Meanwhile what a configuration names is no one's in whom the user trusts.
+
+    A text may be the name of a class too: it is looked at before it is imported, and so is where that is
+    defined. What may be any callable has to be a network: of all that is installed some classes run a text.
+    """
+    before = _util.check_import_path, _typehints.callable_instances
+    _util.check_import_path = _check_import_of_others
+    _typehints.callable_instances = lambda cls: isinstance(cls, type) and issubclass(cls, nn.Module)
+    try:
+        yield
+    finally:
+        _util.check_import_path, _typehints.callable_instances = before
 
 
 class Parser(ArgumentParser):

@@ -9,9 +9,9 @@ was trained with. A checkpoint from elsewhere could name anything, so this is pr
 - It may name classes only. A function is refused, and so is a class of Python's own library.
 - A class is made only where the type hint of an argument asks for one, and only if it is of that kind: a neck
   where a neck belongs. For an argument without a type hint none is made. Where the hint is any callable, as
-  of the transforms within torchvision's `v2.Compose`, any class that is one is of that kind.
-- A text may name a class, or a file of settings on this machine: the same holds for these. Nothing is
-  fetched.
+  of the transforms within torchvision's `v2.Compose`, it has to be an `nn.Module`.
+- A text may name a class, or a file of settings on this machine: the same holds for these, before a module
+  is imported. Nothing is fetched.
 
 A configuration of the user's own may name any class, also one in the working directory, but no function.
 Whatever is installed is trusted: to import it runs it.
@@ -24,26 +24,31 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
+from threading import RLock
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from jsonargparse import set_parsing_settings
 
 from fpn.errors import InputError
+from fpn.parsing import for_others
+
+_alone = RLock()
 
 
 @contextmanager
 def only_installed() -> Iterator[None]:
     """Import only what is installed or imported already, and read configurations only from this machine."""
-    kept = sys.path[:]
-    program = getattr(sys.modules["__main__"], "__file__", None)
-    own = {Path().resolve(), Path(program or "").resolve().parent} - _editable()
-    sys.path[:] = [entry for entry in kept if Path(entry).resolve() not in own]
-    set_parsing_settings(config_read_mode_fsspec_enabled=False)  # Lightning allows addresses
-    try:
-        yield
-    finally:
-        sys.path[:] = kept
+    with _alone, for_others():  # what is set holds for all threads
+        kept = sys.path[:]
+        program = getattr(sys.modules["__main__"], "__file__", None)
+        own = {Path().resolve(), Path(program or "").resolve().parent} - _editable()
+        sys.path[:] = [entry for entry in kept if Path(entry).resolve() not in own]
+        set_parsing_settings(config_read_mode_fsspec_enabled=False)  # Lightning allows addresses
+        try:
+            yield
+        finally:
+            sys.path[:] = kept
 
 
 def check_remembered(config: Any, source: str) -> None:

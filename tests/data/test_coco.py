@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import pickle
 import pickletools
 from collections.abc import Sequence
@@ -248,6 +249,7 @@ def changed(kind: str, field: str, value: Any) -> Json:
         (changed("images", "file_name", "a" * 1001), "not a path inside"),
         (changed("images", "file_name", "a\0b.png"), "'a\\x00b.png', not a string"),
         (changed("categories", "name", "\ud800"), "'\\ud800', not a string"),
+        (changed("categories", "name", "\x1b]0;title\x07"), "'\\x1b]0;title\\x07', not a string"),
         (changed("images", "id", 5), "images: 'id' of entry 1 is 5, which an earlier one has"),
         (changed("categories", "id", 3), "categories: 'id' of entry 1 is 3, which an earlier one has"),
         (changed("annotations", "image_id", 6), "'image_id' of entry 0 is 6, which is not listed"),
@@ -528,6 +530,14 @@ def test_a_broken_image_is_one_line_that_names_it(tmp_path: Path) -> None:
         assert message in str(caught.value)
         assert str(caught.value).startswith(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "device.png"):
+        with pytest.raises(InputError, match=rf"{name}: no such image file"):
+            read_image(tmp_path / name)
 
 
 def test_an_input_error_in_a_worker_stays_one(tmp_path: Path) -> None:

@@ -115,6 +115,14 @@ def test_one_file_is_divided(tmp_path: Path, file: str, folder: str, given: str)
     assert_same({"": found["train"] | found["val"]}, {"": every})
 
 
+def test_a_number_of_a_yolo_class_fills_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/a.png")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: {0: cat, 2000000000: dog}\n")
+    with pytest.raises(InputError, match="'names' has a class 2000000000: numbers go up to 99999"):
+        CocoDataModule(str(tmp_path)).source("train")
+
+
 @pytest.mark.parametrize("form", ["images/{}", "{}/images"])
 @pytest.mark.parametrize(("names", "lists"), [("list", False), ("dict", True)])
 def test_yolo(tmp_path: Path, form: str, names: str, lists: bool) -> None:

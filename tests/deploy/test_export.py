@@ -264,6 +264,7 @@ def test_it_needs_no_pytorch(trained: Trained, exported: Path, tmp_path: Path) -
 
 @pytest.mark.filterwarnings("ignore:Specified provider 'TensorExecutionProvider'")
 def test_mistakes_are_named(exported: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
     predictor = OnnxPredictor(exported)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     (tmp_path / "text.onnx").write_text("no network")
@@ -280,9 +281,18 @@ def test_mistakes_are_named(exported: Path, tmp_path: Path) -> None:
     for image, message in cases:
         with pytest.raises(InputError, match=message):
             predictor(image)
+    with patch("PIL.EpsImagePlugin.Ghostscript") as program, pytest.raises(InputError, match="cannot be dec"):
+        predictor(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n")
+    program.assert_not_called()  # a stranger's picture starts no other program
+    network = onnx.load(exported)
+    for number, told in enumerate(("{oops", "{}", "[]")):
+        (entry,) = [one for one in network.metadata_props if one.key == "fpn"]
+        entry.value = told
+        onnx.save(network, tmp_path / f"{number}.onnx")
     for path, message in (
         (tmp_path / "absent.onnx", "no such file"),
         (tmp_path / "text.onnx", "text.onnx: "),
+        *((tmp_path / f"{number}.onnx", "was not written by `fpn export`") for number in range(3)),
     ):
         with pytest.raises(InputError, match=message):
             OnnxPredictor(path)

@@ -59,8 +59,10 @@ def read_image(path: Path, exif: Exif = "apply", size: Size | None = None) -> Te
         InputError: if the file is missing, broken, no image, or holds several.
     """
     try:
+        if not path.is_file():  # but a folder, a device that has no end, or a pipe
+            raise FileNotFoundError
         image, orientation = _decoded(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except FileNotFoundError:
         raise InputError(f"{path}: no such image file") from None
     except (OSError, ValueError) as error:  # the first as of such a long name that no file can have it
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

@@ -20,7 +20,7 @@ _EXACT = 2**53
 """Up to here every whole number has a float of its own."""
 _SPELT = re.compile(r"0|-?[1-9][0-9]{0,99}")
 _NUMERAL = re.compile(r" *[+-]?([0-9]{1,15}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,2})? *")
-_UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
+_UNWRITABLE = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """JSON can hold these characters, and neither a file's name nor UTF-8 can."""
 
 

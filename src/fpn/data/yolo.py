@@ -27,6 +27,8 @@ _NAMES_ALONE = {
     "obj.names": {"train": "train.txt", "val": "valid.txt", "test": "test.txt"},
 }
 """Files of names, and where the images of each split may lie beside them."""
+_MOST = 100_000
+"""Classes that a file may number, so that one line of a file does not fill the memory."""
 _LARGEST = 2.0
 """Of a box that is written in shares, no number is greater, even where it leaves its image."""
 
@@ -122,6 +124,8 @@ def _names(file: Path, names: Any) -> list[str]:
         named = {}
     if not named or min(named) < 0:
         raise InputError(f"{file}: 'names' is neither a list of names nor an object of them by number")
+    if max(named) >= _MOST:
+        raise InputError(f"{file}: 'names' has a class {max(named)}: numbers go up to {_MOST - 1}")
     # A class that has no name has its number.
     return [named.get(number, str(number)) for number in range(max(named) + 1)]
 

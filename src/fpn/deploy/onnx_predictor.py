@@ -6,6 +6,7 @@ Symbols: D detections of an image.
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, cast, overload
@@ -21,6 +22,8 @@ Pixels = NDArray[np.uint8]
 _NO_CATEGORY = "(no category)"
 _ROUNDING = 1e-3
 """How far a floating-point image may leave [0, 1]."""
+_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that Pillow leaves to other programs."""
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's names of grey of more than 8 bits."""
 
@@ -78,10 +81,12 @@ class OnnxPredictor:
                 " pip install onnxruntime-gpu, in place of onnxruntime"
             )
         told = self._session.get_modelmeta().custom_metadata_map.get("fpn")
-        if told is None:
-            raise InputError(f"{path} was not written by `fpn export`")
-        self.about: dict[str, Any] = json.loads(told)
-        if self.about["input"] != "pixels":
+        try:
+            self.about: dict[str, Any] = json.loads(told or "")
+            takes = self.about["input"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path} was not written by `fpn export`") from None
+        if takes != "pixels":
             raise InputError(f"{path} takes normalised images: export it with --input pixels")
 
     @overload
@@ -138,7 +143,7 @@ def _pixels(image: Picture) -> Pixels:
         )
     name = "the bytes of an image" if isinstance(image, bytes) else str(image)
     try:
-        with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as picture:
+        with Image.open(BytesIO(image) if isinstance(image, bytes) else image, formats=_formats()) as picture:
             return _of_picture(picture, name)
     except FileNotFoundError:
         raise InputError(f"{name}: no such image file") from None
@@ -146,6 +151,12 @@ def _pixels(image: Picture) -> Pixels:
         raise
     except Exception as error:  # Pillow's plugins raise anything at all on broken files
         raise InputError(f"{name}: cannot be decoded: {error}") from None
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in _OPENED]
 
 
 def _of_picture(picture: Image.Image, name: str) -> Pixels:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fpn.errors import InputError
-from fpn.models import norms
-from fpn.models.norms import FrozenBatchNorm
+from fpn.models.norms import FrozenBatchNorm, fold_norms
 from fpn.types import Features
 from fpn.weights import check_weights, read_any, state_dict
 
@@ -53,7 +52,7 @@ class Stages(nn.Sequential):
             module.eval()
         return self
 
-    fold_norms = norms.fold_norms
+    fold_norms = fold_norms
 
 
 class BottomUp(nn.Module):

@@ -8,9 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_large
 
-from fpn.models import norms
 from fpn.models.bottom_up import BottomUp
-from fpn.models.norms import Norm, absorb_norms, norm_layer
+from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
 from fpn.settings import NonNegativeFloat, NonNegativeInt
 from fpn.weights import published, read_any, state_dict
 
@@ -67,7 +66,7 @@ class MobileNetV3(BottomUp):
             if not key.startswith("classifier.")
         }
 
-    fold_norms = norms.fold_norms
+    fold_norms = fold_norms
 
 
 def _channels(layer: nn.Module) -> int:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fpn.errors import InputError
-from fpn.models import norms
 from fpn.models.bottom_up import BottomUp
 from fpn.models.msra import from_msra, is_msra
-from fpn.models.norms import Norm, absorb_norms, norm_layer
+from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
 from fpn.settings import NonNegativeFloat, NonNegativeInt, PositiveInt
 from fpn.weights import published, read_any, state_dict
 
@@ -110,7 +109,7 @@ class ResNet(BottomUp):
         never = tuple(f"layer{k}." for k in range(self.stages + 1, 5))
         return {key: value for key, value in state.items() if not key.startswith(("fc.", *never))}
 
-    fold_norms = norms.fold_norms
+    fold_norms = fold_norms
 
 
 def _stage(

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torchvision.ops import roi_pool
 
 from fpn.errors import InputError
-from fpn.models import norms
 from fpn.models.bottom_up import Stages
 from fpn.models.necks import Neck
-from fpn.models.norms import Norm, absorb_norms, norm_layer
+from fpn.models.norms import Norm, absorb_norms, fold_norms, norm_layer
 from fpn.ops.counting import counts, places
 from fpn.ops.levels import assign_levels
 from fpn.ops.roi_align import pool_levels
@@ -139,7 +138,7 @@ class FourConvOneFC(nn.Module):
         x = torch.relu(self.fc(x))
         return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))
 
-    fold_norms = norms.fold_norms
+    fold_norms = fold_norms
 
 
 def _waited_for(layers: nn.Module) -> bool:
