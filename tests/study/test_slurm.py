@@ -260,6 +260,7 @@ def test_ablate_submits_the_words_that_plan_the_same_task(
     words += ["--out", "my study", "--devices_per_run", "2", "--wandb", "--slurm", "partition=gpu"]
     given = ["--", "--trainer.max_epochs", "1", "--dry-run"]  # the last, too, is for fpn
     calls = told(monkeypatch, [*words, *given])
+    assert "--print_config" in calls.pop(0)  # the words are looked at first
     names = [
         f"table3/{row}/seed_{seed}{stage}"
         for seed in (0, 4)
@@ -309,6 +310,10 @@ def test_ablate_told_to_do_nothing_does_nothing(cluster: Path, capsys: pytest.Ca
         (["--slurm", "nodes=2"], "a run of a study is on one node"),
         (["--", "--trainer.num_nodes", "2"], "trainer.num_nodes is what a study sets"),
         (["--task", "table1/z/seed_0"], "no task 'table1/z/seed_0' among these rows"),
+        (
+            ["--slurm", "--", "--model.optimiser.lr", "1"],
+            "there is no option --model.optimiser.lr, but there is",
+        ),
     ],
 )
 def test_ablate_refuses(cluster: Path, words: list[str], part: str) -> None:

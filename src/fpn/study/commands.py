@@ -77,6 +77,8 @@ def ablate(arguments: Sequence[str]) -> int:
             words = ["ablate", *_again(options), "--task", task.name, *(["--", *given] if given else [])]
             return [*pool.PROGRAM, *words]
 
+        if given and (fits := [step for task in tasks for step in task.steps if step.name == "fit"]):
+            pool.check(fits[0], pool.PROGRAM)
         how = options.slurm, options.devices_per_run, options.jobs, options.dry_run
         return slurm.submit(tasks, command, *how)
     if options.dry_run:

@@ -142,6 +142,21 @@ def describe(tasks: Sequence[Task], program: Sequence[str] = PROGRAM) -> None:
             say(f"  {step.name}: {state}\n    {shlex.join([*program, *words, *modules])}")
 
 
+def check(fit: Step, program: Sequence[str] = PROGRAM) -> None:
+    """Raise InputError where a training would refuse its words: many jobs would wait to be told so, each."""
+    done = subprocess.run(
+        [*program, *fit.words, "--print_config"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise InputError(_reason(done.stderr).removeprefix("fpn: "))
+
+
+def _reason(printed: str) -> str:
+    """The last thing that a command said, if possible of what was wrong."""
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    return ([line for line in lines if line.startswith("fpn: ")] or lines or ["nothing was printed"])[-1]
+
+
 class _Work(NamedTuple):
     """A task to be run in a thread of its own."""
 
@@ -206,11 +221,8 @@ class _Work(NamedTuple):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # also what a first process that has ended left behind
             log.seek(begin)
-            lines = [
-                line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()
-            ]
-        reasons = [line for line in lines if line.startswith("fpn: ")] or lines or ["nothing was printed"]
-        return process.wait(), reasons[-1]
+            reason = _reason(log.read().decode(errors="replace"))
+        return process.wait(), reason
 
 
 @contextmanager
