@@ -105,6 +105,8 @@ def _plain(message: str) -> str | None:
         value = message.rpartition("Given value: ")[2] if "Given value: " in message else found[1]
         wanted = {"v>0": "a number above 0", "v>=0": "0 or more"}.get(found[2], "a number from 0 to 1")
         return f"{name} is {value}: give {wanted}"
+    if found := re.search(r"\S+ is nothing that detectors are made of", message):  # of fpn.parsing
+        return f"{name}: {found[0]}"
     number = r"(?:for (int)\(\) with base 10|could not convert string to float): '([^']*)'"
     if found := re.search(number, message):
         return f"{name} is {found[2]}: give {'a whole number' if found[1] else 'a number'}"
