@@ -317,5 +317,5 @@ def test_what_a_checkpoint_can_tell() -> None:
 )
 def test_a_checkpoint_names_no_function_and_no_process_among_them(inner: Any) -> None:
     given = {"class_path": "torchvision.transforms.v2.RandomApply", "init_args": {"transforms": [inner]}}
-    with pytest.raises(InputError, match="no class|is nothing that detectors are made of"):
+    with pytest.raises(InputError, match=r"no class|is nothing that detectors are made of"):
         remade(fpn.CocoDataModule, {"images": {"augment": [given]}}, "a checkpoint")
