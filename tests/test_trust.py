@@ -359,6 +359,20 @@ def test_a_text_of_a_checkpoint_imports_nothing_strange(
         assert module not in sys.modules
 
 
+@pytest.mark.parametrize("command", ["load", "test"])
+@pytest.mark.parametrize("text", ["class_path: {}", "{{class_path: {}}}", "[{{class_path: {}}}]", "{}"])
+def test_a_text_where_no_hint_asks_for_a_class_imports_nothing(
+    command: str, text: str, own: str, rewritten: Rewritten
+) -> None:
+    """A text may become a mapping when it is parsed; the file that it names lies beside the checkpoint."""
+    value = text.format(f"{own}.Mine")
+    file = rewritten(lambda content: with_head(content, linear(value)))
+    with pytest.raises((InputError, SystemExit, TypeError, RuntimeError)):
+        load(file) if command == "load" else main(["test", "--ckpt_path", str(file)])
+    assert not Path("imported").exists()
+    assert own not in sys.modules
+
+
 def test_an_optimizer_of_a_checkpoint_makes_no_process(rewritten: Rewritten) -> None:
     optimizer = {
         "class_path": "torch.distributed.optim.ZeroRedundancyOptimizer",

@@ -151,7 +151,8 @@ class DetectionCLI(LightningCLI):
         first = [word for config in configs for word in ("--config", as_word(config))]
         with only_installed() if path is not None else nullcontext():
             self.config = parser.parse_args([subcommand, *first, *rest])
-        config = self.config[subcommand]
+            config = self.config[subcommand]
+            check_classes(config.as_dict())  # which imports what texts of a checkpoint have become
         root = config.trainer.default_root_dir
         if root is not None and "://" not in str(root):
             for logger in _loggers(config):  # unless theirs is absolute
@@ -178,7 +179,6 @@ class DetectionCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """See to what a run needs before any data are read: classes, packages, weights to begin with."""
         config = self.config[self.subcommand]
-        check_classes(config.as_dict())
         every = config.trainer.check_val_every_n_epoch
         if every is not None and every < 1:
             raise InputError(
