@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import torch
+from torch.nn.functional import pad
 from torchvision.io import write_jpeg
-from torchvision.utils import make_grid
 
 from fpn import Predictor, load
 from fpn.data.coco import read_annotations
@@ -74,7 +74,18 @@ def draw_examples(checkpoint: Path, picture: Path, number: int = 6) -> None:
     found = [f._replace(boxes=2 * f.boxes) for f in Predictor.of(trained)(images)]
     right = [draw(enlarged(i), f, trained.categories, 0.7) for i, f in zip(images, found, strict=True)]
     pairs = [beside(*pair) for pair in zip(left, right, strict=True)]
-    write_jpeg(make_grid(pairs, nrow=2, padding=16, pad_value=255), str(picture))
+    rows = [joined(pairs[first : first + 2], 2) for first in range(0, number, 2)]
+    write_jpeg(joined(rows, 1), str(picture))
+
+
+def joined(pictures: list[torch.Tensor], dim: int, gap: int = 16) -> torch.Tensor:
+    """Pictures (3, H, W) of any sizes one behind the other along a dimension, on white."""
+    end = max(one.shape[3 - dim] for one in pictures)
+    wide = [
+        (0, gap, 0, end - one.shape[1]) if dim == 2 else (0, end - one.shape[2], 0, gap) for one in pictures
+    ]
+    padded = [pad(one, room, value=255) for one, room in zip(pictures, wide, strict=True)]
+    return torch.cat(padded, dim)
 
 
 def enlarged(image: torch.Tensor) -> torch.Tensor:
