@@ -70,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "prediction": GROUND | {"data", "pictures"},
     "predictor": GROUND | {"ops", "models", "data", "checkpoints", "prediction"},
     "deploy": GROUND | {"ops", "models", "data", "checkpoints", "deploy"},
-    "deploy.onnx_predictor": {"errors"},
+    "deploy.onnx_predictor": {"errors", "files"},
     "": {""},  # lit and the package itself see all
 }
 ONLY_IN = {

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+LEFT_TO_OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that Pillow tells and cannot read by itself: for some it would start another program."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

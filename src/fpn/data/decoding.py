@@ -22,14 +22,13 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from fpn.errors import InputError
+from fpn.files import LEFT_TO_OTHERS
 from fpn.types import Size
 
 Exif = Literal["apply", "ignore"]
 
 READERS = {"AVIF": "Pillow 11.3", "HEIC": "the package pillow-heif"}
 """What it takes to read the formats that not every Pillow can."""
-_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow tells and cannot read by itself."""
 _FAST = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF")
 """How the files begin that torchvision decodes."""
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -222,7 +221,7 @@ def formats() -> list[str]:
     with suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
     Image.init()
-    read = [name for name in Image.ID if name not in _OPENED]
+    read = [name for name in Image.ID if name not in LEFT_TO_OTHERS]
     return sorted(read, key=lambda name: name not in ("JPEG", "PNG"))
 
 

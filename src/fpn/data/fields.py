@@ -21,7 +21,7 @@ _EXACT = 2**53
 _SPELT = re.compile(r"0|-?[1-9][0-9]{0,99}")
 _NUMERAL = re.compile(r" *[+-]?([0-9]{1,15}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,2})? *")
 _UNWRITABLE = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-"""JSON can hold these characters, and neither a file's name nor UTF-8 can."""
+"""JSON can hold these characters; a file's name or UTF-8 cannot, or a terminal would obey them."""
 
 
 class Kind(NamedTuple):

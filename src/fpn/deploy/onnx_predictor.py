@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fpn.errors import InputError
+from fpn.files import LEFT_TO_OTHERS
 
 Picture = NDArray[Any] | Image.Image | bytes | str | Path
 Pixels = NDArray[np.uint8]
 _NO_CATEGORY = "(no category)"
 _ROUNDING = 1e-3
 """How far a floating-point image may leave [0, 1]."""
-_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow leaves to other programs."""
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's names of grey of more than 8 bits."""
 
@@ -156,7 +155,7 @@ def _pixels(image: Picture) -> Pixels:
 @cache
 def _formats() -> list[str]:
     Image.init()
-    return [name for name in Image.ID if name not in _OPENED]
+    return [name for name in Image.ID if name not in LEFT_TO_OTHERS]
 
 
 def _of_picture(picture: Image.Image, name: str) -> Pixels:
