@@ -18,16 +18,17 @@
 #     --dry-run                 only say what would be done
 #     -- WORDS                  to each `fpn fit` and `fpn test` of these steps
 set -uo pipefail
+fail() { printf 'reproduce_coco.sh: %s\n' "$1" >&2; exit 2; }
+[ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -ge 44 ] && command -v flock > /dev/null || fail 'bash 4.4 and flock are needed'
 root='' devices=1 out=runs/coco detectron2='' torchvision='' images_per_second='' dry='' failed=0
 declare -A sums=()
 all=torchvision,detectron2,modern,paper steps=torchvision,detectron2,modern,paper
 page=$(dirname "$0")/reproduce_page.py PYTHON=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
-fail() { printf 'reproduce_coco.sh: %s\n' "$1" >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
     case $1 in
         --) shift; break ;;
-        -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit ;;
+        -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p;}' "$0"; exit ;;
         --dry-run) dry=--dry-run; shift ;;
         --devices | --out | --steps | --detectron2 | --torchvision | --images_per_second)
             [ -n "${2:-}" ] || fail "$1 needs a value"

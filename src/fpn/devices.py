@@ -25,6 +25,7 @@ def device_named(name: torch.device | str) -> torch.device:
         torch.ones(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch is built without it
         here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise InputError(
             f"device {str(name)!r} cannot be used ({reason}): this machine has {', '.join(here)}"

@@ -667,6 +667,8 @@ def test_proposals_are_made_on_the_machine_that_is_given(tmp_path: Path) -> None
     assert not {"--device", "--devices", "--precision"} & set(words("--trainer.accelerator", "gpu"))
     eight = list(pairwise(words(gpus=8)))
     assert eight.count(("--devices", "8")) == 2
+    assert list(pairwise(words(gpus=0))).count(("--device", "cpu")) == 2
+    assert "--device" not in words("--trainer.accelerator", "mps", gpus=0)
     told = words("--trainer.accelerator=cpu", "--trainer.precision", "bf16-mixed")
     for option, value in (("--device", "cpu"), ("--precision", "bf16-mixed")):
         assert [after for word, after in pairwise(told) if word == option] == [value, value]

@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"fpn {version('fpn')}")  # noqa: T201
         return
     with mistakes("fpn"):
+        if sys.platform == "win32":
+            raise InputError("runs on Linux and macOS; on Windows, under WSL")
         command, *words = words
         if command not in COMMANDS:
             raise InputError(f"fpn has no command {command!r}; it has {', '.join(COMMANDS)}")

@@ -135,7 +135,7 @@ def plan(
         out: folder of the study.
         wandb: log to Weights & Biases too, grouped by table and row.
         given: further arguments of every `fpn fit` and `fpn test`.
-        devices_per_run: GPUs of each run.
+        devices_per_run: GPUs of each run; 0 for the CPU, unless an accelerator is given.
 
     Raises:
         InputError: there is no such table, row or file, a seed is negative, `given` sets what each run has of
@@ -163,6 +163,8 @@ def plan(
             if chosen.setdefault(name, row) != row:
                 raise InputError(f"{chosen[name].file} and {row.file} are both {name}: give one another name")
         known, asked = known | chosen, list(chosen)
+    if devices_per_run == 0 and "trainer.accelerator" not in settings_of(given):
+        given = ["--trainer.accelerator", "cpu", *given]  # else Apple's GPUs are used
     scale = tuple(map(config_file, SCALES.get(data, (data,))))
     known |= {name: _own(known[name], scale) for name in asked if not known[name].shipped}
     study = Study(known, scale, family, data, Path(out), wandb, tuple(given), devices_per_run)
