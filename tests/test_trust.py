@@ -15,6 +15,7 @@ import torch
 import torch.distributed.elastic.multiprocessing.subprocess_handler
 import torch.distributed.optim
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fpn import InputError, ProposalNetwork, load
 from fpn.checkpoints import build_detector, remembered, start_from
@@ -327,21 +328,76 @@ def test_a_checkpoint_makes_no_process(command: str, head: Any, rewritten: Rewri
     assert not Path("ran").exists()
 
 
+def with_transform(content: dict[str, Any], name: str, **arguments: Any) -> None:
+    transform = {"class_path": f"torchvision.transforms.v2.{name}", "init_args": arguments}
+    content["fpn"]["config"]["data"]["init_args"]["images"]["augment"] = [transform]
+
+
 @pytest.mark.parametrize(
-    "transform",
+    ("name", "arguments", "told"),
     [
-        {"class_path": "torchvision.transforms.v2.Compose", "init_args": {"transforms": [RUNS_A_TEXT]}},
-        {"class_path": "torchvision.transforms.v2.Lambda", "init_args": {"lambd": RUNS_A_TEXT}},
+        ("Compose", {"transforms": [RUNS_A_TEXT]}, "sympy.Lambda"),
+        ("Lambda", {"lambd": RUNS_A_TEXT}, "sympy.Lambda"),
+        ("Compose", {"transforms": ["sympy.Tuple.fromiter"]}, "sympy.Tuple.fromiter is nothing"),
+        ("Compose", {"transforms": ["torch.Tensor.tanh"]}, "torch.Tensor.tanh is nothing"),
+        ("Compose", {"transforms": ["torch.ops.load_library"]}, "torch.ops.load_library is nothing"),
+        ("Lambda", {"lambd": "torch._inductor.codecache.PyCodeCache.load"}, "load is nothing"),
     ],
 )
 def test_a_transform_of_a_checkpoint_runs_no_text(
-    transform: Any, rewritten: Rewritten, capsys: pytest.CaptureFixture[str]
+    name: str, arguments: Any, told: str, rewritten: Rewritten, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = {"augment": [transform]}
-    file = rewritten(lambda content: content["fpn"]["config"]["data"]["init_args"]["images"].update(images))
+    file = rewritten(lambda content: with_transform(content, name, **arguments))
     for command in ("predict", "test"):
-        assert "sympy.Lambda" in refused(command, file, capsys)
+        assert told in refused(command, file, capsys)
     assert not Path("ran").exists()
+
+
+def test_a_network_of_a_checkpoint_calls_no_method(rewritten: Rewritten) -> None:
+    """A collection of metrics gives a mapping, whose keys are texts that sympy then reads."""
+    text = "__import__('os').system('touch ran')+"
+    metrics = {"k": {"class_path": "torchmetrics.SumMetric"}}
+    made = {"class_path": "torchmetrics.MetricCollection", "init_args": {"metrics": metrics, "prefix": text}}
+    chain = {
+        "class_path": "torchvision.transforms.v2.Compose",
+        "init_args": {"transforms": [made, "sympy.Tuple.fromiter"]},
+    }
+    bottom_up = {
+        "class_path": "fpn.models.bottom_up.BottomUp",
+        "init_args": {"stages": {2: chain}, "channels": dict.fromkeys(range(2, 6), 8)},
+    }
+
+    def change(content: dict[str, Any]) -> None:
+        content["fpn"]["config"]["model"]["detector"]["init_args"]["bottom_up"] = bottom_up
+
+    with pytest.raises(InputError, match=r"sympy\.Tuple\.fromiter is nothing that detectors are made of"):
+        load(rewritten(change))
+
+
+def test_a_text_is_no_name_when_things_are_made_either(own: str, rewritten: Rewritten) -> None:
+    """Where a text will do as well as a function, it is parsed as a text, and once more when it is used."""
+    file = rewritten(
+        lambda content: with_transform(content, "SanitizeBoundingBoxes", labels_getter=f"{own}.run")
+    )
+    for command in (["test"], ["fit", "--model.schedule.steps", "2"]):
+        with pytest.raises((ValueError, SystemExit)):
+            main([*command, "--ckpt_path", str(file)])
+    assert own not in sys.modules
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("name", ["local://{}/mine", "{}/kept/../mine"])
+def test_a_checkpoint_has_nothing_removed(name: str, rewritten: Rewritten, tmp_path: Path) -> None:
+    """Lightning's callback removes the best checkpoint so far, which the state of an old one names."""
+    mine, state = tmp_path / "mine", {"dirpath": "elsewhere", "best_model_path": name.format(tmp_path)}
+    mine.mkdir()
+    key = ModelCheckpoint().state_key
+    file = rewritten(lambda content: content["callbacks"].update({key: state}))
+    words = ["--model.schedule.steps", "2", "--trainer.default_root_dir", str(tmp_path / "run")]
+    kept = ["--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.dirpath", str(tmp_path / "kept")]
+    main(["fit", "--ckpt_path", str(file), *words, *kept])
+    assert mine.is_dir()
+    assert len([*(tmp_path / "kept").iterdir()]) == 1
 
 
 @pytest.mark.parametrize("text", ["{}", "{{class_path: {}}}", '{{class_path: "{}"}}', "[{{class_path: {}}}]"])

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from enum import Enum
 from inspect import Parameter, signature
 from numbers import Number
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
 import yaml
@@ -60,8 +60,20 @@ def _check_import_of_others(path: str) -> None:
     """Raise ImportDenied before a text of a checkpoint is imported that names no part of a detector."""
     package, *parts = path.split(".")
     if package in sys.stdlib_module_names or "__main__" in (package, *parts):  # which would run a program
-        raise ImportDenied(f"{path} is nothing that detectors are made of")
+        raise _denied(path)
     _check_import(path)
+
+
+def _import_class(path: str, *args: Any, **options: Any) -> type:
+    """As `import_object`, of a class: of all that is installed a method, say, may run a text."""
+    found = import_object(path, *args, **options)
+    if not isinstance(found, type):
+        raise _denied(path)
+    return found
+
+
+def _denied(path: str) -> ImportDenied:
+    return ImportDenied(f"{path} is nothing that detectors are made of")
 
 
 @contextmanager
@@ -71,13 +83,20 @@ def for_others() -> Iterator[None]:
     A text may be the name of a class too: it is looked at before it is imported, and so is where that is
     defined. What may be any callable has to be a network: of all that is installed some classes run a text.
     """
-    before = _util.check_import_path, _typehints.callable_instances
-    _util.check_import_path = _check_import_of_others
-    _typehints.callable_instances = lambda cls: isinstance(cls, type) and issubclass(cls, nn.Module)
+    ours: dict[tuple[ModuleType, str], Any] = {
+        (_util, "check_import_path"): _check_import_of_others,
+        (_typehints, "check_import_path"): _check_import_of_others,
+        (_typehints, "import_object"): _import_class,
+        (_typehints, "callable_instances"): lambda kind: issubclass(kind, nn.Module),
+    }
+    before = {place: getattr(*place) for place in ours}
     try:
+        for place, value in ours.items():
+            setattr(*place, value)
         yield
     finally:
-        _util.check_import_path, _typehints.callable_instances = before
+        for place, value in before.items():
+            setattr(*place, value)
 
 
 class Parser(ArgumentParser):

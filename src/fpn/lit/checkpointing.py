@@ -14,7 +14,14 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     Lightning's own takes the way through the system's folder for temporary files. From another file system
     it is copied over the old checkpoint, of which a process killed meanwhile, or a full disk, leaves nothing.
+
+    Which files a ModelCheckpoint is to replace it learns from the checkpoint that a run goes on with. That
+    may be somebody else's: what lies outside of its folder is removed only if it was written here.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: set[str] = set()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -24,6 +31,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             OSError: the file, which it names, cannot be written; what was there before still is.
         """
+        self._written.add(str(path))
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -41,3 +49,9 @@ class WholeCheckpoints(TorchCheckpointIO):
                 "move it away, or to go on with it, give it another name and that as --ckpt_path"
             )
         return super().load_checkpoint(path, *arguments, **named)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """As Lightning's, of what was written here or has a plain path, which it compares with the folder."""
+        plain = Path(path).is_absolute() and ".." not in Path(path).parts and "::" not in str(path)
+        if plain or str(path) in self._written:
+            super().remove_checkpoint(path)

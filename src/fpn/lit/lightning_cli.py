@@ -206,7 +206,9 @@ class DetectionCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make all; what a callback has to find is found first, and all is made anew with it."""
-        super().instantiate_classes()
+        going_on = self.config[self.subcommand].ckpt_path is not None
+        with only_installed() if going_on else nullcontext():  # once more a text may be taken for a name
+            super().instantiate_classes()
         config, given = self.config[self.subcommand], self.config_init[self.subcommand]
         callbacks, named = _listed(given.trainer.callbacks), _listed(config.trainer.callbacks)
         finders = [number for number, one in enumerate(callbacks) if isinstance(one, Finder)]
