@@ -1,12 +1,14 @@
 """The parser of configurations, the same for all: what `fpn fit` takes is taken of its checkpoints too."""
 
 import sys
+from argparse import SUPPRESS
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from inspect import Parameter, signature
 from numbers import Number
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, get_type_hints
 
 import yaml
@@ -99,12 +101,17 @@ def for_others() -> Iterator[None]:
             setattr(*place, value)
 
 
+_UNTOLD = (FunctionType, BuiltinFunctionType, partial, nn.Module)
+
+
 class Parser(ArgumentParser):
     """jsonargparse's, for classes whose first arguments the program gives, as a neck's channels of its input.
 
     It leaves out the first arguments by position, and takes arguments by keyword only for the first ones in a
     class which hands the others on: `def __init__(self, *args, weighted=False, **kwargs)`. Where that class
     repeats one of this package's arguments without a type hint, the hint holds on.
+
+    A function or a network as a default is left to the class, and stands in no configuration.
     """
 
     def add_class_arguments(
@@ -118,6 +125,14 @@ class Parser(ArgumentParser):
             skip = {*first, *(item for item in skip or () if isinstance(item, str))}
         added: list[str] = super().add_class_arguments(class_type, *args, skip=skip, **options)
         return added
+
+    def _add_signature_parameter(
+        self, container: Any, nested_key: str | None, param: Any, *args: Any, **options: Any
+    ) -> None:
+        lazy = hasattr(param.default, "lazy_get_init_data")  # which the parser can tell
+        if isinstance(param.default, _UNTOLD) and not lazy:
+            options["default"] = SUPPRESS
+        super()._add_signature_parameter(container, nested_key, param, *args, **options)
 
     def dump(self, *args: Any, **options: Any) -> str:
         """As jsonargparse's, of what has been parsed: it is not checked once more."""
