@@ -67,6 +67,7 @@ def mistakes(program: str) -> Iterator[None]:
 
 def told(error: BaseException | None) -> str | None:
     """The message of a user's mistake, wherever in a chain of errors it lies; None if it is our fault."""
+    outer = inner = error
     while error is not None:
         if isinstance(error, InputError):
             # From a loading process comes that process's traceback; its last line is the message.
@@ -82,8 +83,10 @@ def told(error: BaseException | None) -> str | None:
             return " ".join(str(error).split())
         if isinstance(error, OSError) and (reason := refused(error)) is not None:
             return reason
-        error = error.__cause__
-    return None
+        inner, error = error, error.__cause__
+    # The parser's, of what a class that it makes says of its arguments.
+    made = str(outer).startswith("Does not validate against any of the Union subtypes")
+    return f"a setting cannot be used: {inner}" if made and isinstance(inner, ValueError) else None
 
 
 def _out_of_memory(error: RuntimeError) -> str:

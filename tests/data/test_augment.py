@@ -1,5 +1,6 @@
 """Augmented images: boxes against the paint that they frame, torchvision's own functions, and the loaders."""
 
+import json
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from fpn.data.shapes import generate_shapes
 from fpn.data.transforms import Sample
 from fpn.described import remade
 from fpn.errors import InputError
+from fpn.lit.cli import main
 from fpn.shipped import config_file
 from fpn.types import Batch, Targets
 
@@ -309,6 +311,17 @@ def test_what_a_checkpoint_can_tell() -> None:
     assert data.untold == ["images.augment"]
     assert data.made_of["images"]["short_side"] == 600
     assert "augment" not in data.made_of["images"]
+
+
+def test_what_a_transform_refuses_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    jitter = {"class_path": "torchvision.transforms.v2.ColorJitter", "init_args": {"brightness": -1}}
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", "quickstart", "--data.images.augment", json.dumps([jitter])])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == "fpn: a setting cannot be used: If brightness is a single number, it must be non negative."
 
 
 @pytest.mark.parametrize(
