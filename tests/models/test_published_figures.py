@@ -1,4 +1,4 @@
-"""Parameters and operations, as torchvision publishes them with its weights, Detectron2 in its tests."""
+"""Parameters and operations, as torchvision publishes, Detectron2 tests and MMDetection counts them."""
 
 from functools import partial
 from typing import Any
@@ -71,3 +71,43 @@ def test_as_detectron2_publishes() -> None:
     assert parameters(detector.bottom_up, detector.neck) == 26_799_296
     background_box = 4 * (1024 + 1)  # a box of the background, as in Fast R-CNN; Detectron2 has none
     assert parameters(detector) - background_box == 41_699_936
+
+
+def test_as_mmdetection_counts() -> None:
+    """What its `get_flops.py` prints of faster_rcnn_r50_fpn_1x_coco: 207.07 GFLOPs and 41.53 M parameters.
+
+    It counts modules by rules of its own (mmcv's flops_counter), on an image of 1280 × 800 and 1000 RoIs: of
+    norms two operations for each number, of ReLUs and of pooling one. Parameters are those that are trained,
+    with the norms' and without those of the stem and the first stage.
+    """
+    arguments = arguments_in("conventions/detectron2", "interop/detectron2_r50_1x")
+    arguments["bottom_up"] = partial(ResNet, "resnet50", norm="batch", frozen_stages=2)
+    counted = [0]
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        of_one = {
+            nn.BatchNorm2d: 2 * inputs[0].numel(),
+            nn.ReLU: output.numel(),
+            nn.MaxPool2d: inputs[0].numel(),
+        }
+        if isinstance(module, nn.Conv2d):
+            taps = module.weight[0].numel() + (module.bias is not None)
+            counted[0] += output.numel() * taps
+        elif isinstance(module, nn.Linear):
+            counted[0] += inputs[0].numel() * module.out_features
+        else:
+            counted[0] += of_one[type(module)]
+
+    with torch.device("meta"):
+        detector = FasterRCNN(80, **arguments).eval()
+        for module in detector.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.ReLU | nn.MaxPool2d):
+                module.register_forward_hook(count)
+        detector.rpn(detector.neck(detector.bottom_up(torch.empty(1, 3, 800, 1280))), (800, 1280))
+        detector.roi_head.head["shared"](torch.empty(1000, 256, 7, 7))
+    background_box = 4 * (1024 + 1)
+    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad) - background_box
+    theirs = 2 * 1000 * 1024  # the head's two ReLUs, which are modules there and functions here
+    ours = 1000 * 1024 * 4  # the background's box
+    assert round((counted[0] + theirs - ours) / 1e9, 2) == 207.07
+    assert round(trained / 1e6, 2) == 41.53
