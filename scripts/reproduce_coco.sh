@@ -19,9 +19,7 @@
 #     -- WORDS                  to each `fpn fit` and `fpn test` of these steps
 set -uo pipefail
 fail() { printf 'reproduce_coco.sh: %s\n' "$1" >&2; exit 2; }
-[ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -ge 44 ] && command -v flock > /dev/null || fail 'bash 4.4 and flock are needed'
 root='' devices=1 out=runs/coco detectron2='' torchvision='' images_per_second='' dry='' failed=0
-declare -A sums=()
 all=torchvision,detectron2,modern,paper steps=torchvision,detectron2,modern,paper
 page=$(dirname "$0")/reproduce_page.py PYTHON=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
 
@@ -38,6 +36,8 @@ while [ $# -gt 0 ]; do
             root=$1; shift ;;
     esac
 done
+[ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -ge 44 ] && command -v flock > /dev/null || fail 'bash 4.4 and flock are needed'
+declare -A sums=()
 root=${root:-datasets/coco} given=("$@")
 command -v "$PYTHON" > /dev/null || fail "no $PYTHON: run make test, or set PYTHON"
 [[ $devices =~ ^[0-9]+$ ]] || fail "--devices $devices: give a number of GPUs"

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from fpn import InputError, ProposalNetwork, load
 from fpn.checkpoints import build_detector, remembered, start_from
 from fpn.data.shapes import generate_shapes
+from fpn.lit.checkpointing import WholeCheckpoints
 from fpn.lit.cli import main
 from fpn.trust import check_classes, check_remembered
 
@@ -398,6 +399,41 @@ def test_a_checkpoint_has_nothing_removed(name: str, rewritten: Rewritten, tmp_p
     main(["fit", "--ckpt_path", str(file), *words, *kept])
     assert mine.is_dir()
     assert len([*(tmp_path / "kept").iterdir()]) == 1
+
+
+def test_what_a_callback_replaces_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths are those of a logger's folder; what was written before a run went on may be remote."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    for name in ("runs/old.ckpt", "memory://runs/old.ckpt", "memory://other/old.ckpt"):
+        torch.save({}, name) if name.startswith("runs") else fsspec.open(name, "wb").open().close()
+    keeper = WholeCheckpoints()
+    keeper.save_checkpoint({}, "memory://runs/new.ckpt")
+    memory = fsspec.filesystem("memory")
+    for name in (
+        "runs/old.ckpt",
+        "memory://runs/old.ckpt",
+        "memory://other/old.ckpt",
+        "memory://runs/../other",
+    ):
+        keeper.remove_checkpoint(name)
+    assert not Path("runs/old.ckpt").exists()
+    assert not memory.exists("/runs/old.ckpt")
+    assert memory.exists("/runs/new.ckpt")
+    assert memory.exists("/other/old.ckpt")
+
+
+def test_a_run_goes_on_with_a_class_that_imports_late(own: str, rewritten: Rewritten, tmp_path: Path) -> None:
+    late = f"own_late_{tmp_path.name}"
+    Path(f"{late}.py").write_text("")
+    Path(f"{own}_callback.py").write_text(
+        "from lightning.pytorch import Callback\n\nclass Late(Callback):\n"
+        f"    def __init__(self):\n        import {late}\n"
+    )
+    file = rewritten(lambda content: None)
+    words = ["--model.schedule.steps", "2", "--trainer.default_root_dir", str(tmp_path / "run")]
+    main(["fit", "--ckpt_path", str(file), *words, "--trainer.callbacks", f"{own}_callback.Late"])
+    assert late in sys.modules
 
 
 @pytest.mark.parametrize("text", ["{}", "{{class_path: {}}}", '{{class_path: "{}"}}', "[{{class_path: {}}}]"])

@@ -85,8 +85,9 @@ def told(error: BaseException | None) -> str | None:
             return reason
         inner, error = error, error.__cause__
     # The parser's, of what a class that it makes says of its arguments.
-    made = str(outer).startswith("Does not validate against any of the Union subtypes")
-    return f"a setting cannot be used: {inner}" if made and isinstance(inner, ValueError) else None
+    made = inner is not outer and str(outer).startswith("Does not validate against any of the Union subtypes")
+    line = " ".join(str(inner).split())
+    return f"a setting cannot be used: {line}" if made and isinstance(inner, ValueError) else None
 
 
 def _out_of_memory(error: RuntimeError) -> str:

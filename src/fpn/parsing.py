@@ -8,7 +8,7 @@ from enum import Enum
 from functools import partial
 from inspect import Parameter, signature
 from numbers import Number
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
 import yaml
@@ -58,10 +58,12 @@ register_type(Number, lambda value: value, _number)
 _check_import = _util.check_import_path
 
 
-def _check_import_of_others(path: str) -> None:
+def _check_import_of_others(path: str, imported: bool = False) -> None:
     """Raise ImportDenied before a text of a checkpoint is imported that names no part of a detector."""
     package, *parts = path.split(".")
     if package in sys.stdlib_module_names or "__main__" in (package, *parts):  # which would run a program
+        raise _denied(path)
+    if imported and package not in sys.modules:
         raise _denied(path)
     _check_import(path)
 
@@ -79,15 +81,19 @@ def _denied(path: str) -> ImportDenied:
 
 
 @contextmanager
-def for_others() -> Iterator[None]:
+def for_others(imported: bool = False) -> Iterator[None]:
     """Meanwhile what a configuration names is no one's in whom the user trusts.
+
+    Args:
+        imported: import of no package that is not imported yet.
 
     A text may be the name of a class too: it is looked at before it is imported, and so is where that is
     defined. What may be any callable has to be a network: of all that is installed some classes run a text.
     """
+    check = partial(_check_import_of_others, imported=imported)
     ours: dict[tuple[ModuleType, str], Any] = {
-        (_util, "check_import_path"): _check_import_of_others,
-        (_typehints, "check_import_path"): _check_import_of_others,
+        (_util, "check_import_path"): check,
+        (_typehints, "check_import_path"): check,
         (_typehints, "import_object"): _import_class,
         (_typehints, "callable_instances"): lambda kind: issubclass(kind, nn.Module),
     }
@@ -99,9 +105,6 @@ def for_others() -> Iterator[None]:
     finally:
         for place, value in before.items():
             setattr(*place, value)
-
-
-_UNTOLD = (FunctionType, BuiltinFunctionType, partial, nn.Module)
 
 
 class Parser(ArgumentParser):
@@ -129,8 +132,9 @@ class Parser(ArgumentParser):
     def _add_signature_parameter(
         self, container: Any, nested_key: str | None, param: Any, *args: Any, **options: Any
     ) -> None:
-        lazy = hasattr(param.default, "lazy_get_init_data")  # which the parser can tell
-        if isinstance(param.default, _UNTOLD) and not lazy:
+        default = param.default
+        lazy = hasattr(default, "lazy_get_init_data")  # which the parser can tell
+        if callable(default) and not isinstance(default, type) and not lazy:
             options["default"] = SUPPRESS
         super()._add_signature_parameter(container, nested_key, param, *args, **options)
 

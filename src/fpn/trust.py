@@ -51,6 +51,13 @@ def only_installed() -> Iterator[None]:
             sys.path[:] = kept
 
 
+@contextmanager
+def only_imported() -> Iterator[None]:
+    """Import no package that is not imported yet, as it is where a configuration has been parsed."""
+    with _alone, for_others(imported=True):
+        yield
+
+
 def check_remembered(config: Any, source: str) -> None:
     """Import what a checkpoint's configuration names, as far as a checkpoint may name it.
 

@@ -16,12 +16,12 @@ class WholeCheckpoints(TorchCheckpointIO):
     it is copied over the old checkpoint, of which a process killed meanwhile, or a full disk, leaves nothing.
 
     Which files a ModelCheckpoint is to replace it learns from the checkpoint that a run goes on with. That
-    may be somebody else's: what lies outside of its folder is removed only if it was written here.
+    may be somebody else's: only what lies in its own folder is removed.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._written: set[str] = set()
+        self._folders: set[str] = set()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -31,7 +31,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             OSError: the file, which it names, cannot be written; what was there before still is.
         """
-        self._written.add(str(path))
+        self._folders.add(str(path).rpartition("/")[0])
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -51,7 +51,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         return super().load_checkpoint(path, *arguments, **named)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """As Lightning's, of what was written here or has a plain path, which it compares with the folder."""
-        plain = Path(path).is_absolute() and ".." not in Path(path).parts and "::" not in str(path)
-        if plain or str(path) in self._written:
+        """As Lightning's, which has compared the absolute path with the folder unless it has a protocol."""
+        name = str(path)
+        if ".." in Path(name).parts or "::" in name:
+            return
+        if "://" not in name:
+            super().remove_checkpoint(Path(name).absolute())
+        elif name.rpartition("/")[0] in self._folders:
             super().remove_checkpoint(path)

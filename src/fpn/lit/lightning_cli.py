@@ -54,7 +54,7 @@ from fpn.lit.together import StepError, first_process
 from fpn.lit.watching import names
 from fpn.models.detectors import FasterRCNN
 from fpn.parsing import Parser, as_word
-from fpn.trust import check_classes, import_named, only_installed
+from fpn.trust import check_classes, import_named, only_imported, only_installed
 from fpn.words import options_of, read_yaml, spelled_out, value_of
 
 _PACKAGES = {
@@ -207,7 +207,7 @@ class DetectionCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make all; what a callback has to find is found first, and all is made anew with it."""
         going_on = self.config[self.subcommand].ckpt_path is not None
-        with only_installed() if going_on else nullcontext():  # once more a text may be taken for a name
+        with only_imported() if going_on else nullcontext():  # once more a text may be taken for a name
             super().instantiate_classes()
         config, given = self.config[self.subcommand], self.config_init[self.subcommand]
         callbacks, named = _listed(given.trainer.callbacks), _listed(config.trainer.callbacks)
