@@ -158,6 +158,23 @@ def test_configurations_are_listed_copied_and_used(
             ["fit", "--config", "base", "--model.optimizer.rate", "1"],
             "there is no option model.optimizer.rate: `--help model` lists those there are",
         ),
+        (
+            ["fit", "--config", "base", "--data.batch_size", "null"],
+            "data.batch_size cannot be null: give a value",
+        ),
+        (
+            ["fit", "--config", "base", "--model.optimizer.lr="],
+            "model.optimizer.lr: give a number",
+        ),
+        (
+            ["fit", "--config", "base", "--model.schedule.warmup_steps", "null"],
+            "model.schedule.warmup_steps cannot be null: give a value",
+        ),
+        (["fit", "--config", "base", "--data.crowds", "all"], "data.crowds: give one of regions, objects"),
+        (
+            ["fit", "--config", "base", "--trainer.precision", "half"],
+            "trainer.precision: give one of transformer-engine, transformer-engine-float16, 16-true,",
+        ),
         (["fitt"], "fpn has no command 'fitt'; it has fit, validate"),
         (["audit", "--import", "nowhere.at_all"], "--import nowhere.at_all: No module named 'nowhere'"),
     ],
@@ -168,6 +185,18 @@ def test_mistakes_are_one_line(words: list[str], told: str, capsys: pytest.Captu
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fpn: {told}")
+
+
+def test_blank_in_a_file_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, name in (
+        ("data:\n  num_workers:\n", "data.num_workers"),
+        ("trainer:\n  max_steps:\n", "trainer.max_steps"),
+    ):
+        (tmp_path / "blank.yaml").write_text(text)
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", "--config", "base", "--config", str(tmp_path / "blank.yaml")])
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == f"fpn: {name} cannot be null: give a value, or leave the line out\n"
 
 
 def test_a_copy_replaces_no_file(

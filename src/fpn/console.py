@@ -21,6 +21,7 @@ from fpn.errors import InputError
 T = TypeVar("T")
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")
 """As PyTorch says it of CUDA, Apple's GPUs, and the CPU."""
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def say(line: str) -> None:
@@ -109,11 +110,18 @@ def _plain(message: str) -> str | None:
         value = message.rpartition("Given value: ")[2] if "Given value: " in message else found[1]
         wanted = {"v>0": "a number above 0", "v>=0": "0 or more"}.get(found[2], "a number from 0 to 1")
         return f"{name} is {value}: give {wanted}"
+    if re.search("it cannot be null|not 'NoneType'", message):  # of fpn.parsing, and of Python
+        return f"{name} cannot be null: give a value, or leave the line out"
     if found := re.search(r"\S+ is nothing that detectors are made of", message):  # of fpn.parsing
         return f"{name}: {found[0]}"
     number = r"(?:for (int)\(\) with base 10|could not convert string to float): '([^']*)'"
     if found := re.search(number, message):
-        return f"{name} is {found[2]}: give {'a whole number' if found[1] else 'a number'}"
+        return f"{name} is {found[2]}: give {_KINDS[found[1] or 'float']}"
+    if choices := re.findall(r"Expected an? typing\.Literal\[(.*?)\]", message):
+        words = dict.fromkeys(re.findall("[^', ]+", " ".join(choices)))
+        return f"{name}: give one of {', '.join(words)}"
+    if len(kind := re.findall(r"Expected an? <class '(\w+)'>", message)) == 1 and kind[0] in _KINDS:
+        return f"{name}: give {_KINDS[kind[0]]}"
     if len(names := {*re.findall(r"(?:Option '|unrecognized arguments: --)([\w.]+)", message)}) == 1:
         option, part = ".".join([*dict.fromkeys(keys), *names]), keys[0].partition(".")[0]
         return f"there is no option {option}: `--help {part}` lists those there are"

@@ -138,6 +138,16 @@ class Parser(ArgumentParser):
             options["default"] = SUPPRESS
         super()._add_signature_parameter(container, nested_key, param, *args, **options)
 
+    def validate(self, namespace: Namespace, *args: Any, **options: Any) -> None:
+        """As jsonargparse's; what is left blank is refused too, where it is not None from the start."""
+        for action in self._actions:
+            if action.default is not None and namespace.get(action.dest, action.default) is None:
+                try:
+                    self._check_value_key(action, None, action.dest, namespace)
+                except TypeError:
+                    raise TypeError(f'Parser key "{action.dest}": it cannot be null') from None
+        super().validate(namespace, *args, **options)
+
     def dump(self, *args: Any, **options: Any) -> str:
         """As jsonargparse's, of what has been parsed: it is not checked once more."""
         return str(super().dump(*args, **{"skip_validation": True} | options))
