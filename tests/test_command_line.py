@@ -175,6 +175,20 @@ def test_configurations_are_listed_copied_and_used(
             ["fit", "--config", "base", "--trainer.precision", "half"],
             "trainer.precision: give one of transformer-engine, transformer-engine-float16, 16-true,",
         ),
+        (
+            ["fit", "--config", "base", "--model.detector.neck", "Foo"],
+            "model.detector.neck: there is no class Foo: `--help model` lists those there are",
+        ),
+        (
+            ["fit", "--config", "base", "--trainer.logger", "TensorBoardLogger"],
+            "trainer.logger: lightning.pytorch.loggers.TensorBoardLogger needs save_dir: give --",
+        ),
+        (["fit", "--config", "base", "--data.images.mean", "[0, 0]"], "data.images.mean: give a list of 3"),
+        (["fit", "--config", "base", "--trainer.max_epochs", "1.5"], "trainer.max_epochs cannot be 1.5"),
+        (
+            ["fit", "--config", "base", "--data", "fpn.Neck"],
+            "data cannot be fpn.Neck: Import path does not correspond to a subclass of CocoDataModule",
+        ),
         (["fitt"], "fpn has no command 'fitt'; it has fit, validate"),
         (["audit", "--import", "nowhere.at_all"], "--import nowhere.at_all: No module named 'nowhere'"),
     ],

@@ -10,6 +10,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from typing import Any, TypeVar
 
 from rich import get_console
@@ -76,7 +77,7 @@ def told(error: BaseException | None) -> str | None:
             return "; ".join([line, *getattr(error, "__notes__", [])])
         if isinstance(error, ArgumentError):
             # What the parser got is a long listing, and no news to who gave it.
-            text = re.sub(r"NestedArg\(key='[^']*', val='([^']*)'\)", r"\1", str(error))
+            text = re.sub(r"NestedArg\(key='[^']*', val='?(.*?)'?\)", r"\1", str(error))
             return _plain(text) or " ".join(text.partition("Got value:")[0].split())
         if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
             return "; ".join([_out_of_memory(error), *getattr(error, "__notes__", [])])
@@ -101,10 +102,11 @@ def _out_of_memory(error: RuntimeError) -> str:
 
 def _plain(message: str) -> str | None:
     """What the parser says in one line of an option that is none, or whose value cannot be."""
-    keys = re.findall(r'Parser key "([^"]+)"', message)  # the outermost first
+    keys = [key for key, _ in groupby(re.findall(r'Parser key "([^"]+)"', message))]  # the outermost first
     name = ".".join(keys)
     if not keys:
         return None
+    part = keys[0].partition(".")[0]
     if found := re.search(r"(?:(\S+) )?does not conform to restriction (v>=?0(?: and v<=1)?)", message):
         # Where null is allowed too, the value comes last.
         value = message.rpartition("Given value: ")[2] if "Given value: " in message else found[1]
@@ -123,15 +125,29 @@ def _plain(message: str) -> str | None:
     if len(kind := re.findall(r"Expected an? <class '(\w+)'>", message)) == 1 and kind[0] in _KINDS:
         return f"{name}: give {_KINDS[kind[0]]}"
     if len(names := {*re.findall(r"(?:Option '|unrecognized arguments: --)([\w.]+)", message)}) == 1:
-        option, part = ".".join([*dict.fromkeys(keys), *names]), keys[0].partition(".")[0]
+        option = ".".join([*dict.fromkeys(keys), *names])
         return f"there is no option {option}: `--help {part}` lists those there are"
+    if found := re.search(r"class_path '([\w.]+)':\s+the following arguments are required: (\w+)", message):
+        return f"{name}: {found[1]} needs {found[2]}: give --{name}.{found[2]}"
     kinds = r"Import path (\S+) does not correspond to a subclass of (\w+)"
     if found := re.search(rf"{kinds}|Expected '(\S+)' to be a subclass of <class '(\w+)'>", message):
         return "{}: {} is no {}".format(name, *filter(None, found.groups()))
     if found := re.search(r"module '(\S+)' has no attribute '(\w+)'", message):
         return f"{name}: there is no {'.'.join(found.groups())}"
-    module = re.search(r"No module named '(\S+)'", message)
-    return f"{name}: there is no module {module[1]}, here or installed" if module else None
+    if found := re.search(r"No module named '(\S+)'", message):
+        return f"{name}: there is no module {found[1]}, here or installed"
+    if found := re.search(r"Expected a dot import path string: (\w+)", message):
+        return f"{name}: there is no class {found[1]}: `--help {part}` lists those there are"
+    if found := re.search(r"Expected a (?:<class ')?tuple(?: with (\d+) elements)?", message):
+        return f"{name}: give a list" + (f" of {found[1]}" if found[1] else "")
+    if not (
+        found := re.search(r"Unable to load config '([^']*)'|Given value: (?!\[?Namespace)(.*)$", message)
+    ):
+        return None
+    reasons = re.findall(
+        r"^ +- (?!Expected|Does not validate|Unable to load|Problem)(.*)$", message, re.MULTILINE
+    )
+    return f"{name} cannot be {found[1] or found[2]}" + "".join(f": {reason}" for reason in reasons)
 
 
 def _refused_by_lightning(error: BaseException) -> bool:
