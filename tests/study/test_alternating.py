@@ -181,11 +181,11 @@ def test_start_from(steps: dict[str, Path], tmp_path: Path) -> None:
     assert not any(torch.equal(before[key], value) for key, value in detector.neck.state_dict().items())
     with pytest.raises(InputError, match="do not both have weights of 'roi_head'"):
         start_from(detector, steps["4_fast_rcnn"] / "last.ckpt", ["bottom_up", "roi_head"])
-    kept = {"config": None, "categories": {"ids": [1], "names": ["one"]}, "image": {}}
+    kept = {"config": {}, "categories": {"ids": [1], "names": ["one"]}, "image": {}}
     torch.save({"state_dict": {}, "fpn": kept}, tmp_path / "empty.ckpt")
     with pytest.raises(InputError, match="has none of the parts of this detector"):
         start_from(detector, tmp_path / "empty.ckpt")
-    torch.save({"state_dict": {}, "fpn": {}}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "fpn": 1}, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match=r"other\.ckpt is not a checkpoint of this project"):
         start_from(detector, tmp_path / "other.ckpt")
     narrow = torch.load(steps["4_fast_rcnn"] / "last.ckpt", weights_only=True)
