@@ -184,7 +184,7 @@ def test_options_of_the_trainer_that_a_checkpoint_was_trained_with_are_asked_for
             "detector.roi_sampling.per_image=-1",
             "model.detector.roi_sampling.per_image is -1: give a number above 0",
         ),
-        ("detector.rpn.box_weights=[1,1,1]", '"box_weights": Expected a tuple with 4 elements'),
+        ("detector.rpn.box_weights=[1,1,1]", "model.detector.rpn.box_weights: give a list of 4"),
     ],
 )
 def test_numbers_that_make_no_sense(
