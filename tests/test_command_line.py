@@ -201,6 +201,15 @@ def test_mistakes_are_one_line(words: list[str], told: str, capsys: pytest.Captu
     assert line.startswith(f"fpn: {told}")
 
 
+def test_null_is_none_in_groups_of_options_too(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"images.short_side": "null", "images.max_side": "96", "val.images": "null", "val_share": "null"}
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "base", *(f"--data.{k}={v}" for k, v in given.items()), "--print_config"])
+    data = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert (data["images"]["short_side"], data["images"]["max_side"]) == (None, 96)
+    assert (data["val"]["images"], data["val_share"]) == (None, None)
+
+
 def test_blank_in_a_file_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, name in (
         ("data:\n  num_workers:\n", "data.num_workers"),

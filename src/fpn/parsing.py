@@ -138,6 +138,12 @@ class Parser(ArgumentParser):
             options["default"] = SUPPRESS
         super()._add_signature_parameter(container, nested_key, param, *args, **options)
 
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """As jsonargparse's, which hands null on as `--images.short_side=None`, for a class's dataclass."""
+        if args and len(args) == 1 and args[0].endswith("=None"):
+            args = [f"{args[0].removesuffix('None')}null"]
+        return super().parse_args(args, *others, **options)
+
     def validate(self, namespace: Namespace, *args: Any, **options: Any) -> None:
         """As jsonargparse's; what is left blank is refused too, where it is not None from the start."""
         for action in self._actions:
