@@ -183,6 +183,10 @@ def test_configurations_are_listed_copied_and_used(
             ["fit", "--config", "base", "--trainer.logger", "TensorBoardLogger"],
             "trainer.logger: lightning.pytorch.loggers.TensorBoardLogger needs save_dir: give --",
         ),
+        (
+            ["fit", "--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.save_last", "foo"],
+            "trainer.callbacks.save_last: give one of link, true, false",
+        ),
         (["fit", "--config", "base", "--data.images.mean", "[0, 0]"], "data.images.mean: give a list of 3"),
         (["fit", "--config", "base", "--trainer.max_epochs", "1.5"], "trainer.max_epochs cannot be 1.5"),
         (

@@ -120,7 +120,8 @@ def _plain(message: str) -> str | None:
     if found := re.search(number, message):
         return f"{name} is {found[2]}: give {_KINDS[found[1] or 'float']}"
     if choices := re.findall(r"Expected an? typing\.Literal\[(.*?)\]", message):
-        words = dict.fromkeys(re.findall("[^', ]+", " ".join(choices)))
+        either = ["true, false"] if "Expected a <class 'bool'>" in message else []
+        words = dict.fromkeys(re.findall("[^', ]+", " ".join(choices + either)))
         return f"{name}: give one of {', '.join(words)}"
     if len(kind := re.findall(r"Expected an? <class '(\w+)'>", message)) == 1 and kind[0] in _KINDS:
         return f"{name}: give {_KINDS[kind[0]]}"
