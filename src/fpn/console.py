@@ -10,7 +10,6 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import groupby
 from typing import Any, TypeVar
 
 from rich import get_console
@@ -102,7 +101,7 @@ def _out_of_memory(error: RuntimeError) -> str:
 
 def _plain(message: str) -> str | None:
     """What the parser says in one line of an option that is none, or whose value cannot be."""
-    keys = [key for key, _ in groupby(re.findall(r'Parser key "([^"]+)"', message))]  # the outermost first
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))  # the outermost first
     name = ".".join(keys)
     if not keys:
         return None
@@ -126,8 +125,7 @@ def _plain(message: str) -> str | None:
     if len(kind := re.findall(r"Expected an? <class '(\w+)'>", message)) == 1 and kind[0] in _KINDS:
         return f"{name}: give {_KINDS[kind[0]]}"
     if len(names := {*re.findall(r"(?:Option '|unrecognized arguments: --)([\w.]+)", message)}) == 1:
-        option = ".".join([*dict.fromkeys(keys), *names])
-        return f"there is no option {option}: `--help {part}` lists those there are"
+        return f"there is no option {'.'.join([name, *names])}: `--help {part}` lists those there are"
     if found := re.search(r"class_path '([\w.]+)':\s+the following arguments are required: (\w+)", message):
         return f"{name}: {found[1]} needs {found[2]}: give --{name}.{found[2]}"
     kinds = r"Import path (\S+) does not correspond to a subclass of (\w+)"
